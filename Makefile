@@ -1,0 +1,46 @@
+# Everything runs in a virtual environment that the first use makes: .venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STATE ?= .state
+
+.PHONY: run test lint bench soak stubs reference clean
+
+# A daemon on loopback for trying things out: root's password is xenroot.
+run: $(VENV)/run
+	XAPI_ROOT_PASSWORD=xenroot $(BIN)/xapi --state $(STATE) $(ARGS)
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m xapi.stubs --check
+
+# Side-by-side figures; takes some minutes.
+bench: $(VENV)/dev
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# The tests that kill, fill and wait, hundreds of times.
+soak: $(VENV)/dev
+	XAPI_KILLS=300 $(BIN)/python -m pytest tests/durability $(ARGS)
+
+stubs: $(VENV)/run
+	$(BIN)/python -m xapi.stubs
+
+reference: $(VENV)/run
+	$(BIN)/python -m xapi.reference
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[postgresql]'
+	touch $@
+
+$(VENV)/dev: pyproject.toml $(VENV)/run
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[postgresql,dev]'
+	touch $@

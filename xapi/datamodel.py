@@ -1,0 +1,641 @@
+"""The API as data: read `schema/`, check it, and derive what follows from it.
+
+`load()` gives the `Model`: frozen classes, fields, enums, operations, messages, errors, roles,
+releases, alerts and HTTP handlers, in the order of the files. The implicit messages (getters,
+setters, ``get_all_records`` …) are derived here too, as declarations; `xapi.implicit` gives them
+their behaviour. A mistake in a file is a `SchemaError` that names file and line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from dataclasses import field as attribute
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lxml import etree
+
+from xapi.types import EnumType, MapType, SetType, StringType, Type, Types, parse_datetime
+
+
+class SchemaError(Exception):
+    """The schema contradicts its grammar or itself; the text begins with file:line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """The releases in which something was prototyped, published, deprecated and removed ('' = not)."""
+
+    prototyped: str = ""
+    since: str = ""
+    deprecated: str = ""
+    removed: str = ""
+
+    @property
+    def state(self) -> str:
+        if self.removed:
+            return "Removed"
+        if self.deprecated:
+            return "Deprecated"
+        return "Published" if self.since or not self.prototyped else "Prototyped"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    name: str
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enum:
+    name: str
+    doc: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a class.
+
+    `access`: RW (constructor argument and setters), RO/constructor, RO/runtime. `inverse`: the other
+    side of a relation, ``Class.field``. `column`: the name in the database and in query expressions.
+    `kept`: survives a restart. `default` is None when the constructor requires the field.
+    """
+
+    name: str
+    doc: str
+    type: Type
+    access: str
+    default: Any
+    required: bool
+    inverse: str
+    role: str
+    reader: str
+    client_cert: bool
+    kept: bool
+    internal: bool
+    secret: bool
+    column: str
+    key_roles: Mapping[str, str]
+    life: Life
+
+    relation: str
+    """How it takes part in a relation: ``single`` (a reference whose target has the set side),
+    ``computed`` (that set side: derived, never assigned), ``owner`` and ``mirror`` (the assigned
+    and the derived side where both are sets), or '' for none."""
+
+    @property
+    def derived(self) -> bool:
+        """True for a set of references that follows from the other side of the relation."""
+        return self.relation in ("computed", "mirror")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    name: str
+    type: Type
+    required: bool
+    default: Any
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """When an operation of `allowed_operations` may start: power states, templates, snapshots, dom0."""
+
+    name: str
+    states: frozenset[str]
+    template: str
+    snapshot: bool
+    control_domain: str
+    advertised: bool
+    rolling_upgrade: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. `kind` is '' for an explicit one, else how it follows from class and field."""
+
+    class_name: str
+    name: str
+    doc: str
+    parameters: tuple[Parameter, ...]
+    result: Type
+    role: str
+    session: bool = True
+    is_async: bool = False
+    hidden: bool = False
+    internal: bool = False
+    client_cert: bool = False
+    kind: str = ""
+    field: Field | None = None
+    claims: tuple[str, ...] = ()
+    alerts: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    key_roles: Mapping[str, str] = attribute(default_factory=dict)
+    also: Mapping[str, str] = attribute(default_factory=dict)
+    life: Life = Life()
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.class_name}.{self.name}"
+
+    @property
+    def required(self) -> int:
+        """Number of parameters that a caller must give, the session not counted."""
+        return sum(parameter.required for parameter in self.parameters)
+
+    @property
+    def open_ended(self) -> bool:
+        """True with optional parameters: then surplus ones are ignored, as xapi does."""
+        return any(not parameter.required for parameter in self.parameters)
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class. `kept`: ``disk``, ``memory`` (gone after a restart) or ``no`` (values only)."""
+
+    name: str
+    doc: str
+    kept: str
+    events: bool
+    listed: bool
+    implicit: bool
+    constructor: str
+    reader: str
+    life: Life
+    enums: Mapping[str, Enum]
+    operations: Mapping[str, Operation]
+    field_groups: Mapping[str, tuple[Field, ...]]
+    message_groups: Mapping[str, tuple[Message, ...]]
+    fields: Mapping[str, Field]
+    messages: Mapping[str, Message]
+    """All messages, explicit and implicit, by name."""
+
+    @property
+    def record_fields(self) -> list[Field]:
+        """The fields that a record on the wire has."""
+        return [member for member in self.fields.values() if not member.internal]
+
+    @property
+    def explicit(self) -> list[Message]:
+        return [message for message in self.messages.values() if not message.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """One error. Names in `parameters` that end in ``?`` may be missing, in ``*`` may repeat."""
+
+    name: str
+    parameters: tuple[str, ...]
+    doc: str
+    published: bool
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    name: str
+    uuid: str
+    doc: str
+    internal: bool
+
+    @property
+    def ref(self) -> str:
+        return f"OpaqueRef:{self.uuid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    name: str
+    api: str
+    product: str
+    date: str
+    schema: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    name: str
+    priority: int
+    doc: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPHandler:
+    name: str
+    method: str
+    path: str
+    role: str
+    checked: bool
+    client_cert: bool
+    also: Mapping[str, str]
+    doc: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """The whole schema."""
+
+    classes: Mapping[str, Class]
+    enums: Mapping[str, Enum]
+    errors: Mapping[str, ErrorCode]
+    roles: Mapping[str, Role]
+    releases: Mapping[str, Release]
+    alerts: Mapping[str, Alert]
+    handlers: Mapping[str, HTTPHandler]
+    types: Types
+
+    @property
+    def messages(self) -> Iterator[Message]:
+        for cls in self.classes.values():
+            yield from cls.messages.values()
+
+    @property
+    def stored(self) -> list[Class]:
+        """The classes whose objects live in the store."""
+        return [cls for cls in self.classes.values() if cls.kept != "no"]
+
+    @property
+    def permissions(self) -> Mapping[str, tuple[str, bool]]:
+        """Permission to (least role, whether client-cert has it too), in the schema's order."""
+        permissions = {}
+        for message in self.messages:
+            everyone = message.client_cert or message.role == "read-only"
+            permissions[message.full_name] = (message.role, everyone)
+            for key, role in message.key_roles.items():
+                permissions[f"{message.full_name}/key:{key}"] = (role, False)
+            for name, role in message.also.items():
+                permissions[f"{message.full_name}/{name}"] = (role, False)
+        for handler in self.handlers.values():
+            everyone = handler.client_cert or handler.role == "read-only"
+            permissions[f"http/{handler.name}"] = (handler.role, everyone)
+            for name, role in handler.also.items():
+                permissions[f"http/{handler.name}/{name}"] = (role, False)
+        return permissions
+
+
+def permission_uuid(permission: str) -> str:
+    """Return the uuid of a role record: the MD5 of its name, laid out as a uuid."""
+    return str(uuid.UUID(bytes=hashlib.md5(permission.encode(), usedforsecurity=False).digest()))
+
+
+def schema_directory() -> Path:
+    """Return the folder of the schema: beside the packages in a checkout, inside `xapi` when installed."""
+    inside = Path(__file__).parent / "schema"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "schema"
+
+
+@cache
+def load(directory: Path | None = None) -> Model:
+    """Read, check and return the schema. Raises SchemaError."""
+    return _Reader(directory or schema_directory()).model()
+
+
+_YES = {"yes": True, "no": False}
+
+
+class _Reader:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            self.grammar = etree.RelaxNG(etree.parse(directory / "model.rng"))
+        except (OSError, etree.LxmlError) as error:
+            raise SchemaError(f"{directory}/model.rng:0: {error}") from error
+        self.relations: dict[str, str] = {}
+
+    def read(self, name: str) -> etree._Element:
+        path = self.directory / name
+        try:
+            parser = etree.XMLParser(remove_blank_text=True, resolve_entities=False, no_network=True)
+            tree = etree.parse(path, parser)
+        except etree.XMLSyntaxError as error:
+            raise SchemaError(f"{path}:{error.lineno}: {error.msg}") from error
+        except OSError as error:
+            raise SchemaError(f"{path}:0: {error}") from error
+        if not self.grammar.validate(tree):
+            first = self.grammar.error_log[0]
+            raise SchemaError(f"{path}:{first.line}: {first.message}")
+        return tree.getroot()
+
+    def wrong(self, element: etree._Element, text: str) -> SchemaError:
+        return SchemaError(f"{element.base}:{element.sourceline}: {text}")
+
+    def model(self) -> Model:
+        files = sorted((self.directory / "classes").glob("*.xml"), key=lambda path: path.stem.lower())
+        roots = [self.read(f"classes/{path.name}") for path in files]
+        for path, root in zip(files, roots):
+            if root.get("name") != path.stem:
+                raise self.wrong(root, f"class {root.get('name')} in a file of another name")
+        self.releases = {e.get("name", ""): _release(e) for e in self.read("releases.xml")}
+        self.roles = {e.get("name", ""): _role(e) for e in self.read("roles.xml")}
+        errors = {e.get("name", ""): _error(e) for e in self.read("errors.xml").iter("error")}
+        alerts = {e.get("name", ""): _alert(e) for e in self.read("alerts.xml").iter("alert")}
+        handlers = {e.get("name", ""): _handler(e) for e in self.read("http.xml").iter("handler")}
+        enums: dict[str, Enum] = {}
+        for root in roots:
+            for element in root.iter("enum"):
+                enum = _enum(element)
+                if enum.name in enums:
+                    raise self.wrong(element, f"enum {enum.name} is declared twice")
+                enums[enum.name] = enum
+        self.types = Types(
+            {enum.name: tuple(value.name for value in enum.values) for enum in enums.values()},
+            frozenset(root.get("name", "") for root in roots),
+        )
+        self.check_relations(roots)
+        classes = {root.get("name", ""): self.read_class(root) for root in roots}
+        for cls in classes.values():
+            members = {member.name: member.type for member in cls.record_fields}
+            self.types.record_members.setdefault(cls.name, {}).update(members)
+        for root in roots:
+            self.check_references(root, errors, alerts, classes)
+        return Model(classes, enums, errors, self.roles, self.releases, alerts, handlers, self.types)
+
+    def check_relations(self, roots: Iterable[etree._Element]) -> None:
+        """Each inverse must name a field that names it back; note the part that each side plays."""
+        fields = {f"{r.get('name')}.{e.get('name')}": e for r in roots for e in r.iter("field")}
+        for name, element in fields.items():
+            other = element.get("inverse")
+            if other is None:
+                continue
+            if other not in fields or fields[other].get("inverse") != name:
+                raise self.wrong(element, f"inverse {other} of {name} does not name it back")
+            here, there = (e.get("type", "").endswith(" set") for e in (element, fields[other]))
+            if not here and not there:
+                raise self.wrong(element, f"{name} and {other} are both single")
+            if here and there:
+                kind = "owner" if name < other else "mirror"
+            else:
+                kind = "computed" if here else "single"
+            if name != other:
+                self.relations[name] = kind
+
+    def check_references(
+        self,
+        root: etree._Element,
+        errors: Mapping[str, ErrorCode],
+        alerts: Mapping[str, Alert],
+        classes: Mapping[str, Class],
+    ) -> None:
+        for element in root.iter("error"):
+            if element.get("name") not in errors:
+                raise self.wrong(element, f"error {element.get('name')} is not declared in errors.xml")
+        for element in root.iter("message"):
+            for alert in element.get("alerts", "").split():
+                if alert not in alerts:
+                    raise self.wrong(element, f"alert {alert} is not declared in alerts.xml")
+            for claim in element.get("claims", "").split():
+                if not _claimable(classes, claim):
+                    raise self.wrong(element, f"claims {claim}, which no current_operations can hold")
+
+    def life(self, element: etree._Element) -> Life:
+        marks = {name: element.get(name, "") for name in ("prototyped", "since", "deprecated", "removed")}
+        for mark in marks.values():
+            if mark and mark not in self.releases:
+                raise self.wrong(element, f"release {mark} is not declared in releases.xml")
+        return Life(**marks)
+
+    def role(self, element: etree._Element, attribute: str = "role") -> str:
+        role = element.get(attribute, "")
+        if role and role not in self.roles and role != "local-root":
+            raise self.wrong(element, f"role {role} is not declared in roles.xml")
+        return role
+
+    def type(self, element: etree._Element) -> Type:
+        try:
+            return self.types.parse(element.get("type", "void"))
+        except ValueError as error:
+            raise self.wrong(element, str(error)) from error
+
+    def default(self, element: etree._Element, kind: Type) -> Any:
+        text = element.get("default")
+        if text is None:
+            return None
+        try:
+            if isinstance(kind, SetType | MapType):
+                return kind.from_json(json.loads(text))
+            if text in ("true", "false"):
+                return kind.decode(text == "true") if not isinstance(kind, StringType) else text
+            if kind.name == "datetime":
+                return parse_datetime(text)
+            return kind.decode(text)
+        except ValueError as error:
+            raise self.wrong(element, f"default {text!r}: {error}") from error
+
+    def read_class(self, root: etree._Element) -> Class:
+        name = root.get("name", "")
+        field_groups = {
+            group.get("title", ""): tuple(self.read_field(name, element) for element in group)
+            for group in root.iterchildren("fields")
+        }
+        fields = {member.name: member for group in field_groups.values() for member in group}
+        message_groups = {
+            group.get("title", ""): tuple(self.read_message(name, element) for element in group)
+            for group in root.iterchildren("messages")
+        }
+        if len(fields) != sum(map(len, field_groups.values())):
+            raise self.wrong(root, f"{name} has a field twice")
+        explicit = {message.name: message for group in message_groups.values() for message in group}
+        cls = Class(
+            name,
+            _doc(root),
+            root.get("kept", "disk"),
+            _YES[root.get("events", "yes")],
+            _YES[root.get("listed", "yes")],
+            _YES[root.get("implicit", "yes")] and root.get("kept") != "no",
+            self.role(root, "constructor"),
+            self.role(root, "reader") or "read-only",
+            self.life(root),
+            {element.get("name", ""): _enum(element) for element in root.iterchildren("enum")},
+            {element.get("name", ""): _operation(element) for element in root.iter("operation")},
+            field_groups,
+            message_groups,
+            fields,
+            explicit,
+        )
+        messages = {message.name: message for message in implicit_messages(cls, self.types)}
+        object.__setattr__(cls, "messages", messages | explicit)
+        return cls
+
+    def read_field(self, class_name: str, element: etree._Element) -> Field:
+        kind = self.type(element)
+        name = element.get("name", "")
+        default = self.default(element, kind)
+        return Field(
+            name,
+            _doc(element),
+            kind,
+            element.get("access", ""),
+            kind.empty if default is None else default,
+            default is None,
+            element.get("inverse", ""),
+            self.role(element),
+            self.role(element, "reader"),
+            _YES[element.get("client_cert", "no")],
+            _YES[element.get("kept", "yes")],
+            _YES[element.get("internal", "no")],
+            _YES[element.get("secret", "no")],
+            element.get("column", name),
+            {key.get("name", ""): self.role(key) for key in element.iterchildren("key")},
+            self.life(element),
+            self.relations.get(f"{class_name}.{name}", ""),
+        )
+
+    def read_message(self, class_name: str, element: etree._Element) -> Message:
+        parameters = []
+        for item in element.iterchildren("param"):
+            kind = self.type(item)
+            default = self.default(item, kind)
+            secret = _YES[item.get("secret", "no")]
+            parameters.append(Parameter(item.get("name", ""), kind, default is None, default, secret))
+        result = element.find("result")
+        return Message(
+            class_name,
+            element.get("name", ""),
+            _doc(element),
+            tuple(parameters),
+            self.types.parse("void") if result is None else self.type(result),
+            self.role(element),
+            _YES[element.get("session", "yes")],
+            _YES[element.get("async", "no")],
+            _YES[element.get("hidden", "no")],
+            _YES[element.get("internal", "no")],
+            _YES[element.get("client_cert", "no")],
+            claims=tuple(element.get("claims", "").split()),
+            alerts=tuple(element.get("alerts", "").split()),
+            errors=tuple(item.get("name", "") for item in element.iterchildren("error")),
+            key_roles={key.get("name", ""): self.role(key) for key in element.iterchildren("key")},
+            also={also.get("name", ""): self.role(also) for also in element.iterchildren("also")},
+            life=self.life(element),
+        )
+
+
+def implicit_messages(cls: Class, types: Types) -> Iterator[Message]:
+    """Derive the messages that follow from a class and its fields, in the order of the reference."""
+    if not cls.implicit:
+        return
+    me = Parameter("self", types.parse(f"{cls.name} ref"), True, None)
+    ref, record = types.parse(f"{cls.name} ref"), types.parse(f"{cls.name} record")
+    string, void = types.parse("string"), types.parse("void")
+    records = types.parse(f"({cls.name} ref -> {cls.name} record) map")
+
+    def message(name: str, kind: str, doc: str, *parameters: Parameter, **given: Any) -> Message:
+        more: dict[str, Any] = {"role": cls.reader, "result": void, "life": cls.life} | given
+        return Message(cls.name, name, doc, parameters, kind=kind, **more)
+
+    uuid_, label = Parameter("uuid", string, True, None), Parameter("label", string, True, None)
+    expression = Parameter("expr", string, True, None)
+    yield message("get_record", "get_record", "Return all fields of one object.", me, result=record)
+    yield message("get_by_uuid", "get_by_uuid", "Return the object with this uuid.", uuid_, result=ref)
+    if cls.constructor:
+        making = {"role": cls.constructor, "is_async": True}
+        arguments = Parameter("args", record, True, None)
+        yield message("create", "make", "Make an object of a record.", arguments, result=ref, **making)
+        yield message("destroy", "delete", "Remove the object.", me, **making)
+    if "name_label" in cls.fields and cls.fields["name_label"].column == "name__label":
+        found = types.parse(f"{cls.name} ref set")
+        yield message("get_by_name_label", "get_by_label", "Return all objects of this name.", label, result=found)
+    for member in cls.record_fields:
+        yield from _field_messages(message, me, member, types)
+    if cls.listed:
+        yield message("get_all", "get_all", "Return all references.", result=types.parse(f"{cls.name} ref set"))
+        where = "Return the {{}} that an expression selects."
+        refs = types.parse(f"{cls.name} ref set")
+        for name, found, noun in (
+            ("get_all_where", refs, "objects"),
+            ("get_all_records_where", records, "records"),
+        ):
+            yield message(name, name, where.format(noun), expression, result=found, hidden=True)
+        yield message("get_all_records", "get_all_records", "Return all records, keyed by reference.", result=records)
+
+
+def _field_messages(message: Any, me: Parameter, member: Field, types: Types) -> Iterator[Message]:
+    about = {"field": member, "life": member.life}
+    reader = {"role": member.reader} if member.reader else {}
+    yield message(f"get_{member.name}", "getter", f"Return {member.name}.", me, result=member.type, **about, **reader)
+    if member.access != "RW":
+        return
+    about |= {"role": member.role, "client_cert": member.client_cert}
+    value = Parameter("value", member.type, True, None)
+    yield message(f"set_{member.name}", "setter", f"Set {member.name}.", me, value, **about)
+    if isinstance(member.type, MapType):
+        about |= {"key_roles": member.key_roles}
+        key = Parameter("key", member.type.key, True, None)
+        item = Parameter("value", member.type.value, True, None)
+        yield message(f"add_to_{member.name}", "add", f"Add a new key to {member.name}.", me, key, item, **about)
+        yield message(f"remove_from_{member.name}", "remove", f"Remove a key from {member.name}.", me, key, **about)
+    elif isinstance(member.type, SetType):
+        value = Parameter("value", member.type.item, True, None)
+        yield message(f"add_{member.name}", "add", f"Add a value to {member.name}.", me, value, **about)
+        yield message(f"remove_{member.name}", "remove", f"Remove a value from {member.name}.", me, value, **about)
+
+
+def _claimable(classes: Mapping[str, Class], claim: str) -> bool:
+    class_name, _, operation = claim.partition(".")
+    member = classes[class_name].fields.get("current_operations") if class_name in classes else None
+    if member is None or not isinstance(member.type, MapType):
+        return False
+    operations = member.type.value
+    return isinstance(operations, EnumType) and operation in operations.values
+
+
+def _doc(element: etree._Element) -> str:
+    text = element.findtext("doc")
+    return " ".join((element.text or "" if text is None else text).split())
+
+
+def _group(element: etree._Element) -> str:
+    parent = element.getparent()
+    return parent.get("title", "") if parent is not None else ""
+
+
+def _enum(element: etree._Element) -> Enum:
+    values = tuple(Value(value.get("name", ""), _doc(value)) for value in element.iterchildren("value"))
+    return Enum(element.get("name", ""), _doc(element), values)
+
+
+def _operation(element: etree._Element) -> Operation:
+    return Operation(
+        element.get("name", ""),
+        frozenset(element.get("from", "").split()) - {"none"},
+        element.get("template", "no"),
+        _YES[element.get("snapshot", "no")],
+        element.get("control_domain", "no"),
+        _YES[element.get("advertised", "yes")],
+        _YES[element.get("rolling_upgrade", "yes")],
+    )
+
+
+def _release(element: etree._Element) -> Release:
+    return Release(*(element.get(name, "") for name in ("name", "api", "product", "date", "schema")))
+
+
+def _role(element: etree._Element) -> Role:
+    internal = _YES[element.get("internal", "no")]
+    return Role(element.get("name", ""), element.get("uuid", ""), _doc(element), internal)
+
+
+def _error(element: etree._Element) -> ErrorCode:
+    parameters = tuple(element.get("params", "").split())
+    published = _YES[element.get("published", "yes")]
+    return ErrorCode(element.get("name", ""), parameters, _doc(element), published, _group(element))
+
+
+def _alert(element: etree._Element) -> Alert:
+    return Alert(element.get("name", ""), int(element.get("priority", "")), _doc(element), _group(element))
+
+
+def _handler(element: etree._Element) -> HTTPHandler:
+    name, method, path, role = (element.get(key, "") for key in ("name", "method", "path", "role"))
+    checked = _YES[element.get("checked", "yes")]
+    client_cert = _YES[element.get("client_cert", "no")]
+    also = {item.get("name", ""): item.get("role", "") for item in element.iterchildren("also")}
+    return HTTPHandler(name, method, path, role, checked, client_cert, also, _doc(element), _group(element))
