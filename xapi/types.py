@@ -16,7 +16,6 @@ seconds in UTC, tuple for sets, dict for maps. A change replaces the value.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -255,7 +254,7 @@ class EnumType(Type):
         self.enum = enum
         self.values = dict.fromkeys(values)
         self.empty = values[0]
-        self.annotation = f"Literal[{', '.join(json.dumps(value) for value in values)}]"
+        self.annotation = f"enum_{enum}"
 
     def decode(self, value: Any) -> str:
         if type(value) is not str:

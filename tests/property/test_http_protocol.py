@@ -1,0 +1,113 @@
+"""Prove for any bytes in any segments what the unit tests prove for some."""
+
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from xapi.http.exchange import Request, Response
+from xapi.http.protocol import HTTPFactory, HTTPServer
+
+STREAM = (
+    b"GET /a%20b?q=1 HTTP/1.1\r\nHost: h\r\nX-Empty:\r\nX-A: 1\r\nX-A: 2\r\n\r\n"
+    b"POST /rpc HTTP/1.1\r\ncontent-length: 11\r\n\r\nhello world"
+    b"POST /rpc HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nt: u\r\n\r\n"
+    b"POST /up HTTP/1.1\r\nconnection: upgrade\r\nupgrade: x\r\ncontent-length: 4\r\n\r\nabcd"
+    b"HEAD / HTTP/1.1\r\n\r\n"
+    b"CONNECT /console HTTP/1.1\r\n\r\n"
+    b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi"
+    b"GET /last HTTP/1.1\r\nconnection: close\r\n\r\n"
+    b"GET /never HTTP/1.1\r\n\r\n"
+)
+FRAGMENTS = st.sampled_from(
+    [
+        *(b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\n", b"CONNECT x:1 HTTP/1.1\r\n", b"GET /%ff HTTP/1.0\r\n"),
+        *(b"\r\n", b"\r\n\r\n", b"content-length: 5\r\n", b"hello", b"transfer-encoding: chunked\r\n"),
+        *(b"5\r\nhello\r\n", b"0\r\n\r\n", b"host: a\r\n", b"expect: 100-continue\r\n", b"connection: close\r\n"),
+        *(b"connection: upgrade\r\nupgrade: x\r\n", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n", b"x:", b" "),
+        *(b"x: " + b"a" * 30_000, b"a" * 9_000),
+    ]
+)
+
+
+class Mirror:
+    """Answer with what was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def body_limit(self, method: str, path: str) -> int:
+        return 10_000
+
+    def respond(self, request: Request) -> Response:
+        self.seen.append((request.method, request.target, dict(request.headers), request.body, request.version))
+        return Response(200, [request.target, b" ", request.body], b"text/plain")
+
+
+def connect() -> tuple[Mirror, StringTransport, HTTPServer]:
+    mirror, transport = Mirror(), StringTransport()
+    server = HTTPFactory(mirror, Clock()).buildProtocol(None)
+    server.makeConnection(transport)
+    return mirror, transport, server
+
+
+def exchange(segments: list[bytes]) -> tuple[list[Any], bytes, bool]:
+    """Return the requests seen, the answers without interim ones (which depend on timing), and the end."""
+    mirror, transport, server = connect()
+    for segment in segments:
+        server.dataReceived(segment)
+    return mirror.seen, transport.value().replace(b"HTTP/1.1 100 Continue\r\n\r\n", b""), transport.disconnecting
+
+
+def split(stream: bytes, cuts: set[int]) -> list[bytes]:
+    edges = [0, *sorted(cuts), len(stream)]
+    return [stream[begin:end] for begin, end in pairwise(edges) if begin < end]
+
+
+WHOLE = exchange([STREAM])
+
+
+def test_the_stream_unsplit_gives_its_eight_requests():
+    """The measure of the property below is right itself."""
+    assert len(WHOLE[0]) == 8
+    assert WHOLE[1].count(b"HTTP/1.1 200 OK") == 8
+    assert WHOLE[2]
+
+
+@given(st.sets(st.integers(1, len(STREAM) - 1)))
+def test_any_split_gives_the_same_requests_and_answers(cuts):
+    """Segments carry no meaning."""
+    assert exchange(split(STREAM, cuts)) == WHOLE
+
+
+def test_single_bytes_give_the_same_requests_and_answers():
+    """The finest split."""
+    assert exchange(split(STREAM, set(range(1, len(STREAM))))) == WHOLE
+
+
+def held(server: HTTPServer) -> int:
+    """Count the bytes which a connection keeps of requests that it has not answered."""
+    waiting = sum(len(request.target) + len(request.body) for request, _ in server._waiting)
+    fields = sum(len(name) + len(value) for name, value in server._fields)
+    return waiting + fields + len(server._url) + len(server._body) + server._silent
+
+
+@given(st.lists(st.one_of(st.binary(max_size=200), FRAGMENTS), max_size=40))
+def test_garbage_never_raises_and_is_never_kept(segments):
+    """Whatever is sent, at most a head, a body and a segment are held, and every request was answered."""
+    mirror, transport, server = connect()
+    for segment in segments:
+        server.dataReceived(segment)
+        assert held(server) <= 2 * 65536 + 10_000
+    assert transport.value().count(b"HTTP/1.1 200 OK") == len(mirror.seen)
+
+
+@given(st.lists(FRAGMENTS, min_size=1, max_size=30), st.data())
+def test_any_split_of_garbage_gives_the_same_answers(segments, data):
+    """Errors, too, do not depend on segments."""
+    stream = b"".join(segments)
+    cuts = data.draw(st.sets(st.integers(1, len(stream)), max_size=10))
+    assert exchange(split(stream, cuts)) == exchange([stream])

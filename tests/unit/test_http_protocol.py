@@ -1,0 +1,743 @@
+"""Prove the HTTP/1.x server over an in-memory transport and an injected clock."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import LogLevel, capturedLogs
+from twisted.python.failure import Failure
+
+from xapi.http.exchange import Limits, Request, Response
+from xapi.http.protocol import HTTPFactory, HTTPServer
+
+GET = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"
+LOST = Failure(ConnectionDone())
+
+
+class Echo:
+    """Record requests and answer with their path, or as told."""
+
+    def __init__(self, answer: Callable[[Request], Any] | None = None) -> None:
+        self.requests: list[Request] = []
+        self.answer = answer or (lambda request: Response(200, request.path.encode(), b"text/plain"))
+
+    def body_limit(self, method: str, path: str) -> int:
+        return 100_000 if path == "/large" else 10
+
+    def respond(self, request: Request) -> Any:
+        self.requests.append(request)
+        return self.answer(request)
+
+
+class Wire:
+    """Hold one connection and what it stands on."""
+
+    def __init__(self, answer: Callable[[Request], Any] | None = None, limits: Limits | None = None) -> None:
+        self.application = Echo(answer)
+        self.clock = Clock()
+        self.transport = StringTransport()
+        self.server: HTTPServer = HTTPFactory(self.application, self.clock, limits).buildProtocol(None)
+        self.server.makeConnection(self.transport)
+
+    def send(self, data: bytes) -> bytes:
+        """Deliver bytes and return all that was written since the last time."""
+        self.server.dataReceived(data)
+        return self.take()
+
+    def trickle(self, data: bytes) -> bytes:
+        for index in range(len(data)):
+            self.server.dataReceived(data[index : index + 1])
+        return self.take()
+
+    def take(self) -> bytes:
+        written: bytes = self.transport.value()
+        self.transport.clear()
+        return written
+
+    def pull(self) -> list[bytes]:
+        """Play a transport that always has room; return what each turn wrote."""
+        turns = [self.take()]
+        while self.transport.producer is not None:
+            self.transport.producer.resumeProducing()
+            turns.append(self.take())
+        return [turn for turn in turns if turn]
+
+
+def reply(body: bytes, connection: bytes = b"keep-alive", status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 %b\r\nconnection: %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n%b" % (
+        status,
+        connection,
+        len(body),
+        body,
+    )
+
+
+def post(body: bytes, *lines: bytes, path: bytes = b"/") -> bytes:
+    head = b"".join(line + b"\r\n" for line in lines) or b"content-length: %d\r\n" % len(body)
+    return b"POST %b HTTP/1.1\r\nhost: h\r\n%b\r\n%b" % (path, head, body)
+
+
+def failures(events: Any) -> list[Any]:
+    return [event for event in events if event["log_level"] >= LogLevel.error]
+
+
+# Requests
+
+
+def test_request_carries_all_its_parts():
+    """Path decoded, query raw, names lower-case, repeated headers joined."""
+    wire = Wire()
+    wire.send(b"PUT /a%20b%C3%A9?x=%20 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nx-a: 2\r\nContent-Length: 2\r\n\r\nhi")
+    request = wire.application.requests[0]
+    assert (request.method, request.target, request.path) == ("PUT", b"/a%20b%C3%A9?x=%20", "/a bé")
+    assert (request.query, request.body, request.version) == (b"x=%20", b"hi", "1.1")
+    assert request.headers == {b"host": b"h", b"x-a": b"1, 2", b"content-length": b"2"}
+    assert request.peer == wire.transport.getPeer()
+    assert request.transport is wire.transport
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"http://h/p?q", "/p"),
+        (b"http://h?q", "/"),
+        (b"*", "*"),
+        (b"/a//b", "/a//b"),
+    ],
+)
+def test_absolute_and_asterisk_targets_have_a_path(target, path):
+    """A proxy's form of the target means the same request."""
+    wire = Wire()
+    wire.send(b"OPTIONS %b HTTP/1.1\r\n\r\n" % target)
+    assert wire.application.requests[0].path == path
+
+
+def test_bytes_delivered_singly_give_the_same_answers():
+    """Framing does not depend on segments."""
+    wire = Wire()
+    stream = GET + post(b"hello") + post(b"2\r\nhi\r\n0\r\n\r\n", b"transfer-encoding: chunked")
+    assert wire.trickle(stream) == reply(b"/") * 3
+    assert [request.body for request in wire.application.requests] == [b"", b"hello", b"hi"]
+
+
+def test_chunked_body_is_joined_and_its_trailers_are_dropped():
+    """Trailers cannot add headers."""
+    wire = Wire()
+    wire.send(post(b"1;x=y\r\na\r\n2\r\nbc\r\n0\r\nx-late: 1\r\n\r\n", b"transfer-encoding: chunked"))
+    assert wire.application.requests[0].body == b"abc"
+    assert b"x-late" not in wire.application.requests[0].headers
+
+
+# Keep-alive
+
+
+def test_http_1_1_keeps_the_connection():
+    """The default of 1.1."""
+    wire = Wire()
+    assert wire.send(GET) == reply(b"/")
+    assert wire.send(GET) == reply(b"/")
+    assert not wire.transport.disconnecting
+
+
+def test_http_1_0_closes():
+    """The default of 1.0."""
+    wire = Wire()
+    assert wire.send(b"GET / HTTP/1.0\r\n\r\n") == reply(b"/", b"close")
+    assert wire.transport.disconnecting
+
+
+def test_http_1_0_with_keep_alive_keeps_the_connection():
+    """1.0 clients have to ask."""
+    wire = Wire()
+    assert wire.send(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n") == reply(b"/")
+    assert not wire.transport.disconnecting
+
+
+def test_connection_close_ends_after_that_answer():
+    """What follows the last request is not read."""
+    wire = Wire()
+    assert wire.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n" + GET) == reply(b"/", b"close")
+    assert wire.transport.disconnecting
+    assert wire.send(GET) == b""
+
+
+# Pipelining
+
+
+def pending_by_path() -> tuple[dict[str, Deferred[Response]], Callable[[Request], Deferred[Response]]]:
+    pending: dict[str, Deferred[Response]] = {}
+    return pending, lambda request: pending.setdefault(request.path, Deferred())
+
+
+def plain(body: bytes) -> Response:
+    return Response(200, body, b"text/plain")
+
+
+def test_pipelined_requests_are_answered_in_order():
+    """The second is begun only when the first is answered."""
+    pending, answer = pending_by_path()
+    wire = Wire(answer)
+    assert wire.send(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n") == b""
+    assert list(pending) == ["/1"]
+    pending["/1"].callback(plain(b"one"))
+    assert wire.take() == reply(b"one")
+    pending["/2"].callback(plain(b"two"))
+    assert wire.take() == reply(b"two")
+
+
+def test_deferreds_fired_in_the_wrong_order_are_answered_in_order():
+    """The second Deferred exists already and has fired before the first."""
+    first: Deferred[Response] = Deferred()
+    second: Deferred[Response] = Deferred()
+    wire = Wire(lambda request: {"/1": first, "/2": second}[request.path])
+    wire.send(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n")
+    second.callback(plain(b"two"))
+    assert wire.take() == b""
+    first.callback(plain(b"one"))
+    assert wire.take() == reply(b"one") + reply(b"two")
+
+
+def test_an_error_waits_for_the_answers_before_it():
+    """Garbage behind a request must not overtake its answer."""
+    pending, answer = pending_by_path()
+    wire = Wire(answer)
+    assert wire.send(GET + b"\x16garbage\r\n\r\n") == b""
+    pending["/"].callback(plain(b"one"))
+    written = wire.take()
+    assert written.startswith(reply(b"one") + b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n")
+    assert wire.transport.disconnecting
+
+
+def test_a_thousand_pipelined_requests_need_no_stack():
+    """Answers of one segment are a loop, not a recursion."""
+    wire = Wire(lambda request: plain(b"x"))
+    assert wire.send(GET * 2000) == reply(b"x") * 2000
+
+
+def test_transport_is_paused_while_too_much_is_buffered():
+    """Memory of one connection is bounded; it goes on after the answer."""
+    pending, answer = pending_by_path()
+    wire = Wire(answer)
+    wire.send(GET)
+    wire.send(GET * 2000)
+    assert wire.transport.producerState == "producing"
+    wire.send(GET * 2000)
+    assert wire.transport.producerState == "paused"
+    wire.application.answer = lambda request: plain(b"x")
+    pending["/"].callback(plain(b"x"))
+    assert wire.take() != b""
+    wire.pull()
+    assert wire.transport.producerState == "producing"
+    assert len(wire.application.requests) == 4001
+
+
+def test_bytes_after_a_refusal_are_not_read_for_ever():
+    """They are dropped while an earlier call is answered, and soon not even received."""
+    pending, answer = pending_by_path()
+    wire = Wire(answer)
+    wire.send(GET + b"garbage\r\n\r\n")
+    wire.send(b"x" * 65536)
+    wire.send(b"x")
+    assert wire.transport.producerState == "paused"
+    pending["/"].callback(plain(b"x"))
+    assert wire.take().startswith(reply(b"x") + b"HTTP/1.1 400 ")
+    assert wire.transport.disconnecting
+
+
+def test_unread_small_answers_are_bounded():
+    """A client that sends and never reads gets no more than about 256 KiB buffered."""
+    wire = Wire(lambda request: plain(b"x" * 100_000))
+    assert len(wire.send(GET * 50)) < 256 * 1024
+    assert len(wire.application.requests) == 3
+    assert len(b"".join(wire.pull())) > 47 * 100_000
+
+
+# Expect
+
+
+def test_expect_is_answered_100_within_the_limit():
+    """The client sends its body only then."""
+    wire = Wire()
+    assert wire.send(post(b"", b"content-length: 5", b"expect: 100-continue")) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert wire.send(b"hello") == reply(b"/")
+
+
+def test_expect_100_waits_for_the_answer_before_it():
+    """An interim answer must not be taken for the earlier request's."""
+    pending, answer = pending_by_path()
+    wire = Wire(answer)
+    wire.send(GET)
+    assert wire.send(post(b"", b"content-length: 5", b"expect: 100-continue")) == b""
+    pending["/"].callback(plain(b"one"))
+    assert wire.take() == reply(b"one") + b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_expect_of_a_chunked_body_is_answered_100():
+    """No length is declared; the limit is kept as chunks arrive."""
+    wire = Wire()
+    head = post(b"", b"transfer-encoding: chunked", b"expect: 100-continue")
+    assert wire.send(head) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_expect_of_http_1_0_is_ignored():
+    """1.0 knows no interim answers."""
+    wire = Wire()
+    assert wire.send(b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\n") == b""
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400 Bad Request"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/2.0\r\n\r\n", b"400 Bad Request"),
+        (b"GET /\r\n\r\n", b"400 Bad Request"),
+        (b"nonsense\r\n\r\n", b"400 Bad Request"),
+        (b"GET /%ff HTTP/1.1\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.1\r\nx: a\r\n b\r\n\r\n", b"400 Bad Request"),
+        (post(b"", b"content-length: 3", b"content-length: 3"), b"400 Bad Request"),
+        (post(b"", b"content-length: 3", b"content-length: 4"), b"400 Bad Request"),
+        (post(b"", b"content-length: 3, 3"), b"400 Bad Request"),
+        (post(b"", b"content-length: -1"), b"400 Bad Request"),
+        (post(b"", b"content-length: 3", b"transfer-encoding: chunked"), b"400 Bad Request"),
+        (post(b"", b"transfer-encoding: chunked", b"content-length: 3"), b"400 Bad Request"),
+        (post(b"", b"transfer-encoding: gzip"), b"400 Bad Request"),
+        (post(b"", b"transfer-encoding: gzip, chunked"), b"400 Bad Request"),
+        (b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n", b"400 Bad Request"),
+        (post(b"zz\r\n", b"transfer-encoding: chunked"), b"400 Bad Request"),
+        (post(b"", b"content-length: 11"), b"413 "),
+        (post(b"", b"content-length: 11", b"expect: 100-continue"), b"413 "),
+        (post(b"b\r\nhello world\r\n", b"transfer-encoding: chunked"), b"413 "),
+        (post(b"", b"content-length: 3", b"expect: miracles"), b"417 Expectation Failed"),
+        (b"GET / HTTP/1.1\r\nx: " + b"a" * 65536 + b"\r\n\r\n", b"431 Request Header Fields Too Large"),
+        (b"GET /" + b"a" * 65536 + b" HTTP/1.1\r\n\r\n", b"431 Request Header Fields Too Large"),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 101 + b"\r\n", b"431 Request Header Fields Too Large"),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 102, b"431 Request Header Fields Too Large"),
+        (b"GET / HTTP/1.1\r\nx: " + b"a" * 70000, b"431 Request Header Fields Too Large"),
+    ],
+)
+def test_bad_request_is_answered_with_its_status_and_closed(data, status):
+    """Nothing of it reaches the application; the body is short text."""
+    wire = Wire()
+    head, _, body = (wire.send(data) + wire.send(b"a" * 70000)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 " + status)
+    assert b"\r\nconnection: close\r\ncontent-type: text/plain\r\n" in head
+    assert 0 < len(body) < 80
+    assert wire.transport.disconnecting
+    assert wire.application.requests == []
+
+
+def test_a_head_of_a_hundred_lines_is_accepted():
+    """The limit is inclusive."""
+    wire = Wire()
+    assert wire.send(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 100 + b"\r\n") == reply(b"/")
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"GET / HTTP/1.1\r\nx", b"GET / HTTP/1.1\r\nx: ", b"GET /", post(b"1;", b"transfer-encoding: chunked")],
+)
+def test_an_endless_line_is_refused_while_it_arrives(begin):
+    """The parser gathers names and values silently, so what it holds is counted for it."""
+    wire = Wire()
+    wire.send(begin)
+    for _ in range(70):
+        wire.server.dataReceived(b"a" * 1000)
+    assert wire.take().startswith(b"HTTP/1.1 431 ")
+
+
+def test_413_is_sent_before_the_body_is_read():
+    """A refused upload is not received."""
+    wire = Wire()
+    assert wire.send(post(b"", b"content-length: 1000000000")).startswith(b"HTTP/1.1 413 ")
+    assert wire.send(b"x" * 65536) == b""
+
+
+def test_content_length_of_many_zeros_is_a_number():
+    """int() alone would refuse it after 4,300 digits."""
+    wire = Wire()
+    assert wire.send(post(b"abc", b"content-length: " + b"0" * 5000 + b"3")) == reply(b"/")
+
+
+# Upgrade and CONNECT
+
+
+@pytest.mark.parametrize(
+    ("lines", "wired", "body"),
+    [
+        ((b"connection: upgrade", b"upgrade: h2c"), b"", b""),
+        ((b"connection: upgrade", b"upgrade: h2c", b"content-length: 3"), b"abc", b"abc"),
+        ((b"connection: upgrade", b"upgrade: h2c", b"content-length: 0"), b"", b""),
+        (
+            (b"connection: upgrade", b"upgrade: h2c", b"transfer-encoding: chunked"),
+            b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n",
+            b"abc",
+        ),
+    ],
+)
+@pytest.mark.parametrize("deliver", [Wire.send, Wire.trickle])
+def test_upgrade_is_an_ordinary_request(deliver, lines, wired, body):
+    """Its body is read, and what follows is the next request."""
+    wire = Wire()
+    assert deliver(wire, post(wired, *lines) * 2 + GET) == reply(b"/") * 3
+    assert [request.body for request in wire.application.requests] == [body, body, b""]
+
+
+def test_connect_is_an_ordinary_request():
+    """XenAPI consoles begin with CONNECT /console."""
+    wire = Wire()
+    assert wire.send(b"CONNECT /console?uuid=x HTTP/1.1\r\n\r\n" + GET) == reply(b"/console") + reply(b"/")
+
+
+def test_a_thousand_pipelined_upgrades_need_no_stack():
+    """Each makes a new parser, in a loop."""
+    wire = Wire(lambda request: plain(b"x"))
+    assert wire.send(b"CONNECT h:1 HTTP/1.1\r\n\r\n" * 1500) == reply(b"x") * 1500
+
+
+# Failures of the application
+
+
+def test_an_exception_is_logged_and_answered_500_and_the_connection_goes_on():
+    """Framing is intact, so only this call fails."""
+    wire = Wire(lambda request: 1 / 0)
+    with capturedLogs() as events:
+        assert wire.send(GET) == reply(b"Internal Server Error\n", status=b"500 Internal Server Error")
+    assert len(failures(events)) == 1
+    assert not wire.transport.disconnecting
+
+
+def test_a_failed_deferred_is_logged_and_answered_500():
+    """The same for an error that comes later."""
+    pending, answer = pending_by_path()
+    wire = Wire(answer)
+    wire.send(GET)
+    with capturedLogs() as events:
+        pending["/"].errback(ZeroDivisionError())
+    assert wire.take().startswith(b"HTTP/1.1 500 ")
+    assert len(failures(events)) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "text",
+        Response(200, "text", None),  # type: ignore[arg-type]
+        Response(200, 5, None),  # type: ignore[arg-type]
+        Response(200, b"", None, [(b"x", b"a\r\nset-cookie: b")]),
+        Response(200, b"", b"text/plain\r\nx: y"),
+    ],
+)
+def test_an_answer_that_cannot_be_sent_is_a_500(answer):
+    """Wrong types and line ends in headers are the application's errors."""
+    wire = Wire(lambda request: answer)
+    with capturedLogs() as events:
+        wire.server.dataReceived(GET)
+        written = b"".join(wire.pull())
+    assert written.startswith(b"HTTP/1.1 500 ")
+    assert len(failures(events)) == 1
+
+
+def test_a_failing_body_limit_is_a_500_and_closes():
+    """The body's framing was not judged, so the connection cannot go on."""
+    wire = Wire()
+    wire.application.body_limit = lambda method, path: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    with capturedLogs() as events:
+        assert wire.send(post(b"hello")).startswith(b"HTTP/1.1 500 ")
+    assert len(failures(events)) == 1
+    assert wire.transport.disconnecting
+
+
+def test_a_client_that_goes_away_cancels_its_call():
+    """Nothing is written, nothing is logged, no timer stays."""
+    cancelled: list[object] = []
+    wire = Wire(lambda request: Deferred(cancelled.append))
+    wire.send(GET)
+    with capturedLogs() as events:
+        wire.server.connectionLost(LOST)
+    assert len(cancelled) == 1
+    assert failures(events) == []
+    assert wire.take() == b""
+    assert wire.clock.getDelayedCalls() == []
+
+
+def test_an_answer_after_the_client_has_gone_is_dropped():
+    """A canceller may well give a result."""
+    wire = Wire(lambda request: Deferred(lambda deferred: deferred.callback(plain(b"late"))))
+    wire.send(GET)
+    wire.server.connectionLost(LOST)
+    assert wire.take() == b""
+
+
+# Answers
+
+
+def test_head_is_answered_without_a_body():
+    """The length is the one of GET."""
+    wire = Wire(lambda request: plain(b"hello"))
+    assert wire.send(b"HEAD / HTTP/1.1\r\n\r\n" + GET) == reply(b"hello")[:-5] + reply(b"hello")
+
+
+def test_204_has_neither_body_nor_length():
+    """RFC 9110 forbids both."""
+    wire = Wire(lambda request: Response(204, b"", None))
+    assert wire.send(GET) == b"HTTP/1.1 204 No Content\r\nconnection: keep-alive\r\n\r\n"
+
+
+def test_given_headers_and_an_unknown_status_are_sent():
+    """The content type stays exactly as given."""
+    wire = Wire(lambda request: Response(299, b"x", b"Text/XML", [(b"set-cookie", b"a"), (b"set-cookie", b"b")]))
+    assert wire.send(GET) == (
+        b"HTTP/1.1 299 Unknown\r\nconnection: keep-alive\r\ncontent-type: Text/XML\r\n"
+        b"set-cookie: a\r\nset-cookie: b\r\ncontent-length: 1\r\n\r\nx"
+    )
+
+
+def test_a_small_sequence_is_one_write():
+    """Head and body leave in one segment."""
+    writes: list[bytes] = []
+    wire = Wire(lambda request: Response(200, [b"a", b"b", b"c"], b"text/plain"))
+    wire.transport.write = writes.append
+    wire.send(GET)
+    assert writes == [reply(b"abc")]
+
+
+@pytest.mark.parametrize("body", [b"x" * 3_000_000, [b"x" * 1000] * 3000, [b"x" * 1_500_000] * 2])
+def test_a_large_answer_is_pulled_in_pieces_of_512_kb(body):
+    """One write of all would make every other connection wait."""
+    wire = Wire(lambda request: Response(200, body, b"text/plain"))
+    wire.server.dataReceived(GET)
+    assert wire.transport.streaming is False
+    turns = wire.pull()
+    assert b"".join(turns) == reply(b"x" * 3_000_000)
+    assert {len(turn) for turn in turns[:-1]} == {512 * 1024}
+    assert wire.send(b"HEAD / HTTP/1.1\r\n\r\n") == reply(b"x" * 3_000_000)[:-3_000_000]
+
+
+def test_a_million_tiny_fragments_take_many_turns():
+    """A turn is short even if its bytes are few."""
+    wire = Wire(lambda request: Response(200, [b"x"] * 300_000, b"text/plain"))
+    wire.server.dataReceived(GET)
+    turns = wire.pull()
+    assert b"".join(turns) == reply(b"x" * 300_000)
+    assert max(map(len, turns)) < 10_000
+
+
+def test_an_iterator_is_chunked_for_http_1_1():
+    """One slice a turn."""
+    wire = Wire(lambda request: Response(200, iter([b"abc", b"0123456789"]), b"text/plain"))
+    wire.server.dataReceived(GET)
+    assert wire.pull() == [
+        b"HTTP/1.1 200 OK\r\nconnection: keep-alive\r\ncontent-type: text/plain\r\n"
+        b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
+        b"a\r\n0123456789\r\n",
+        b"0\r\n\r\n",
+    ]
+    assert not wire.transport.disconnecting
+
+
+def test_an_iterator_is_ended_by_the_close_for_http_1_0():
+    """Even if the client asked to keep the connection."""
+    wire = Wire(lambda request: Response(200, iter([b"abc", b"def"]), b"text/plain"))
+    wire.server.dataReceived(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+    assert b"".join(wire.pull()) == b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/plain\r\n\r\nabcdef"
+    assert wire.transport.disconnecting
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_an_iterator_of_known_length_has_a_content_length(version):
+    """The same bytes for both versions."""
+    wire = Wire(lambda request: Response(200, iter([b"abc", b"def"]), b"text/plain", length=6))
+    wire.server.dataReceived(b"GET / HTTP/%b\r\nconnection: keep-alive\r\n\r\n" % version)
+    assert b"".join(wire.pull()) == reply(b"abcdef")
+
+
+def test_an_empty_slice_means_go_on_next_turn():
+    """A transport with nothing to send does not ask again, so the clock does."""
+    wire = Wire(lambda request: Response(200, iter([b"", b"abc"]), b"text/plain", length=3))
+    wire.server.dataReceived(GET)
+    wire.transport.producer.resumeProducing()
+    assert wire.take() == b""
+    wire.clock.advance(0)
+    assert wire.take() == reply(b"abc")
+
+
+@pytest.mark.parametrize(("slices", "sent"), [([b"abc"], 3), ([b"abc", b"defgh"], 3)])
+def test_an_iterator_that_breaks_its_length_is_aborted(slices, sent):
+    """The client must not take a wrong answer for a whole one."""
+    wire = Wire(lambda request: Response(200, iter(slices), b"text/plain", length=6))
+    with capturedLogs() as events:
+        wire.server.dataReceived(GET)
+        written = b"".join(wire.pull())
+    assert len(written.partition(b"\r\n\r\n")[2]) == sent
+    assert wire.transport.disconnected
+    assert len(failures(events)) == 1
+
+
+def failing(*slices: bytes) -> Iterator[bytes]:
+    yield from slices
+    raise ZeroDivisionError
+
+
+def test_an_iterator_that_fails_at_once_is_a_500():
+    """No byte has been sent yet."""
+    wire = Wire(lambda request: Response(200, failing(), b"text/plain"))
+    with capturedLogs() as events:
+        wire.server.dataReceived(GET)
+        assert b"".join(wire.pull()) == reply(b"Internal Server Error\n", status=b"500 Internal Server Error")
+    assert len(failures(events)) == 1
+    assert wire.send(b"HEAD / HTTP/1.1\r\n\r\n") != b""
+
+
+def test_an_iterator_that_fails_later_is_aborted():
+    """Only the broken framing can tell the client."""
+    wire = Wire(lambda request: Response(200, failing(b"abc"), b"text/plain"))
+    with capturedLogs() as events:
+        wire.server.dataReceived(GET)
+        wire.pull()
+    assert wire.transport.disconnected
+    assert len(failures(events)) == 1
+
+
+class Closeable:
+    """Count the calls of close."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def __iter__(self) -> "Closeable":
+        return self
+
+    def __next__(self) -> bytes:
+        return b"x"
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("begin", [b"GET", b"HEAD"])
+def test_an_iterator_not_read_to_its_end_is_closed_once(begin):
+    """The client goes away, or HEAD never reads it."""
+    body = Closeable()
+    wire = Wire(lambda request: Response(200, body, b"text/plain"))
+    wire.server.dataReceived(begin + b" / HTTP/1.1\r\n\r\n")
+    wire.server.connectionLost(LOST)
+    assert body.closed == 1
+
+
+def test_pipelined_request_waits_for_a_pulled_answer():
+    """The next answer follows the last piece."""
+    wire = Wire(lambda request: plain(b"x" * (300_000 if request.path == "/" else 1)))
+    wire.server.dataReceived(GET + b"GET /2 HTTP/1.1\r\n\r\n")
+    assert len(wire.application.requests) == 1
+    assert b"".join(wire.pull()) == reply(b"x" * 300_000) + reply(b"x")
+
+
+# Time
+
+
+def test_idle_connection_is_closed_after_an_hour():
+    """Counted from the last answer."""
+    wire = Wire()
+    wire.clock.advance(3000)
+    wire.send(GET)
+    wire.clock.advance(3599)
+    assert not wire.transport.disconnecting
+    wire.clock.advance(1)
+    assert wire.transport.disconnecting
+    assert wire.take() == b""
+
+
+def test_incomplete_head_is_answered_408_a_minute_after_its_first_byte():
+    """Further bytes do not prolong it."""
+    wire = Wire()
+    wire.clock.advance(1000)
+    wire.send(b"G")
+    wire.clock.advance(59)
+    assert wire.send(b"ET") == b""
+    wire.clock.advance(1)
+    assert wire.take() == reply(b"Request Timeout\n", b"close", b"408 Request Timeout")
+    assert wire.transport.disconnecting
+
+
+def test_body_without_progress_for_a_minute_is_answered_408():
+    """Each byte prolongs it."""
+    wire = Wire()
+    wire.send(post(b"", b"content-length: 5"))
+    wire.clock.advance(59)
+    wire.send(b"h")
+    wire.clock.advance(59)
+    assert wire.take() == b""
+    wire.clock.advance(1)
+    assert wire.take().startswith(b"HTTP/1.1 408 ")
+    assert wire.transport.disconnecting
+
+
+def test_a_long_call_has_no_deadline():
+    """event.from may wait; a half-sent next request waits with it, and then has its minute."""
+    pending, answer = pending_by_path()
+    wire = Wire(answer)
+    wire.send(GET + b"GET /2")
+    wire.clock.advance(100_000)
+    pending["/"].callback(plain(b"x"))
+    assert wire.take() == reply(b"x")
+    wire.clock.advance(59)
+    assert not wire.transport.disconnecting
+    wire.clock.advance(1)
+    assert wire.take().startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_answer_nobody_reads_is_aborted():
+    """Ten minutes without room in the transport."""
+    wire = Wire(lambda request: plain(b"x" * 2_000_000))
+    wire.send(GET)
+    wire.transport.producer.resumeProducing()
+    wire.clock.advance(599)
+    wire.transport.producer.resumeProducing()
+    wire.clock.advance(599)
+    assert not wire.transport.disconnected
+    wire.clock.advance(1)
+    assert wire.transport.disconnected
+
+
+def test_a_close_that_the_peer_does_not_let_finish_is_aborted():
+    """The last bytes are not read either."""
+    wire = Wire()
+    wire.send(b"GET / HTTP/1.0\r\n\r\n")
+    wire.clock.advance(600)
+    assert wire.transport.disconnected
+
+
+def test_limits_can_be_set():
+    """Every time and size is a setting."""
+    wire = Wire(limits=Limits(idle_seconds=5, head_lines=1))
+    assert wire.send(b"GET / HTTP/1.1\r\na: b\r\nc: d\r\n\r\n").startswith(b"HTTP/1.1 431 ")
+    wire = Wire(limits=Limits(idle_seconds=5))
+    wire.clock.advance(5)
+    assert wire.transport.disconnecting
+
+
+def test_ordinary_requests_use_one_timer():
+    """A timer a request would cost more than the request's parsing."""
+    wire = Wire()
+    before = wire.clock.getDelayedCalls()
+    wire.send(GET * 10)
+    assert wire.clock.getDelayedCalls() == before
+
+
+def test_nagle_is_turned_off_on_tcp():
+    """An answer in two segments would wait 40 ms for an acknowledgement."""
+    calls: list[bool] = []
+    transport = StringTransport()
+    transport.setTcpNoDelay = calls.append  # type: ignore[attr-defined]
+    HTTPFactory(Echo(), Clock()).buildProtocol(None).makeConnection(transport)
+    assert calls == [True]

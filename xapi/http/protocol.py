@@ -1,0 +1,556 @@
+"""Serve HTTP/1.0 and HTTP/1.1 to one application over any Twisted stream transport.
+
+httptools (llhttp, strict) does the framing: one parser a connection, reused, since a new one per request costs
+more than all callbacks of a small call. A small answer is one `transport.write`; a large one is pulled, about
+512 KB a turn, so that calls on other connections wait milliseconds. Deadlines are computed when the one timer of
+a connection fires, so an ordinary request never touches the timer.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, cast
+from urllib.parse import unquote_to_bytes
+
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+from twisted.internet import protocol
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IPullProducer, IReactorTime, IUNIXTransport
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from xapi.http.exchange import (
+    Application,
+    Limits,
+    Request,
+    Response,
+    answer_head,
+    discard,
+    error_response,
+    framed,
+    header_line,
+    in_pieces,
+)
+
+_SMALL = 256 * 1024  # bytes that may lie in the transport without its asking for them
+_IDLE, _HEAD, _BODY = range(3)  # how far the request being received has come
+_log = Logger()
+
+
+class _Refused(Exception):
+    """Stop the parser: the refusal is already on the connection."""
+
+
+@implementer(IPullProducer)
+class _Sender:
+    """Write one piece of an answer whenever the transport has nothing left to send."""
+
+    __slots__ = ("_body", "_connection", "_pieces", "_turn", "started")
+
+    def __init__(self, connection: "HTTPServer", pieces: Iterator[bytes], body: object) -> None:
+        self._connection = connection
+        self._pieces = pieces
+        self._body = body
+        self._turn: IDelayedCall | None = None
+        self.started = False
+
+    def resumeProducing(self) -> None:
+        """Write the next piece; being asked after the last one means that the transport has sent it."""
+        self._unschedule()
+        try:
+            piece = next(self._pieces, None)
+        except Exception:
+            _log.failure("producing the body of an answer failed")
+            self._connection.sender_failed()
+            return
+        if piece is None:
+            self._connection.sender_done()
+        elif piece:
+            self.started = True
+            self._connection.progress()
+            self._connection.wire.write(piece)
+        else:  # a transport without bytes to send would never ask again
+            self._turn = self._connection.clock.callLater(0, self.resumeProducing)
+
+    def stopProducing(self) -> None:
+        """Give up: the connection is lost."""
+        self._unschedule()
+        body, self._body = self._body, None
+        discard(body)
+
+    def _unschedule(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None and turn.active():
+            turn.cancel()
+
+
+class HTTPServer(protocol.Protocol):
+    """Serve one connection: parse, queue, answer in order, bound memory and time.
+
+    `unread_seconds` is kept for answers that are pulled. Small ones go to the transport unasked, up to 256 KiB,
+    after which one is pulled too: so a peer that sends without reading cannot make the transport's buffer grow.
+    """
+
+    def __init__(self, application: Application, clock: IReactorTime, limits: Limits) -> None:
+        self.clock = clock
+        self._application = application
+        self._limits = limits
+        self._parser = HttpRequestParser(self)
+        self._stage = _IDLE
+        self._fed = 0  # upper bound of the bytes of the request being received
+        self._silent = 0  # bytes that the parser took without telling: part of a line, a chunk extension
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []  # header lines; once the head is complete, trailers
+        self._incoming: tuple[Request, bool] | None = None  # the request being received, keep-alive
+        self._body: bytes | bytearray = b""
+        self._body_limit = 0
+        self._limit = limits.head_bytes  # bytes that may be buffered while busy
+        self._skipped = b""  # head that makes a new parser read the body which an upgrade made this one skip
+        self._replaying = False
+        self._continue = False  # the client waits for 100
+        self._waiting: deque[tuple[Request, bool]] = deque()
+        self._refusal: Response | None = None  # the last answer, after all that are waiting
+        self._ending = False  # nothing more is read
+        self._closing = False  # nothing more is written
+        self._gone = False
+        self._request: Request | None = None  # being answered, if busy
+        self._keep = True
+        self._busy = False
+        self._draining = False
+        self._pending: Deferred[Any] | None = None
+        self._sender: _Sender | None = None
+        self._unread = 0  # bytes written since the transport was last known to be empty
+        self._buffered = 0  # bytes received while busy
+        self._paused = False
+        self._since = 0.0
+        self._timer: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        """Start the idle clock; an answer in two segments must not wait for an acknowledgement."""
+        self.wire = cast(Any, self.transport)
+        self._peer = self.wire.getPeer()
+        if hasattr(self.wire, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.wire):
+            self.wire.setTcpNoDelay(True)
+        self._since = self.clock.seconds()
+        self._arm()
+
+    def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
+        """Cancel what is being done for a client that is gone."""
+        self._gone = self._closing = self._ending = True
+        self._waiting.clear()
+        self._body = b""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._sender is not None:
+            self._sender.stopProducing()
+            self._sender = None
+        if self._pending is not None:
+            self._pending.cancel()
+
+    # Receiving
+
+    def dataReceived(self, data: bytes) -> None:
+        """Parse, answer what is complete, and bound what is not."""
+        if self._ending:
+            self._hold_back(len(data))  # dropped, so that a client's going away is still seen
+            return
+        if self._stage:
+            fields, known = self._fields, self._known()
+            self._fed += len(data)
+        else:
+            fields, known = None, 0
+            self._fed = len(data)
+        self._feed(data)
+        if self._waiting or self._refusal is not None:
+            self._drain()
+        if self._stage and not self._ending:
+            self._await_rest(len(data), fields, known)
+        if self._busy:
+            self._hold_back(len(data))
+        elif self._continue:
+            self._send_continue()
+
+    def _hold_back(self, size: int) -> None:
+        """Stop reading when more came than may be buffered until the answer is sent."""
+        self._buffered += size
+        if self._buffered > self._limit and not self._paused and not self._closing:
+            self._paused = True
+            self.wire.pauseProducing()
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        while True:
+            try:
+                return self._parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                data = memoryview(data)[upgrade.args[0] :]
+                self._parser = HttpRequestParser(self)
+                if self._skipped:
+                    self._replaying = True
+                    head, self._skipped = self._skipped, b""
+                    self._parser.feed_data(head)
+                if self._ending or not data:
+                    return None
+            except HttpParserCallbackError:
+                if not self._ending:
+                    _log.failure("receiving a request failed")
+                    self._refuse(500)
+                return None
+            except HttpParserError as error:
+                if not self._ending:  # llhttp also complains about bytes after the last request
+                    self._refuse(400, str(error))
+                return None
+
+    def _known(self) -> int:
+        return len(self._url) + len(self._fields) + len(self._body)
+
+    def _overlong(self) -> bool:
+        """Tell whether the head, or the trailers, are above the limits, as far as the parser told them."""
+        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._fields)
+        return size + self._silent > self._limits.head_bytes or len(self._fields) > self._limits.head_lines
+
+    def _await_rest(self, size: int, fields: list[tuple[bytes, bytes]] | None, known: int) -> None:
+        """Bound what the parser holds of an incomplete request, and keep its clock."""
+        same = fields is self._fields
+        self._silent = self._silent + size if same and known == self._known() else 0
+        if self._overlong():
+            self._refuse(431)
+            self._drain()
+        elif not self._busy and (self._stage == _BODY or not same):
+            self._since = self.clock.seconds()
+            self._arm()
+
+    def _refuse(self, status: int, text: str = "") -> _Refused:
+        """Let an error be the last answer."""
+        self._ending = True
+        self._continue = False
+        self._stage = _IDLE
+        self._body = b""
+        self._refusal = error_response(status, text)
+        return _Refused()
+
+    # Called by the parser
+
+    def on_message_begin(self) -> None:
+        """Begin a request at its first byte."""
+        self._stage = _HEAD
+        self._url = b""
+        self._fields = []
+        self._silent = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header or trailer line."""
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head; raise _Refused to stop the parser."""
+        self._stage = _BODY
+        fields, self._fields = self._fields, []
+        if self._replaying:
+            self._replaying = False
+            return
+        if self._fed > self._limits.head_bytes or len(fields) > self._limits.head_lines:
+            self._fields, self._silent = fields, 0
+            if self._overlong():
+                raise self._refuse(431)
+            self._fields = []
+        headers = {name.lower(): value for name, value in fields}
+        if len(headers) != len(fields):
+            headers = self._joined(fields)
+        parser = self._parser
+        method = parser.get_method().decode()
+        version = parser.get_http_version()
+        if version != "1.1" and version != "1.0":
+            raise self._refuse(400, "Unsupported HTTP version")
+        target = self._url
+        path, _, query = target.partition(b"?")
+        text = path.decode() if path[:1] == b"/" and b"%" not in path else self._path(method, path)
+        request = Request(method, target, text, query, headers, b"", version, self._peer, self.wire)
+        self._incoming = request, parser.should_keep_alive()
+        if b"content-length" in headers or b"transfer-encoding" in headers:
+            self._judge_body(request)
+        if b"expect" in headers and version == "1.1":
+            if headers[b"expect"].lower() != b"100-continue":
+                raise self._refuse(417)
+            self._continue = True
+
+    def _joined(self, fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in fields:
+            values.setdefault(name.lower(), []).append(value)
+        if len(values.get(b"host", ())) > 1 or len(values.get(b"content-length", ())) > 1:
+            raise self._refuse(400, "Repeated Host or Content-Length")
+        return {name: b", ".join(several) for name, several in values.items()}
+
+    def _path(self, method: str, path: bytes) -> str:
+        """Decode a path that is not plain: escapes, or the absolute form, of which the origin is dropped."""
+        if path[:1] != b"/" and method != "CONNECT" and path != b"*":
+            path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+        try:
+            return unquote_to_bytes(path).decode()
+        except UnicodeDecodeError:
+            raise self._refuse(400, "Path is not UTF-8") from None
+
+    def _judge_body(self, request: Request) -> None:
+        """Refuse a body by its framing or declared length, before any of it is read."""
+        coding = request.headers.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or request.version == "1.0"):
+            raise self._refuse(400, "Unsupported Transfer-Encoding")
+        digits = request.headers.get(b"content-length", b"").lstrip(b"0")  # int() refuses thousands of digits
+        length = int(digits or b"0")
+        limit = self._application.body_limit(request.method, request.path)
+        if length > limit:
+            raise self._refuse(413)
+        self._limit = max(limit, self._limits.head_bytes)
+        self._body_limit = limit
+        if self._parser.should_upgrade() and (length or coding):
+            framing = b"transfer-encoding: chunked" if coding else b"content-length: %d" % length
+            self._skipped = b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing
+
+    def on_body(self, data: bytes) -> None:
+        """Take a part of the body; raise _Refused beyond the limit."""
+        if len(self._body) + len(data) > self._body_limit:
+            raise self._refuse(413)
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data
+
+    def on_message_complete(self) -> None:
+        """Queue the request."""
+        if self._skipped:
+            return
+        self._stage = _IDLE
+        self._continue = False
+        incoming = cast(tuple[Request, bool], self._incoming)
+        if self._body:
+            incoming[0].body = bytes(self._body)
+            self._body = b""
+        self._waiting.append(incoming)
+        if not incoming[1]:
+            self._ending = True
+
+    # Answering
+
+    def _drain(self) -> None:
+        """Answer what is waiting, in order, until one takes its time."""
+        if self._draining:  # not recursion, so that a thousand pipelined requests need no stack
+            return
+        self._draining = True
+        try:
+            while not self._busy and not self._closing:
+                if self._waiting:
+                    self._request, self._keep = self._waiting.popleft()
+                    self._busy = True
+                    self._respond(self._request)
+                elif self._refusal is not None:
+                    refusal, self._refusal = self._refusal, None
+                    self._request, self._keep, self._busy = None, False, True
+                    self._deliver(refusal)
+                else:
+                    break
+        finally:
+            self._draining = False
+        if not self._busy and not self._closing:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Go on receiving: all that was complete is answered."""
+        self._since = self.clock.seconds()
+        self._buffered = 0
+        self._request = None
+        if self._stage != _BODY:
+            self._limit = self._limits.head_bytes
+        self._read_on()
+        if self._continue:
+            self._send_continue()
+        if self._stage or self._timer is None:
+            self._arm()
+
+    def _read_on(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.wire.resumeProducing()
+
+    def _send_continue(self) -> None:
+        self._continue = False
+        self.wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _respond(self, request: Request) -> None:
+        try:
+            response = self._application.respond(request)
+        except Exception:
+            _log.failure("answering a request failed")
+            response = error_response(500)
+        if isinstance(response, Deferred):
+            self._pending = response
+            response.addCallbacks(self._answered, self._failed)
+        else:
+            self._answer(response)
+
+    def _answered(self, response: Response) -> None:
+        self._pending = None
+        if self._gone:
+            discard(getattr(response, "body", None))
+        else:
+            self._answer(response)
+            self._drain()
+
+    def _failed(self, failure: Failure) -> None:
+        self._pending = None
+        if not (self._gone and isinstance(failure.value, CancelledError)):
+            _log.failure("answering a request failed", failure=failure)
+        if not self._gone:
+            self._deliver(error_response(500))
+            self._drain()
+
+    def _answer(self, response: Response) -> None:
+        try:
+            self._deliver(response)
+        except Exception:  # nothing has been written yet
+            _log.failure("the application's answer cannot be sent")
+            self._deliver(error_response(500))
+
+    def _deliver(self, response: Response) -> None:
+        """Write an answer at once, or begin to send it."""
+        if self._closing:
+            discard(response.body)
+            return
+        request, body, status = self._request, response.body, response.status
+        streamed = False
+        if isinstance(body, bytes):
+            length: int | None = len(body)
+        elif isinstance(body, Sequence):
+            length = sum(map(len, cast(Sequence[bytes], body)))
+        else:
+            length, streamed = response.length, True
+        chunked = length is None and (request is None or request.version == "1.1")
+        if length is None and not chunked:
+            self._keep = False
+        head = answer_head(status, response.content_type, self._keep)
+        for name, value in response.headers:
+            head += header_line(name, value)
+        bodiless = status == 204 or status == 304
+        if chunked and not bodiless:
+            head += b"transfer-encoding: chunked\r\n\r\n"
+        elif length is None or bodiless:
+            head += b"\r\n"
+        else:
+            head += b"content-length: %d\r\n\r\n" % length
+        if bodiless or (request is not None and request.method == "HEAD"):
+            discard(body)
+            body, length, streamed = b"", 0, False
+        size = self._unread + len(head) + (length or 0)
+        if streamed:
+            pieces = framed(head, cast(Iterator[bytes], body), length, chunked)
+        elif size > _SMALL:
+            pieces = in_pieces(chain((head,), (body,) if isinstance(body, bytes) else cast(Sequence[bytes], body)))
+        else:
+            self.wire.write(head + (body if isinstance(body, bytes) else b"".join(cast(Sequence[bytes], body))))
+            self._unread = size
+            self._finish()
+            return
+        self._since = self.clock.seconds()
+        self._sender = _Sender(self, pieces, body)
+        self._arm()
+        self.wire.registerProducer(self._sender, False)
+
+    def _finish(self) -> None:
+        self._busy = False
+        if not self._keep:
+            self._close()
+
+    def progress(self) -> None:
+        """Note that the peer reads."""
+        self._since = self.clock.seconds()
+
+    def sender_done(self) -> None:
+        """Go on after an answer that was pulled: the transport is empty."""
+        self.wire.unregisterProducer()
+        self._sender = None
+        self._unread = 0
+        self._finish()
+        self._drain()
+
+    def sender_failed(self) -> None:
+        """Answer 500 if nothing is sent yet; else only an abort tells the client that the rest is missing."""
+        self.wire.unregisterProducer()
+        sender, self._sender = self._sender, None
+        if sender is None or sender.started:
+            self._abort()
+        else:
+            self._deliver(error_response(500))
+            self._drain()
+
+    # Time
+
+    def _close(self) -> None:
+        self._closing = self._ending = True
+        self._since = self.clock.seconds()
+        self._read_on()  # TLS closes only when it reads the peer's part of the closing
+        self.wire.loseConnection()
+        self._arm()
+
+    def _abort(self) -> None:
+        self._closing = self._ending = True
+        self.wire.abortConnection()
+
+    def _due(self) -> float | None:
+        """Return when the patience with the peer ends; None while it waits for us."""
+        if self._closing or self._sender is not None:
+            return self._since + self._limits.unread_seconds
+        if self._busy:
+            return None
+        if self._stage:
+            return self._since + (self._limits.head_seconds if self._stage == _HEAD else self._limits.body_seconds)
+        return self._since + self._limits.idle_seconds
+
+    def _arm(self) -> None:
+        """Make sure that the timer fires no later than the deadline; firing early is harmless."""
+        due = None if self._gone else self._due()
+        if due is None:
+            return
+        delay = max(0, due - self.clock.seconds())
+        if self._timer is None:
+            self._timer = self.clock.callLater(delay, self._tick)
+        elif self._timer.getTime() > due:
+            self._timer.reset(delay)
+
+    def _tick(self) -> None:
+        self._timer = None
+        due = self._due()
+        if due is None:
+            return
+        if self.clock.seconds() < due:
+            self._arm()
+        elif self._closing or self._sender is not None:
+            self._abort()
+        elif self._stage:
+            self._refuse(408)
+            self._drain()
+        else:
+            self._close()
+
+
+class HTTPFactory(protocol.Factory):
+    """Make the protocol of each connection."""
+
+    noisy = False
+
+    def __init__(self, application: Application, clock: IReactorTime, limits: Limits | None = None) -> None:
+        self._application = application
+        self._clock = clock
+        self._limits = limits or Limits()
+
+    def buildProtocol(self, addr: IAddress | None) -> HTTPServer:
+        """Serve one more connection."""
+        server = HTTPServer(self._application, self._clock, self._limits)
+        server.factory = self
+        return server

@@ -1,0 +1,275 @@
+"""The RPC face of the daemon: XML-RPC and JSON-RPC requests in, answers out.
+
+`RPC` is the `Application` of the HTTP server. Any POST that no other handler takes is XML-RPC, as with
+xapi; ``/jsonrpc`` is JSON-RPC, and so is ``/json`` when the body is JSON. Big answers are rendered over
+several turns of the reactor, so that no turn is long, and are then sent with their length.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from os import getuid
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IUNIXTransport
+from twisted.internet.task import deferLater
+
+from xapi import errors
+from xapi.call import Origin
+from xapi.errors import Fault
+from xapi.events import Batch, NextEvents, json_event, xml_event
+from xapi.fragments import RecordOf, Records, Refs
+from xapi.http import jsonrpc, xmlrpc
+from xapi.http.exchange import Request, Response
+from xapi.types import STRING, DecodeError
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from xapi.daemon import Daemon
+    from xapi.dispatch import Method
+
+BODY_LIMIT = 300 * 1024
+"""Bytes of an RPC request, as with xapi."""
+TURN = 0.003
+"""Seconds of rendering in one turn of the reactor."""
+
+_CORS = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-headers", b"X-Requested-With"),
+)
+_PREFLIGHT = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-headers", b"X-Requested-With, Content-Type"),
+    (b"access-control-allow-methods", b"POST, OPTIONS"),
+)
+_JSON_PATHS = frozenset({"/jsonrpc", "/jsonrpc/", "/json", "/json/"})
+_UNREAD = Response(404, b"there is nothing here; XenAPI calls are POST requests\n", b"text/plain")
+_NOT_ALLOWED = Response(501, b"this method is not implemented for this path\n", b"text/plain")
+_INTERESTING = (b"task-id", b"subtask-of")
+
+SHORT = 50
+"""Up to this many records are rendered within one turn."""
+
+Answer = Response | Deferred[Response]
+_rendered = attrgetter("_xml")
+
+
+class RPC:
+    """Answer RPC requests with the messages of a daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+
+    def body_limit(self, method: str, path: str) -> int:
+        """Return how many bytes of body a request may have."""
+        return BODY_LIMIT
+
+    def respond(self, request: Request) -> Answer:
+        """Answer one request."""
+        if request.method == "POST":
+            body = request.body
+            if request.path in _JSON_PATHS and (request.path.startswith("/jsonrpc") or body.lstrip()[:1] == b"{"):
+                return self._json(request)
+            return self._xml(request)
+        if request.method == "OPTIONS":
+            return Response(200, b"", b"text/plain", _PREFLIGHT)
+        return _UNREAD if request.method in ("GET", "HEAD") else _NOT_ALLOWED
+
+    # XML-RPC
+
+    def _xml(self, request: Request) -> Answer:
+        try:
+            name, params = xmlrpc.parse_call(request.body)
+            if name == "system.listMethods":
+                return _xml_response(self._list_methods_xml())
+            if name.startswith("system.isAlive:"):
+                return _xml_response(xmlrpc.success(self._is_alive(name, params)))
+            method, result = self.daemon.dispatcher.call(name, params, origin_of(request))
+            if type(result) is Deferred:
+                return self._later(method, result, self._xml_answer, _xml_failure)
+            answer = self._xml_answer(method, result)
+        except Fault as fault:
+            return _xml_failure(fault)
+        return answer
+
+    def _xml_answer(self, method: Method, result: Any) -> Answer:
+        kind = type(result)
+        fragments = self.daemon.fragments
+        if result is None:
+            return _xml_response(xmlrpc.VOID)
+        if kind is RecordOf:
+            return _xml_response(xmlrpc.success(fragments.xml_record(result.row)))
+        if kind is Refs:
+            return _xml_response(xmlrpc.success(result.xml()))
+        if kind is Records:
+            ends = (xmlrpc.SUCCESS + b"<value><struct>", b"</struct></value>" + xmlrpc.SUCCESS_END)
+            if len(result) <= SHORT or all(map(_rendered, result)):
+                render = fragments.xml
+                return _xml_response([ends[0], *[row._xml or render(row) for row in result], ends[1]])
+            return self._gather(map(fragments.xml, result), lambda parts: _xml_response([ends[0], *parts, ends[1]]))
+        if kind is Batch:
+            return self._batch(result, "xml", lambda parts: _xml_response([xmlrpc.SUCCESS, *parts, xmlrpc.SUCCESS_END]))
+        if kind is NextEvents:
+            items = [part for event in result for part in xml_event(event, result.timestamp, fragments)]
+            ends = (xmlrpc.SUCCESS + b"<value><array><data>", b"</data></array></value>" + xmlrpc.SUCCESS_END)
+            return _xml_response([ends[0], *items, ends[1]])
+        return _xml_response(xmlrpc.success(xmlrpc.encode(method.result, result)))
+
+    def _list_methods_xml(self) -> bytes:
+        names = "".join(f"<value>{name}</value>" for name in self.daemon.method_names)
+        return xmlrpc.bare(f"<value><array><data>{names}</data></array></value>".encode())
+
+    def _is_alive(self, name: str, params: list[Any]) -> bytes:
+        try:
+            text = STRING.decode(params[0])
+        except (IndexError, DecodeError) as error:
+            raise errors.INTERNAL_ERROR(f"{name}: {error}") from None
+        return xmlrpc.encode(STRING, text)
+
+    # JSON-RPC
+
+    def _json(self, request: Request) -> Answer:
+        call = jsonrpc.UNREAD
+        try:
+            call = jsonrpc.parse_call(request.body)
+            if call.method == "system.listMethods":
+                return _json_response(jsonrpc.success(call, orjson.dumps(self.daemon.method_names)))
+            method, result = self.daemon.dispatcher.call(call.method, call.params, origin_of(request))
+
+            def answer(method: Method, result: Any) -> Answer:
+                return self._json_answer(call, method, result)
+
+            if type(result) is Deferred:
+                return self._later(method, result, answer, lambda fault: _json_failure(call, fault))
+            return answer(method, result)
+        except Fault as fault:
+            return _json_failure(call, fault)
+
+    def _json_answer(self, call: jsonrpc.JSONCall, method: Method, result: Any) -> Answer:
+        kind = type(result)
+        fragments = self.daemon.fragments
+        start, end = jsonrpc.success_parts(call)
+        if kind is RecordOf:
+            return _json_response(start + fragments.json_record(result.row) + end)
+        if kind is Records:
+            members = _between(b"{", map(fragments.json, result), b"}")
+            if len(result) <= SHORT:
+                return _json_response([start, *members, end])
+            return self._gather(members, lambda parts: _json_response([start, *parts, end]))
+        if kind is Batch:
+            return self._batch(result, "json", lambda parts: _json_response([start, *parts, end]))
+        if kind is NextEvents:
+            items = (b"".join(json_event(event, b"", fragments)) for event in result)
+            return _json_response([start, *_between(b"[", items, b"]"), end])
+        return _json_response(start + jsonrpc.encode(method.result, result) + end)
+
+    # Waiting and rendering
+
+    def _later(self, method: Method, result: Deferred[Any], answer: Any, failed: Any) -> Deferred[Response]:
+        """Answer when the result is there. Cancelled (the client is gone), a wait for events stops;
+        other work goes on, as with xapi."""
+        if not method.stops_with_client:
+            waited: Deferred[Any] = Deferred(lambda _: None)
+
+            def pass_on(outcome: Any) -> None:
+                if not waited.called:
+                    waited.callback(outcome)
+
+            result.addBoth(pass_on)
+            result = waited
+
+        def fail(failure: Any) -> Response:
+            if failure.check(Fault):
+                response: Response = failed(failure.value)
+                return response
+            failure.trap(CancelledError)
+            response = failed(errors.INTERNAL_ERROR("cancelled"))
+            return response
+
+        result.addCallback(lambda value: answer(method, value))
+        result.addErrback(fail)
+        return result
+
+    def _batch(self, batch: Batch, codec: str, respond: Callable[[list[bytes]], Response]) -> Answer:
+        encoded = batch.encoded.get(codec)
+        if encoded is not None:
+            return respond(encoded)
+        fragments = self.daemon.fragments
+        parts = batch.xml(fragments) if codec == "xml" else batch.json(fragments)
+        if len(batch.events) <= SHORT:
+            encoded = batch.encoded[codec] = list(parts)
+            return respond(encoded)
+        return self._gather(parts, respond)
+
+    def _gather(self, parts: Iterator[bytes], respond: Callable[[list[bytes]], Response]) -> Deferred[Response]:
+        """Render parts over as many turns as they take, then respond with all of them."""
+
+        async def run() -> Response:
+            return respond(await in_turns(parts, self.daemon.clock))
+
+        return Deferred.fromCoroutine(run())
+
+
+async def in_turns(parts: Iterator[bytes], clock: IReactorTime) -> list[bytes]:
+    """Take all parts of an iterator, `TURN` seconds of it in each turn of the reactor."""
+    taken: list[bytes] = []
+    deadline = clock.seconds() + TURN
+    for number, part in enumerate(parts):
+        taken.append(part)
+        if number % 16 == 15 and clock.seconds() > deadline:
+            await deferLater(clock, 0)
+            deadline = clock.seconds() + TURN
+    return taken
+
+
+def _between(start: bytes, items: Iterator[bytes], end: bytes) -> Iterator[bytes]:
+    """Yield JSON items with commas between and brackets around them."""
+    separator = start
+    for item in items:
+        yield separator
+        yield item
+        separator = b","
+    yield start + end if separator is start else end
+
+
+def _xml_response(body: bytes | list[bytes]) -> Response:
+    return Response(200, body, xmlrpc.CONTENT_TYPE, _CORS)
+
+
+def _xml_failure(fault: Fault) -> Response:
+    return _xml_response(xmlrpc.failure(fault.description))
+
+
+def _json_response(body: bytes | list[bytes]) -> Response:
+    return Response(200, body, jsonrpc.CONTENT_TYPE, _CORS)
+
+
+def _json_failure(call: jsonrpc.JSONCall, fault: Fault) -> Response:
+    return _json_response(jsonrpc.failure(call, fault.description))
+
+
+def origin_of(request: Request) -> Origin:
+    """Return where a request comes from; a local socket of root or our own user is trusted."""
+    headers = request.headers
+    extra = {
+        name: value
+        for name, value in headers.items()
+        if name in _INTERESTING or name.startswith(b"x-http-other-config-")
+    }
+    trusted = IUNIXTransport.providedBy(request.transport) and _peer_uid(request.transport) in (0, getuid())
+    return Origin(getattr(request.peer, "host", "local"), trusted, extra)
+
+
+def _peer_uid(transport: Any) -> int:
+    """Return the uid of the process at the other end of a Unix socket (SO_PEERCRED of unix(7)), or -1."""
+    try:
+        credentials = transport.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except OSError:
+        return -1
+    return int(struct.unpack("3i", credentials)[1])
