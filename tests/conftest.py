@@ -1,0 +1,110 @@
+"""Fixtures that all tests share: a daemon in memory, on a clock that only the test moves."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
+
+from xapi import datamodel
+from xapi.call import Origin
+from xapi.daemon import Daemon
+from xapi.errors import Fault
+from xapi.inventory import declaration, fresh
+from xapi.passwords import Passwords
+from xapi.store.memory import Change, Store
+
+NOW = datetime(2026, 1, 31, 9, 5, 7, tzinfo=UTC)
+
+
+class InstantJournal:
+    """A journal that keeps changes in a list; a test can hold it back or let it fail."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[int, list[Change]]] = []
+        self.store: Store | None = None
+        self.held = False
+
+    def write(self, generation: int, changes: list[Change]) -> None:
+        self.changes.append((generation, changes))
+        if not self.held:
+            assert self.store is not None
+            self.store._call_soon(functools.partial(self.store.written, generation))
+
+
+def in_memory(clock: Clock, journal: InstantJournal | None = None) -> Store:
+    """Return an empty store on a clock."""
+    journal = journal or InstantJournal()
+    store = Store(datamodel.load(), journal, lambda tell: clock.callLater(0, tell))
+    journal.store = store
+    return store
+
+
+class Pool:
+    """A daemon in memory, and short ways to call it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = Clock()
+        self.clock.rightNow = NOW.timestamp()
+        self.journal = InstantJournal()
+        self.db = in_memory(self.clock, self.journal)
+        fresh.populate(self.db, declaration.Declaration(), rng=random.Random(1), now=NOW)
+        self.turn()
+        passwords = Passwords(directory / "passwords")
+        passwords.set("root", "xenroot")
+        self.daemon = Daemon(datamodel.load(), self.db, self.clock, passwords, maybeDeferred, pool_secret="pool-secret")
+        self.origin = Origin("127.0.0.1")
+        self.session = self.login()
+
+    def turn(self) -> None:
+        """Let the reactor turn until nothing more is due now."""
+        for _ in range(10):
+            self.clock.advance(0)
+
+    def start(self, name: str, *params: Any) -> Deferred[Any]:
+        """Call a method with the parameters as on the wire; the Deferred has its result or Fault."""
+        return maybeDeferred(lambda: self.daemon.dispatcher.call(name, list(params), self.origin)[1])
+
+    def raw(self, name: str, *params: Any) -> Any:
+        """Call a method that needs no time to pass, without adding the session."""
+        return self.outcome(self.start(name, *params))
+
+    def outcome(self, deferred: Deferred[Any]) -> Any:
+        self.turn()
+        results: list[Any] = []
+        deferred.addBoth(results.append)
+        assert results, "the call still waits"
+        if hasattr(results[0], "raiseException"):
+            results[0].raiseException()
+        return results[0]
+
+    def login(self, user: str = "root", password: str = "xenroot", **origin: Any) -> str:
+        session: str = self.raw("session.login_with_password", user, password)
+        return session
+
+    def __call__(self, name: str, *params: Any) -> Any:
+        return self.raw(name, self.session, *params)
+
+    def fails(self, name: str, *params: Any) -> list[str]:
+        """Return the ErrorDescription of a call that must fail."""
+        with pytest.raises(Fault) as caught:
+            self(name, *params)
+        return caught.value.description
+
+
+@pytest.fixture(scope="session")
+def make_pool(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Pool]:
+    return lambda: Pool(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture
+def pool(make_pool: Callable[[], Pool]) -> Pool:
+    """A fresh pool with root logged in."""
+    return make_pool()

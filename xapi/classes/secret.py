@@ -1,0 +1,18 @@
+"""Messages of secret."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xapi import errors, records
+from xapi.call import Call
+from xapi.registry import message
+from xapi.types import Ref
+
+
+@message("secret.introduce")
+def introduce(call: Call, uuid: str, value: str, other_config: Mapping[str, str]) -> Ref[records.secret]:
+    """Take over a secret with the uuid that it has elsewhere."""
+    if any(row.uuid == uuid for row in call.db.secret):
+        raise errors.DB_UNIQUENESS_CONSTRAINT_VIOLATION("secret", "uuid", uuid)
+    return call.db.secret.create(uuid=uuid, value=value, other_config=other_config)._ref

@@ -1,0 +1,143 @@
+"""The settings of one daemon: one frozen value, from a TOML file and the command line.
+
+The file has the long options as keys, with underscores, and two more that only it has::
+
+    state = "/var/lib/xapi"
+    listen = ["tcp:80:interface=192.0.2.10"]
+    tls = ["tcp:443:interface=192.0.2.10"]
+    database = "postgresql+psycopg:///xapi"
+    inventory = "/etc/xapi/inventory.toml"
+    log_level = "info"
+    directory = "/etc/xapi/directory.toml"     # users for pool.enable_external_auth, see xapi.directory
+    fragment_budget = 536870912                # bytes of rendered records to keep
+
+What the command line says goes before the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from xapi.fragments import BUDGET
+
+LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the text is one line for people."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings. Endpoints are ``host:port`` or Twisted's endpoint strings."""
+
+    state: Path
+    listen: tuple[str, ...] = ("127.0.0.1:8080",)
+    tls: tuple[str, ...] = ("127.0.0.1:8443",)
+    database: str = ""
+    inventory: Path | None = None
+    hosts: int = 1
+    vms: int = 0
+    seed: int | None = None
+    root_password_file: Path | None = None
+    log_level: str = "info"
+    directory: Path | None = None
+    fragment_budget: int = BUDGET
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL; by default a SQLite file in the state directory."""
+        return self.database or f"sqlite:///{self.state / 'xapi.db'}"
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket of local root."""
+        return self.state / "xapi"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    options = argparse.ArgumentParser(
+        prog="xapi",
+        description="A XenAPI toolstack that needs no Xen host: serves the API over HTTP, HTTPS and a Unix socket.",
+    )
+    add = options.add_argument
+    add("--config", type=Path, metavar="FILE", help="read settings from a TOML file (see xapi.config)")
+    add("--state", type=Path, metavar="DIR", help="directory of database, certificate, socket and password "
+        f"(default: {user_state_path('xapi')})")  # fmt: skip
+    add("--listen", action="append", metavar="ENDPOINT", help="serve HTTP at host:port or a Twisted endpoint "
+        "string; repeatable (default: 127.0.0.1:8080)")  # fmt: skip
+    add("--tls", action="append", metavar="ENDPOINT", help="serve HTTPS likewise, with STATE/xapi-ssl.pem "
+        "(default: 127.0.0.1:8443)")  # fmt: skip
+    add("--database", metavar="URL", help="SQLAlchemy URL, such as postgresql+psycopg://user@host/name "
+        "(default: SQLite in STATE/xapi.db)")  # fmt: skip
+    add("--inventory", type=Path, metavar="FILE", help="what a new pool consists of (default: one host)")
+    add("--hosts", type=int, metavar="N", help="hosts of a new pool, for scale tests (default: 1)")
+    add("--vms", type=int, metavar="N", help="halted VMs of a new pool, for scale tests (default: 0)")
+    add("--seed", type=int, metavar="S", help="make the uuids and references of a new pool the same every time")
+    add("--root-password-file", type=Path, metavar="FILE", help="root's password at the first start (else "
+        "XAPI_ROOT_PASSWORD, else one is generated, printed and kept in STATE/root-password)")  # fmt: skip
+    add("--log-level", choices=LOG_LEVELS, metavar="L", help=f"one of {', '.join(LOG_LEVELS)} (default: info)")
+    return options
+
+
+def from_command_line(arguments: Sequence[str] | None = None) -> Config:
+    """Return the settings for a command line. Raises ConfigError; argparse ends the program on usage errors."""
+    given = vars(parser().parse_args(arguments))
+    path = given.pop("config")
+    settings = {} if path is None else read_file(path)
+    settings |= {name: value for name, value in given.items() if value is not None}
+    return make(settings)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Return the settings of a TOML file. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            settings = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    known = {field.name: field for field in dataclasses.fields(Config)}
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"{path}: {name} is no setting; there are {', '.join(known)}")
+        wanted = _KINDS.get(name, str)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise ConfigError(f"{path}: {name} must be a {wanted.__name__}")
+    return settings
+
+
+_KINDS: Mapping[str, type] = {
+    "listen": list,
+    "tls": list,
+    "hosts": int,
+    "vms": int,
+    "seed": int,
+    "fragment_budget": int,
+}
+
+
+def make(settings: Mapping[str, Any]) -> Config:
+    """Return a Config of plain values. Raises ConfigError."""
+    values = dict(settings)
+    for name in ("state", "inventory", "root_password_file", "directory"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name]).absolute()
+    values.setdefault("state", user_state_path("xapi"))
+    for name in ("listen", "tls"):
+        if name in values:
+            values[name] = tuple(endpoint for endpoint in values[name] if endpoint)
+    config = Config(**values)
+    if config.hosts < 1 or config.vms < 0:
+        raise ConfigError("a pool has at least 1 host and 0 VMs")
+    if config.log_level not in LOG_LEVELS:
+        raise ConfigError(f"log_level must be one of {', '.join(LOG_LEVELS)}")
+    return config

@@ -1,0 +1,81 @@
+"""The toolstack over a loaded store: its parts, made and joined, with no input or output of its own."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+
+from xapi import registry
+from xapi.dispatch import Dispatcher, Method
+from xapi.events import Events
+from xapi.fragments import BUDGET, Fragments, RecordOf, Records, Refs
+from xapi.sessions import Sessions
+from xapi.tasks import Tasks
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from xapi.datamodel import Model
+    from xapi.passwords import Passwords
+    from xapi.store.memory import Store
+
+SWEEP = 60.0
+"""Seconds between two looks for sessions and tasks that are over."""
+
+
+class Daemon:
+    """All parts of a running toolstack, over a loaded store; it does no input or output of its own."""
+
+    def __init__(
+        self,
+        model: Model,
+        db: Store,
+        clock: IReactorTime,
+        passwords: Passwords,
+        in_thread: Callable[..., Deferred[Any]],
+        *,
+        pool_secret: str,
+        directory_path: Path | None = None,
+        fragment_budget: int = BUDGET,
+    ) -> None:
+        self.model = model
+        self.db = db
+        self.clock = clock
+        self.directory_path = directory_path
+        self.fragments = Fragments(db, fragment_budget)
+        self.sessions = Sessions(db, model, clock, passwords, in_thread, pool_secret)
+        self.tasks = Tasks(db, clock)
+        self.events = Events(db, self.sessions, clock)
+        self.dispatcher = Dispatcher(self, registry.functions(model))
+        self.method_names = ["system.listMethods"] + [
+            message.full_name for message in model.messages if message.life.state != "Removed"
+        ]
+
+    def task_result(self, method: Method, result: Any) -> str:
+        """Return the XML-RPC text of a result, as a task keeps it."""
+        if result is None:
+            return "<value></value>"
+        if isinstance(result, RecordOf):
+            return self.fragments.xml_record(result.row).decode()
+        if isinstance(result, Refs):
+            return result.xml().decode()
+        if isinstance(result, Records):
+            records = b"".join(map(self.fragments.xml, result)).decode()
+            return f"<value><struct>{records}</struct></value>"
+        return method.result.xml(result)
+
+    def sweep(self) -> None:
+        """Forget what is over."""
+        self.sessions.sweep()
+        self.tasks.sweep()
+
+
+def settle_memory() -> None:
+    """Take what is loaded out of the garbage collector's sight: a full collection over it takes a second."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)

@@ -1,0 +1,406 @@
+"""Events: what has changed since a token, told at once or when something does.
+
+A token is two generations of the store, of the database's objects and of the alerts (class
+`message`). Nothing is queued for anybody: an answer is read off the tables, whose rows are in the order
+of their last change, so its cost is that of the changes it tells of, and ten quick changes of an object
+are one event. An answer goes out only when all it tells is durable.
+
+Unlike xapi there is no fixed batching delay of 50 ms: group commit and the reactor's turn batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+from twisted.internet.defer import Deferred
+
+from xapi import errors
+from xapi.types import escape
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from xapi.fragments import Fragments
+    from xapi.sessions import Sessions
+    from xapi.store.memory import Row, Store, Table
+
+FOREVER = 24 * 3600.0
+"""Seconds that a timeout below 0, or none, means."""
+HEARTBEAT = 30.0
+"""Seconds after which `event.next` tells of the pool object when nothing else happens."""
+
+_TOKEN = re.compile(r"(\d{1,20}),(\d{1,20})", re.ASCII)
+
+
+class Token(NamedTuple):
+    """Generations up to which a listener knows the objects and the alerts."""
+
+    objects: int
+    messages: int
+
+    def __str__(self) -> str:
+        return f"{self.objects:020},{self.messages:020}"
+
+    @classmethod
+    def parse(cls, text: str) -> Token:
+        """Read a token; '' knows nothing. Raises EVENT_FROM_TOKEN_PARSE_FAILURE."""
+        if text == "":
+            return cls(0, 0)
+        match = _TOKEN.fullmatch(text)
+        if match is None:
+            raise errors.EVENT_FROM_TOKEN_PARSE_FAILURE(text)
+        return cls(int(match.group(1)), int(match.group(2)))
+
+
+class Subscription(NamedTuple):
+    """Which objects a listener asks for: all, or whole classes and single references by class."""
+
+    everything: bool
+    classes: frozenset[str]
+    objects: frozenset[tuple[str, str]]
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> Subscription:
+        """Read ``*``, ``vm`` and ``vm/OpaqueRef:…``, whatever the case of the class.
+
+        Raises EVENT_SUBSCRIPTION_PARSE_FAILURE.
+        """
+        everything, classes, objects = False, set(), set()
+        for text in texts:
+            name, slash, ref = text.partition("/")
+            if text == "*":
+                everything = True
+            elif not name or "/" in ref or (slash and not ref):
+                raise errors.EVENT_SUBSCRIPTION_PARSE_FAILURE(text)
+            elif slash:
+                objects.add((name.lower(), ref))
+            else:
+                classes.add(name.lower())
+        return cls(everything, frozenset(classes), frozenset(objects))
+
+    def with_(self, other: Subscription) -> Subscription:
+        """Return what both ask for together."""
+        return Subscription(
+            self.everything or other.everything, self.classes | other.classes, self.objects | other.objects
+        )
+
+    def without(self, other: Subscription) -> Subscription:
+        """Return what is left when the other is given up."""
+        if other.everything:
+            return NOTHING
+        return Subscription(self.everything, self.classes - other.classes, self.objects - other.objects)
+
+
+NOTHING = Subscription(False, frozenset(), frozenset())
+
+
+class Event(NamedTuple):
+    """One change: `row` is the object, or None when it is gone."""
+
+    generation: int
+    operation: str
+    table: Table[Any]
+    ref: str
+    row: Row | None
+
+    @property
+    def id(self) -> int:
+        """The generation; alerts always have 0."""
+        return 0 if self.table.name == "message" else self.generation
+
+
+class Batch:
+    """The answer of event.from; what all who get the same share is encoded once."""
+
+    def __init__(self, events: list[Event], counts: dict[str, int], token: Token) -> None:
+        self.events = events
+        self.counts = counts
+        self.token = token
+        self.encoded: dict[str, list[bytes]] = {}
+        """Finished encodings, by the name of the codec."""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [event.row for event in self.events if event.row is not None]
+
+    def xml(self, fragments: Fragments) -> Iterator[bytes]:
+        """Yield the XML-RPC value in parts."""
+        yield b"<value><struct><member><name>events</name><value><array><data>"
+        for event in self.events:
+            yield from xml_event(event, "0.0", fragments)
+        counts = "".join(
+            f"<member><name>{name}</name><value><i4>{count}</i4></value></member>"
+            for name, count in self.counts.items()
+        )
+        yield (
+            "</data></array></value></member><member><name>valid_ref_counts</name><value><struct>"
+            f"{counts}</struct></value></member><member><name>token</name><value>{self.token}</value></member>"
+            "</struct></value>"
+        ).encode()
+
+    def json(self, fragments: Fragments) -> Iterator[bytes]:
+        """Yield the JSON object in parts."""
+        yield b'{"events":['
+        for number, event in enumerate(self.events):
+            yield from json_event(event, b"," if number else b"", fragments)
+        yield b"]," + orjson.dumps({"valid_ref_counts": self.counts, "token": str(self.token)})[1:]
+
+
+def xml_event(event: Event, timestamp: str, fragments: Fragments) -> list[bytes]:
+    """Return one event as an XML-RPC value in parts, the record a part of its own."""
+    head = (
+        f"<value><struct><member><name>id</name><value>{event.id}</value></member>"
+        f"<member><name>timestamp</name><value>{timestamp}</value></member>"
+        f"<member><name>class</name><value>{event.table.name.lower()}</value></member>"
+        f"<member><name>operation</name><value>{event.operation}</value></member>"
+        f"<member><name>ref</name><value>{escape(event.ref)}</value></member>"
+    ).encode()
+    if event.row is None:
+        return [head + b"</struct></value>"]
+    return [
+        head + b"<member><name>snapshot</name>",
+        fragments.xml_record(event.row),
+        b"</member></struct></value>",
+    ]
+
+
+def json_event(event: Event, before: bytes, fragments: Fragments) -> list[bytes]:
+    """Return one event as JSON in parts; the id is a string, as xapi sends it."""
+    head = {
+        "id": str(event.id),
+        "timestamp": "0.0",
+        "class": event.table.name.lower(),
+        "operation": event.operation,
+        "ref": event.ref,
+    }
+    text = before + orjson.dumps(head)
+    if event.row is None:
+        return [text]
+    return [text[:-1] + b',"snapshot":', fragments.json_record(event.row), b"}"]
+
+
+class NextEvents(list[Event]):
+    """The answer of event.next."""
+
+    timestamp: str = "0.0"
+
+
+class Events:
+    """Answers for all listeners of one store."""
+
+    def __init__(self, db: Store, sessions: Sessions, clock: IReactorTime) -> None:
+        self.db = db
+        self.sessions = sessions
+        self.clock = clock
+        self._tables = {table.name.lower(): table for table in db.tables.values() if table.cls.events}
+        self._counted = {table.name.lower(): table for table in db.tables.values() if table.name != "message"}
+        self._shared: tuple[Subscription, Token, int, Batch] | None = None
+        self._registered: dict[str, Registration] = {}
+
+    # event.from
+
+    async def from_(self, session: Any, classes: Iterable[str], token_text: str, timeout: float) -> Batch:
+        """Return what has changed since a token, at once or as soon as something does.
+
+        After `timeout` seconds (below 0 or nonsense: 24 h) the answer has no events. Raises
+        EVENTS_LOST for a token whose deletions are forgotten, or which this store never gave, and
+        SESSION_INVALID when the session ends meanwhile.
+        """
+        subscription = Subscription.parse(classes)
+        token = Token.parse(token_text)
+        if not timeout >= 0 or math.isinf(timeout):
+            timeout = FOREVER
+        deadline = self.clock.seconds() + timeout
+        while True:
+            batch = self.batch(subscription, token)
+            remaining = deadline - self.clock.seconds()
+            if batch.events or remaining <= 0:
+                if await self._durable(batch.token.objects) and self._settled(batch.rows):
+                    return batch
+                continue
+            # Nothing to tell up to here: what is born and dies before then need not be looked at again.
+            token = batch.token
+            await self._change(session, token.objects, remaining)
+
+    def batch(self, subscription: Subscription, token: Token) -> Batch:
+        """Return the changes since a token as things stand now."""
+        if token.objects and not self.db.oldest <= token.objects <= self.db.generation:
+            raise errors.EVENTS_LOST()
+        shared, generation = self._shared, self.db.generation
+        if shared is not None and shared[:3] == (subscription, token, generation):
+            return shared[3]
+        counts = {name: len(table) for name, table in self._counted.items()}
+        batch = Batch(self.since(subscription, token), counts, Token(generation, generation))
+        self._shared = (subscription, token, generation, batch)
+        return batch
+
+    def since(self, subscription: Subscription, token: Token) -> list[Event]:
+        """Return the events of a subscription since a token: adds, then mods, then dels."""
+        events: list[Event] = []
+        for name, table in self._tables.items():
+            since = token.messages if name == "message" else token.objects
+            if subscription.everything or name in subscription.classes:
+                events += _class_events(table, since)
+        for name, ref in subscription.objects:
+            table_ = self._tables.get(name)
+            if table_ is not None and not (subscription.everything or name in subscription.classes):
+                events += _object_events(table_, ref, token.objects)
+        order = {"add": 0, "mod": 1, "del": 2}
+        events.sort(key=lambda event: (order[event.operation], event.generation))
+        return events
+
+    def _settled(self, rows: Sequence[Row]) -> bool:
+        """Tell whether the rows, as they are now, are durable: they may have changed while we waited.
+
+        Objects that change without pause are told as they are: the next answer will tell of them again.
+        """
+        flushed = self.db.flushed
+        return len(rows) > 100 or all(row._modified <= flushed for row in rows)
+
+    async def _durable(self, generation: int) -> bool:
+        """Wait until a generation is durable; False when it was undone instead."""
+        done: Deferred[bool] = Deferred()
+        self.db.when_flushed(generation, lambda fault: None if done.called else done.callback(fault is None))
+        return await done
+
+    async def _change(self, session: Any, generation: int, seconds: float) -> None:
+        """Wait for a change after a generation, the end of the session, or the time to be up."""
+        if self.db.generation > generation:
+            return
+        waiting: Deferred[None] = Deferred()
+
+        def heard() -> None:
+            if not waiting.called and self.db.generation > generation:
+                waiting.callback(None)
+
+        def ended() -> None:
+            if not waiting.called:
+                waiting.errback(errors.SESSION_INVALID(session._ref))
+
+        def late() -> None:
+            if not waiting.called:
+                waiting.callback(None)
+
+        timer = self.clock.callLater(seconds, late)
+        forget = self.sessions.when_ended(session, ended)
+        self.db.listen(heard)
+        try:
+            await waiting
+        finally:
+            self.db.unlisten(heard)
+            forget()
+            if timer.active():
+                timer.cancel()
+
+    def inject(self, class_name: str, ref: str) -> str:
+        """Touch an object and return a token from just before: event.from with it tells of the object.
+
+        Raises HANDLE_INVALID unless the object exists and is of that class.
+        """
+        table = self._tables.get(class_name.lower())
+        row = None if table is None else table.get(ref)
+        if row is None:
+            raise errors.HANDLE_INVALID(class_name, ref)
+        before = self.db.generation
+        self.db.touch(row)
+        return str(Token(before, before))
+
+    # event.register, next, unregister
+
+    def register(self, session: Any, classes: Iterable[str]) -> None:
+        """Subscribe a session to classes, besides those it has already."""
+        more = Subscription.parse(classes)
+        registration = self._registered.get(session._ref)
+        if registration is None:
+            registration = Registration(NOTHING, self.db.generation)
+            self._registered[session._ref] = registration
+            self.sessions.when_ended(session, functools.partial(self._forget, session._ref))
+        registration.subscription = registration.subscription.with_(more)
+
+    def _forget(self, session: str) -> None:
+        self._registered.pop(session, None)
+
+    def unregister(self, session: Any, classes: Iterable[str]) -> None:
+        """Give up classes. Raises SESSION_NOT_REGISTERED."""
+        registration = self._registration(session)
+        registration.subscription = registration.subscription.without(Subscription.parse(classes))
+
+    def _registration(self, session: Any) -> Registration:
+        registration = self._registered.get(session._ref)
+        if registration is None:
+            raise errors.SESSION_NOT_REGISTERED(session._ref)
+        return registration
+
+    async def next(self, session: Any) -> NextEvents:
+        """Return the next events of a session's subscription; waits for at least one.
+
+        Every 30 s without any it tells of the pool object, so that clients see the connection lives.
+        """
+        registration = self._registration(session)
+        deadline = self.clock.seconds() + HEARTBEAT
+        while True:
+            generation = self.db.generation
+            if registration.since < self.db.oldest:
+                registration.since = generation
+                raise errors.EVENTS_LOST()
+            events = self.since(registration.subscription, Token(registration.since, registration.since))
+            remaining = deadline - self.clock.seconds()
+            if not events and remaining <= 0:
+                deadline = self.clock.seconds() + HEARTBEAT
+                events = self._heartbeat(registration.subscription)
+            if events:
+                if await self._durable(generation):
+                    registration.since = generation
+                    answer = NextEvents(events)
+                    answer.timestamp = f"{self.clock.seconds():.6f}"
+                    return answer
+                continue
+            await self._change(session, generation, remaining)
+
+    def _heartbeat(self, subscription: Subscription) -> list[Event]:
+        table = self.db.tables["pool"]
+        if not (subscription.everything or "pool" in subscription.classes):
+            return []
+        return [Event(self.db.generation, "mod", table, row._ref, row) for row in table]
+
+
+class Registration:
+    """What one session has registered for, and up to which generation it was told."""
+
+    __slots__ = ("since", "subscription")
+
+    def __init__(self, subscription: Subscription, since: int) -> None:
+        self.subscription = subscription
+        self.since = since
+
+
+def _class_events(table: Table[Any], since: int) -> Iterable[Event]:
+    for row in reversed(table.changes):
+        if row._modified <= since:
+            break
+        operation = "add" if row._created > since else "mod"
+        yield Event(row._modified, operation, table, row._ref, row)
+    for grave in reversed(table.graves):
+        if grave.deleted <= since:
+            break
+        if grave.created <= since:
+            yield Event(grave.deleted, "del", table, grave.ref, None)
+
+
+def _object_events(table: Table[Any], ref: str, since: int) -> Iterable[Event]:
+    row = table.get(ref)
+    if row is not None:
+        if row._modified > since:
+            operation = "add" if row._created > since else "mod"
+            yield Event(row._modified, operation, table, ref, row)
+        return
+    for grave in reversed(table.graves):
+        if grave.deleted <= since:
+            break
+        if grave.ref == ref and grave.created <= since:
+            yield Event(grave.deleted, "del", table, ref, None)

@@ -1,0 +1,66 @@
+"""The passwords of local accounts: salted scrypt hashes in one file of mode 0600."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from pathlib import Path
+
+_COST, _BLOCK, _PARALLEL = 2**14, 8, 1
+"""scrypt's parameters: some 50 ms and 16 MiB a password."""
+
+
+def hash_password(password: str) -> str:
+    """Return ``scrypt$N$r$p$salt$hash`` of a password, with a fresh salt."""
+    salt = secrets.token_bytes(16)
+    digest = hashlib.scrypt(password.encode(), salt=salt, n=_COST, r=_BLOCK, p=_PARALLEL)
+    return f"scrypt${_COST}${_BLOCK}${_PARALLEL}${salt.hex()}${digest.hex()}"
+
+
+def verify_password(password: str, stored: str) -> bool:
+    """Tell whether a password fits a hash, in a time that does not depend on where they differ."""
+    _, cost, block, parallel, salt, digest = stored.split("$")
+    tried = hashlib.scrypt(
+        password.encode(), salt=bytes.fromhex(salt), n=int(cost), r=int(block), p=int(parallel), maxmem=2**27
+    )
+    return hmac.compare_digest(tried.hex(), digest)
+
+
+_NOBODY = hash_password(secrets.token_hex())
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Replace a file by one of mode 0600, whole or not at all."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+class Passwords:
+    """The accounts of one state directory. Verifying takes 50 ms: do it in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._hashes: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    def __contains__(self, user: str) -> bool:
+        return user in self._hashes
+
+    def set(self, user: str, password: str) -> None:
+        """Give a user a new password; it is on disk when this returns."""
+        hashes = self._hashes | {user: hash_password(password)}
+        write_secret(self.path, json.dumps(hashes, indent=1) + "\n")
+        self._hashes = hashes
+
+    def verify(self, user: str, password: str) -> bool:
+        """Tell whether the password is the user's; unknown users take as long as known ones."""
+        stored = self._hashes.get(user)
+        fits = verify_password(password, stored or _NOBODY)
+        return fits and stored is not None

@@ -1,0 +1,222 @@
+"""The daemon as a process: state directory, database, network, timers and signals around `Daemon`.
+
+`make_service` does all that can fail before anything listens, so that a daemon that cannot run says so in
+one line and leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint, serverFromString
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.ssl import CertificateOptions, PrivateCertificate, TLSVersion
+from twisted.internet.task import LoopingCall, cooperate
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.threadpool import ThreadPool
+
+from xapi import datamodel
+from xapi.config import Config, ConfigError
+from xapi.daemon import SWEEP, Daemon, settle_memory
+from xapi.directory import Directory
+from xapi.http.protocol import HTTPFactory
+from xapi.http.rpc import RPC
+from xapi.inventory import declaration, fresh, scale
+from xapi.state import State
+from xapi.store.database import open_database
+from xapi.store.memory import Store
+from xapi.store.writer import Writer
+
+log = Logger()
+
+RESERVE_EVERY = 10.0
+THREADS = 8
+
+
+class XapiService(MultiService):
+    """A whole daemon: what `make_service` has loaded, listening and writing while it runs."""
+
+    def __init__(self, config: Config, state: State, daemon: Daemon, writer: Writer, pool: ThreadPool, reactor: Any):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.config = config
+        self.state = state
+        self.daemon = daemon
+        self.writer = writer
+        self.growth: Iterator[Any] = iter(())
+        self._pool = pool
+        self._reactor = reactor
+        self._ports: list[IListeningPort] = []
+        self._timers: list[LoopingCall] = []
+        self.ready: Deferred[list[str]] = Deferred()
+        """Fires with the addresses when all of them are served."""
+
+    def startService(self) -> None:
+        """Write, finish a large first inventory, then listen."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._pool.start()
+        self.writer.start(self.daemon.db)
+        Deferred.fromCoroutine(self._begin()).addErrback(self._cannot_begin)
+
+    async def _begin(self) -> None:
+        await cooperate(self.growth).whenDone()
+        db = self.daemon.db
+        durable: Deferred[None] = Deferred()
+        db.when_flushed(db.last_written, lambda fault: durable.errback(fault) if fault else durable.callback(None))
+        await durable
+        settle_memory()
+        addresses = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
+        if self.config.tls:
+            pem = self.state.certificate(datetime.fromtimestamp(self._reactor.seconds(), UTC)).read_bytes()
+            addresses += [await self._listen(endpoint, pem) for endpoint in self.config.tls]
+        socket = self.state.fresh_socket()
+        endpoint = UNIXServerEndpoint(self._reactor, str(socket), mode=0o600, wantPID=False)
+        self._ports.append(await endpoint.listen(self._factory()))
+        addresses.append(f"unix:{socket}")
+        for seconds, tick in ((SWEEP, self.daemon.sweep), (RESERVE_EVERY, self._reserve)):
+            timer = LoopingCall(tick)
+            timer.clock = self._reactor
+            timer.start(seconds, now=False)
+            self._timers.append(timer)
+        log.info("Ready: {addresses}", addresses=" ".join(addresses))
+        self.ready.callback(addresses)
+
+    def _cannot_begin(self, failure: Any) -> None:
+        log.critical("cannot start: {error}", error=failure.value)
+        self.ready.errback(failure)
+
+    def _reserve(self) -> None:
+        self.writer.reserve(self.daemon.db.generation)
+
+    def _factory(self) -> HTTPFactory:
+        return HTTPFactory(RPC(self.daemon), self._reactor)
+
+    async def _listen(self, text: str, pem: bytes) -> str:
+        """Serve at one endpoint, with TLS when there is a certificate, and return the address."""
+        factory: Any = self._factory()
+        if pem:
+            certificate = PrivateCertificate.loadPEM(pem)
+            options = CertificateOptions(
+                privateKey=certificate.privateKey.original,
+                certificate=certificate.original,
+                raiseMinimumTo=TLSVersion.TLSv1_2,
+            )
+            factory = TLSMemoryBIOFactory(options, False, factory)
+        port = await endpoint_of(text, self._reactor).listen(factory)
+        self._ports.append(port)
+        address: Any = port.getHost()
+        host = getattr(address, "host", "")
+        shown = f"[{host}]" if ":" in host else host
+        scheme = "https" if pem else "http"
+        return f"{scheme}://{shown}:{address.port}/" if host else f"{scheme}+{address}"
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening, let running work end, and write what is queued."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._end())
+
+    async def _end(self) -> None:
+        for timer in self._timers:
+            timer.stop()
+        for port in self._ports:
+            await maybeDeferred(port.stopListening)
+        self.daemon.tasks.end_all()
+        await deferToThreadPool(self._reactor, self._pool, self.writer.stop)
+        self._pool.stop()
+        (self.config.socket).unlink(missing_ok=True)
+        log.info("Stopped")
+
+
+def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
+    """Return the endpoint of ``host:port``, ``[v6]:port``, ``:port`` or of Twisted's own notation.
+
+    Raises ConfigError.
+    """
+    host, colon, port = text.rpartition(":")
+    if colon and port.isdecimal() and "=" not in text and not text.startswith(("tcp:", "unix:", "systemd:")):
+        if int(port) > 65535:
+            raise ConfigError(f"endpoint {text}: there is no port {port}")
+        host = host.strip("[]")
+        kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
+        return kind(reactor, int(port), interface=host)
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise ConfigError(f"endpoint {text}: {error}") from error
+    return endpoint
+
+
+def make_service(config: Config, reactor: Any, announce: Callable[[str], None] = print) -> XapiService:
+    """Return a daemon, loaded and ready to be started.
+
+    `announce` tells people of a password that was invented. Raises ConfigError, StateError, DatabaseError,
+    DeclarationError, DirectoryError, SchemaError.
+    """
+    for endpoint in (*config.listen, *config.tls):
+        endpoint_of(endpoint, reactor)
+    declared = declaration.read_declaration(config.inventory) if config.inventory else declaration.Declaration()
+    directory = Directory(config.directory) if config.directory else None
+    state = State(config.state)
+    given = _given_password(config)
+    model = datamodel.load()
+    database = open_database(config.database_url, model)
+    for line in database.upgraded:
+        log.info("database upgraded: {line}", line=line)
+    try:
+        writer = Writer(database, reactor.callFromThread)
+        store = Store(model, writer, lambda tell: reactor.callLater(0, tell), database.generation)
+        database.load(store)
+        store.loaded()
+        growth = _first_inventory(store, config, declared, reactor)
+        passwords, invented = state.passwords(given)
+        pool = ThreadPool(0, THREADS, "xapi")
+        daemon = Daemon(
+            model,
+            store,
+            reactor,
+            passwords,
+            lambda function, *arguments: deferToThreadPool(reactor, pool, function, *arguments),
+            pool_secret=state.pool_secret(),
+            directory_path=config.directory,
+            fragment_budget=config.fragment_budget,
+        )
+    except BaseException:
+        database.close()
+        raise
+    if any(host.external_auth_type == "file" for host in store.host):
+        daemon.sessions.directory = directory
+    if invented is not None:
+        announce(f"root's password is {invented} (kept in {config.state / 'root-password'})")
+    service = XapiService(config, state, daemon, writer, pool, reactor)
+    service.growth = growth
+    return service
+
+
+def _first_inventory(store: Store, config: Config, declared: Any, reactor: Any) -> Iterator[Any]:
+    """Fill an empty store; return what is left to do of a large inventory."""
+    if len(store.pool):
+        fresh.create_roles(store)
+        return iter(())
+    seed = secrets.randbits(128) if config.seed is None else config.seed
+    rng = random.Random(seed)
+    now = datetime.fromtimestamp(int(reactor.seconds()), UTC)
+    fresh.populate(store, declared, rng=rng, now=now)
+    return iter(scale.grow(store, hosts=config.hosts, vms=config.vms, rng=rng, now=now))
+
+
+def _given_password(config: Config) -> str | None:
+    """Return root's password for the first start, if the environment or a file has one."""
+    if config.root_password_file is not None:
+        try:
+            return config.root_password_file.read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{config.root_password_file}: {getattr(error, 'strerror', None) or error}") from error
+    return os.environ.get("XAPI_ROOT_PASSWORD") or None

@@ -1,0 +1,124 @@
+"""The state directory: one daemon's lock, passwords, certificate, secrets and socket."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from xapi.passwords import Passwords, write_secret
+
+CERTIFICATE_DAYS = 3650
+
+
+class StateError(Exception):
+    """The state directory cannot be used; the text is one line for people."""
+
+
+class State:
+    """The directory of one daemon, locked until the process ends.
+
+    Raises StateError when it cannot be made, read or written, or when another daemon has it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Opened for appending, so that a second daemon does not empty what the first wrote.
+            self._lock = (directory / "lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
+        except BlockingIOError:
+            owner = (directory / "lock").read_text("utf-8").strip()
+            raise StateError(f"{directory}: another daemon (process {owner or 'unknown'}) uses it") from None
+        except OSError as error:
+            raise StateError(f"{directory}: cannot be used as state directory: {error.strerror}") from error
+
+    def passwords(self, given: str | None) -> tuple[Passwords, str | None]:
+        """Return the local accounts, and root's password when it had to be invented just now.
+
+        `given` is root's password for the first start; later it is not looked at. Raises StateError.
+        """
+        path = self.directory / "passwords.json"
+        try:
+            passwords = Passwords(path)
+            if "root" in passwords:
+                return passwords, None
+            if given is not None:
+                passwords.set("root", given)
+                return passwords, None
+            invented = secrets.token_urlsafe(12)
+            write_secret(self.directory / "root-password", invented + "\n")
+            passwords.set("root", invented)
+        except OSError as error:
+            raise StateError(f"{path}: {error.strerror}") from error
+        except ValueError as error:
+            raise StateError(f"{path}: is damaged: {error}") from error
+        return passwords, invented
+
+    def pool_secret(self) -> str:
+        """Return the secret by which hosts of the pool know each other. Raises StateError."""
+        path = self.directory / "ptoken"
+        try:
+            if not path.exists():
+                write_secret(path, secrets.token_hex(32))
+            return path.read_text("utf-8").strip()
+        except OSError as error:
+            raise StateError(f"{path}: {error.strerror}") from error
+
+    def certificate(self, now: datetime) -> Path:
+        """Return the file of key and certificate for TLS, making a self-signed one at first. Raises StateError."""
+        path = self.directory / "xapi-ssl.pem"
+        try:
+            if not path.exists():
+                write_secret(path, self_signed(socket.gethostname(), now))
+        except OSError as error:
+            raise StateError(f"{path}: {error.strerror}") from error
+        return path
+
+    def fresh_socket(self) -> Path:
+        """Return where the Unix socket goes, with a dead daemon's one removed: ours is the lock."""
+        path = self.directory / "xapi"
+        path.unlink(missing_ok=True)
+        return path
+
+
+def self_signed(hostname: str, now: datetime) -> str:
+    """Return a new key and a certificate for this host, loopback included, in PEM.
+
+    RSA of 2048 bits: the oldest clients know nothing newer.
+    """
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname[:64])])
+    names: list[x509.GeneralName] = [x509.DNSName(text) for text in dict.fromkeys([hostname, "localhost"])]
+    names += [x509.IPAddress(ip_address(text)) for text in ("127.0.0.1", "::1")]
+    start = now.astimezone(UTC) - timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=CERTIFICATE_DAYS))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    return private.decode() + certificate.public_bytes(serialization.Encoding.PEM).decode()
