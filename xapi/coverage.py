@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from xapi import registry
 from xapi.datamodel import Message, Model, load
@@ -23,7 +23,7 @@ def missing(model: Model) -> dict[str, list[Message]]:
     return {name: messages for name, messages in found.items() if messages}
 
 
-def _lacks(message: Message, functions: dict[str, object]) -> bool:
+def _lacks(message: Message, functions: Mapping[str, object]) -> bool:
     return message.full_name not in functions and message.life.state != "Removed"
 
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lxml import etree
 
 from xapi.types import EnumType, MapType, SetType, StringType, Type, Types, parse_datetime
+
+N = TypeVar("N")
 
 
 class SchemaError(Exception):
@@ -156,7 +158,7 @@ class Message:
         return any(not parameter.required for parameter in self.parameters)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Class:
     """One class. `kept`: ``disk``, ``memory`` (gone after a restart) or ``no`` (values only)."""
 
@@ -321,9 +323,20 @@ class _Reader:
         except OSError as error:
             raise SchemaError(f"{path}:0: {error}") from error
         if not self.grammar.validate(tree):
-            first = self.grammar.error_log[0]
+            # lxml's first complaint may lack its line.
+            first = next((error for error in self.grammar.error_log if error.line), self.grammar.error_log[0])
             raise SchemaError(f"{path}:{first.line}: {first.message}")
         return tree.getroot()
+
+    def named(self, elements: Iterable[etree._Element], read: Callable[[etree._Element], N]) -> dict[str, N]:
+        """Return what is declared, by name, which must not repeat."""
+        found: dict[str, N] = {}
+        for element in elements:
+            name = element.get("name", "")
+            if name in found:
+                raise self.wrong(element, f"{element.tag!s} {name} is declared twice")
+            found[name] = read(element)
+        return found
 
     def wrong(self, element: etree._Element, text: str) -> SchemaError:
         return SchemaError(f"{element.base}:{element.sourceline}: {text}")
@@ -334,18 +347,12 @@ class _Reader:
         for path, root in zip(files, roots):
             if root.get("name") != path.stem:
                 raise self.wrong(root, f"class {root.get('name')} in a file of another name")
-        self.releases = {e.get("name", ""): _release(e) for e in self.read("releases.xml")}
-        self.roles = {e.get("name", ""): _role(e) for e in self.read("roles.xml")}
-        errors = {e.get("name", ""): _error(e) for e in self.read("errors.xml").iter("error")}
-        alerts = {e.get("name", ""): _alert(e) for e in self.read("alerts.xml").iter("alert")}
-        handlers = {e.get("name", ""): _handler(e) for e in self.read("http.xml").iter("handler")}
-        enums: dict[str, Enum] = {}
-        for root in roots:
-            for element in root.iter("enum"):
-                enum = _enum(element)
-                if enum.name in enums:
-                    raise self.wrong(element, f"enum {enum.name} is declared twice")
-                enums[enum.name] = enum
+        self.releases = self.named(self.read("releases.xml").iter("release"), _release)
+        self.roles = self.named(self.read("roles.xml").iter("role"), _role)
+        errors = self.named(self.read("errors.xml").iter("error"), _error)
+        alerts = self.named(self.read("alerts.xml").iter("alert"), _alert)
+        handlers = self.named(self.read("http.xml").iter("handler"), self.read_handler)
+        enums = self.named((element for root in roots for element in root.iter("enum")), _enum)
         self.types = Types(
             {enum.name: tuple(value.name for value in enum.values) for enum in enums.values()},
             frozenset(root.get("name", "") for root in roots),
@@ -436,13 +443,13 @@ class _Reader:
             group.get("title", ""): tuple(self.read_field(name, element) for element in group)
             for group in root.iterchildren("fields")
         }
+        self.named(root.iter("field"), _doc)
+        self.named(root.iter("message"), _doc)
         fields = {member.name: member for group in field_groups.values() for member in group}
         message_groups = {
             group.get("title", ""): tuple(self.read_message(name, element) for element in group)
             for group in root.iterchildren("messages")
         }
-        if len(fields) != sum(map(len, field_groups.values())):
-            raise self.wrong(root, f"{name} has a field twice")
         explicit = {message.name: message for group in message_groups.values() for message in group}
         cls = Class(
             name,
@@ -487,6 +494,15 @@ class _Reader:
             {key.get("name", ""): self.role(key) for key in element.iterchildren("key")},
             self.life(element),
             self.relations.get(f"{class_name}.{name}", ""),
+        )
+
+    def read_handler(self, element: etree._Element) -> HTTPHandler:
+        name, method, path = (element.get(key, "") for key in ("name", "method", "path"))
+        checked = _YES[element.get("checked", "yes")]
+        client_cert = _YES[element.get("client_cert", "no")]
+        also = {item.get("name", ""): self.role(item) for item in element.iterchildren("also")}
+        return HTTPHandler(
+            name, method, path, self.role(element), checked, client_cert, also, _doc(element), _group(element)
         )
 
     def read_message(self, class_name: str, element: etree._Element) -> Message:
@@ -631,11 +647,3 @@ def _error(element: etree._Element) -> ErrorCode:
 
 def _alert(element: etree._Element) -> Alert:
     return Alert(element.get("name", ""), int(element.get("priority", "")), _doc(element), _group(element))
-
-
-def _handler(element: etree._Element) -> HTTPHandler:
-    name, method, path, role = (element.get(key, "") for key in ("name", "method", "path", "role"))
-    checked = _YES[element.get("checked", "yes")]
-    client_cert = _YES[element.get("client_cert", "no")]
-    also = {item.get("name", ""): item.get("role", "") for item in element.iterchildren("also")}
-    return HTTPHandler(name, method, path, role, checked, client_cert, also, _doc(element), _group(element))

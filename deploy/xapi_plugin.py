@@ -1,0 +1,5 @@
+"""Tell twistd of the daemon; installed as twisted/plugins/xapi_plugin.py."""
+
+from twisted.application.service import ServiceMaker
+
+xapi = ServiceMaker("xapi", "xapi.twistd", "A XenAPI toolstack that needs no Xen host.", "xapi")
