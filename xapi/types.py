@@ -276,8 +276,8 @@ class RefType(Type):
         self.annotation = f"Ref[{target}]"
 
     def decode(self, value: Any) -> str:
-        if type(value) is str:
-            return value or NULL  # clients send '' for null
+        if isinstance(value, str):
+            return NULL if value in ("", NULL) else value  # clients send '' for null
         if value is None:
             return NULL
         raise DecodeError(f"expected a reference to a {self.target}, got {_met(value)}")

@@ -402,7 +402,7 @@ class Store(Tables):
     def _assign(self, row: Row, name: str, value: Any) -> None:
         table = row._table
         old = getattr(row, name)
-        if old == value and type(old) is type(value):
+        if old == value and (type(old) is type(value) or isinstance(old, str)):  # True == 1, but a Ref is a str
             return
         field = table.cls.fields[name]
         if field.derived:
