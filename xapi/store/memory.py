@@ -362,7 +362,9 @@ class Store(Tables):
                     refs = _refs(field, getattr(row, field.name))
                     if refs:
                         table._relate(row, field, refs, ())
-        transaction.touched = {row: set(table.cls.fields) for table in self.tables.values() for row in table}
+        # One set a class, not a row: nothing is undone here, so that the names are shared does no harm.
+        names = {table.name: set(table.cls.fields) for table in self.tables.values()}
+        transaction.touched = {row: names[table.name] for table in self.tables.values() for row in table}
         self._derive(transaction)
         for row in transaction.touched:
             table = row._table

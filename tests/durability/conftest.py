@@ -1,0 +1,71 @@
+"""Databases for the durability tests: SQLite files, and a PostgreSQL server of our own.
+
+The server is Debian's package or whatever is on PATH, on a Unix socket in a private directory, without
+TCP, with all that makes it durable at its default. It refuses to run as root, so then it runs as
+`postgres` or `nobody`. Where there is no server, its tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.durability.server import Server
+
+
+def _binaries() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[4]))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).resolve().parent if on_path else None
+
+
+def _user() -> str | None:
+    if os.getuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in ("postgres", "nobody") if name in names)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A running PostgreSQL server."""
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server: neither /usr/lib/postgresql/*/bin nor PATH has initdb")
+    user = _user()
+    # Not under pytest's own directory, which only root may enter; and short, for the socket's name.
+    directory = Path(tempfile.mkdtemp(prefix="kronos-pg-", dir="/tmp"))
+    if user is not None:
+        os.chown(directory, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    server = Server(binaries, directory, user)
+    server.create()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """A function that makes an empty database and returns its URL, for each kind."""
+    if request.param == "postgresql":
+        server: Server = request.getfixturevalue("postgresql")
+        return server.new
+    numbers = count(1)
+    return lambda: f"sqlite:///{tmp_path / f'{next(numbers)}.db'}"
+
+
+@pytest.fixture
+def url(new_url: Callable[[], str]) -> str:
+    """The URL of an empty database, for each kind."""
+    return new_url()
