@@ -1,0 +1,75 @@
+"""What CPUID tells guests: the instruction set that the emulator translates, and Xen's own leaves.
+
+Features (Intel SDM volume 2, CPUID) are those of QEMU's model qemu64 as far as guests need them; what the
+emulator does not have or has not been tested with (XSAVE, AVX, SMEP, SMAP, FSGSBASE, PCID, X2APIC, MWAIT,
+RDRAND, MTRR) is not offered. NX is: stores to pages that could be executed are thirty times slower.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+Leaf = tuple[int, int, int, int]
+
+_FEATURES_EDX = (0, 3, 4, 5, 6, 8, 9, 13, 15, 16, 19, 23, 24, 25, 26)
+"""FPU PSE TSC MSR PAE CX8 APIC PGE CMOV PAT CLFLUSH MMX FXSR SSE SSE2."""
+_FEATURES_ECX = (0, 13, 31)
+"""SSE3 CX16 HYPERVISOR."""
+_EXTENDED_EDX = (11, 20, 29)
+"""SYSCALL NX LM."""
+_SIGNATURE = 0x000306C1
+_XEN = struct.unpack("<III", b"XenVMMXenVMM")
+_VENDOR = struct.unpack("<III", b"GenuineIntel")
+_BRAND = b"Kronos virtual CPU".ljust(48, b"\0")
+
+XEN_LEAVES = 0x40000000
+
+
+def _bits(numbers: tuple[int, ...]) -> int:
+    return sum(1 << number for number in numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The leaves of one domain: `tsc_hz` is the counter's frequency, `version` Xen's."""
+
+    tsc_hz: int
+    vcpus: int
+    version: tuple[int, int] = (4, 17)
+
+    def leaf(self, number: int, leaf: int, subleaf: int) -> Leaf:
+        """Return EAX, EBX, ECX and EDX of a leaf for vCPU `number`; zeros where there is nothing."""
+        if leaf == 0:
+            return 0x16, _VENDOR[0], _VENDOR[2], _VENDOR[1]
+        if leaf == 1:
+            apic = number * 2 << 24 | self.vcpus << 16 | 8 << 8
+            return _SIGNATURE, apic, _bits(_FEATURES_ECX), _bits(_FEATURES_EDX)
+        if leaf == 0x16:  # MHz: spares the guest a calibration against a timer that it does not have
+            mhz = self.tsc_hz // 10**6
+            return mhz, mhz, 100, 0
+        if 0x40000000 <= leaf <= 0x40000005:
+            return self._xen(leaf - XEN_LEAVES, number, subleaf)
+        if leaf == 0x80000000:
+            return 0x80000008, 0, 0, 0
+        if leaf == 0x80000001:
+            return 0, 0, 1, _bits(_EXTENDED_EDX)
+        if 0x80000002 <= leaf <= 0x80000004:
+            return struct.unpack_from("<IIII", _BRAND, 16 * (leaf - 0x80000002))
+        if leaf == 0x80000008:
+            return 0x3028, 0, 0, 0
+        return 0, 0, 0, 0
+
+    def _xen(self, leaf: int, number: int, subleaf: int) -> Leaf:
+        """Answer Xen's leaves (public/arch-x86/cpuid.h)."""
+        if leaf == 0:
+            return XEN_LEAVES + 5, *_XEN
+        if leaf == 1:
+            return self.version[0] << 16 | self.version[1], 0, 0, 0
+        if leaf == 2:
+            return 1, XEN_LEAVES, 0, 0
+        if leaf == 3 and subleaf == 0:
+            return 0, 2, self.tsc_hz // 1000, 1
+        if leaf == 4:  # XEN_HVM_CPUID_VCPU_ID_PRESENT
+            return 1 << 3, number, 0, 0
+        return 0, 0, 0, 0

@@ -1,0 +1,370 @@
+"""One domain: memory, vCPUs, event channels, grants, timers, and its life from building to its end.
+
+A domain runs on one thread at a time, its vCPUs in turn: they share memory whose translated code each
+engine caches for itself, and Unicorn has no atomic instructions between engines. `run` is what a pCPU
+thread calls; everything that a guest does arrives here under the host's lock.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Protocol
+
+from hypervisor.cpu.cpuid import Policy
+from hypervisor.cpu.tsc import Clock
+from hypervisor.cpu.vcpu import VCPU, Outcome
+from hypervisor.errors import EINVAL, XenError
+from hypervisor.event_channel import VIRQ_TIMER, EventChannels, Peers
+from hypervisor.grant_table import GrantTable
+from hypervisor.memory import PAGE, BadAddress, Memory
+
+LOG_SIZE = 64 * 1024
+"""Bytes kept of what a domain writes to the hypervisor's console."""
+_RUNNING, _RUNNABLE, _BLOCKED, _OFFLINE = range(4)
+"""RUNSTATE_* of public/vcpu.h."""
+
+
+class Reason(IntEnum):
+    """Why a domain has shut down (SHUTDOWN_* of public/sched.h)."""
+
+    POWEROFF = 0
+    REBOOT = 1
+    SUSPEND = 2
+    CRASH = 3
+    WATCHDOG = 4
+    SOFT_RESET = 5
+
+
+class State(Enum):
+    """Where a domain is in its life."""
+
+    PAUSED = "paused"
+    RUNNING = "running"
+    SHUTDOWN = "shutdown"
+    DYING = "dying"
+
+
+class Machine(Peers, Protocol):
+    """What a domain asks of its host."""
+
+    lock: threading.RLock
+    """Held by whoever changes a domain, never while guest code runs."""
+
+    def domain_of(self, domid: int) -> Domain | None:
+        """Return another domain."""
+
+    def may_grow(self, domain: Domain, frames: int) -> bool:
+        """Tell whether the domain may hold this many frames more."""
+
+    def time_of_day(self) -> int:
+        """Return nanoseconds since 1970."""
+
+    def changed(self, domain: Domain) -> None:
+        """Hear that the domain's state has changed: it shut down."""
+
+
+@dataclass(slots=True)
+class DomainVCPU:
+    """A vCPU and what the domain knows of it. Times are system time in ns."""
+
+    cpu: VCPU
+    up: bool = False
+    blocked: bool = False
+    timer: int | None = None
+    upcall_vector: int = 0
+    runstate_address: int = 0
+    state: int = _OFFLINE
+    since: int = 0
+    times: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+
+
+class Domain:
+    """A guest of `memory` and `vcpus` virtual CPUs, paused and empty until a builder has filled it."""
+
+    def __init__(
+        self,
+        domid: int,
+        uuid_text: str,
+        memory: Memory,
+        machine: Machine,
+        vcpus: int = 1,
+        clock: Clock | None = None,
+        code_cache: int = 1 << 20,
+    ) -> None:
+        self.domid = domid
+        self.uuid = uuid_text
+        self.uuid_bytes = uuid.UUID(uuid_text).bytes
+        self.memory = memory
+        self.machine = machine
+        self.clock = clock or Clock()
+        self.state = State.PAUSED
+        self.pauses = 1
+        """How many hold the domain back; the builder is the first."""
+        self.reason: Reason | None = None
+        self.crash = ""
+        self.params: dict[int, int] = {}
+        self.callback_vector = 0
+        self.memory_map: list[tuple[int, int, int]] = [(0, memory.size, 1)]
+        self.hypercalls: dict[int, int] = {}
+        self.console_log = bytearray()
+        self.events = EventChannels(domid, memory, machine, vcpus)
+        self.grants = GrantTable(memory)
+        self.policy = Policy(self.clock.hz, vcpus)
+        self.vcpus = [DomainVCPU(VCPU(number, memory, self, code_cache)) for number in range(vcpus)]
+        self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
+        self._current: DomainVCPU | None = None
+        self._ballooned: set[int] = set()
+        self._watchdogs: dict[int, int] = {}
+        self._last = 0
+        self._thread = 0
+
+    # What the CPU layer asks
+
+    def hypercall(self, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
+        """Do a hypercall of one of our vCPUs."""
+        assert self.hypercall_table is not None
+        with self.machine.lock:
+            return self.hypercall_table(self, cpu, number, arguments)
+
+    def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """Answer CPUID."""
+        return self.policy.leaf(cpu.number, leaf, subleaf)
+
+    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
+        """Read a port: nothing is there, so all lines are high."""
+        return (1 << 8 * size) - 1
+
+    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
+        """Write a port; 0xE9 is the hypervisor's console, as Xen and Bochs have it."""
+        if port == 0xE9:
+            with self.machine.lock:
+                self.log(bytes([value & 0xFF]))
+
+    def log(self, text: bytes) -> None:
+        """Keep what the guest tells the hypervisor's console, the newest of it."""
+        self.console_log += text
+        if len(self.console_log) > LOG_SIZE:
+            del self.console_log[:-LOG_SIZE]
+
+    # Running
+
+    def runnable(self) -> bool:
+        """Tell whether a vCPU has something to do now."""
+        if self.state is not State.RUNNING:
+            return False
+        return bool(self.events.queued) or any(v.up and not v.blocked for v in self.vcpus) or self._timer_due()
+
+    def _timer_due(self) -> bool:
+        deadline = self.deadline()
+        return deadline is not None and deadline <= self.clock.now()
+
+    def deadline(self) -> int | None:
+        """Return the system time when a timer of the domain is next due."""
+        times = [v.timer for v in self.vcpus if v.timer is not None] + list(self._watchdogs.values())
+        return min(times, default=None)
+
+    def run(self) -> bool:
+        """Run one vCPU until it halts or somebody stops it; tell whether the domain has more to do."""
+        with self.machine.lock:
+            vcpu = self._enter()
+        if vcpu is None:
+            return False
+        outcome = vcpu.cpu.run()
+        with self.machine.lock:
+            self._leave(vcpu, outcome)
+            return self.runnable()
+
+    def _enter(self) -> DomainVCPU | None:
+        if self.state is not State.RUNNING:
+            return None
+        self.events.drain()
+        self._fire_timers()
+        count = len(self.vcpus)
+        for step in range(1, count + 1):
+            number = (self._last + step) % count
+            vcpu = self.vcpus[number]
+            pending = self.events.upcall_pending(number)
+            if not vcpu.up or (vcpu.blocked and not pending):
+                continue
+            self._last = number
+            vcpu.blocked = False
+            self._set_runstate(number, _RUNNING)
+            if pending:
+                self._interrupt(vcpu)
+            self._current = vcpu
+            self._thread = threading.get_ident()
+            return vcpu
+        return None
+
+    def _leave(self, vcpu: DomainVCPU, outcome: Outcome) -> None:
+        self._current = None
+        if outcome is Outcome.HALTED:
+            vcpu.blocked = True
+        elif outcome is Outcome.CRASHED:
+            self.crash = vcpu.cpu.crash
+            self.shut_down(Reason.CRASH)
+        elif outcome is Outcome.OFF:
+            vcpu.up = False
+            if not any(other.up for other in self.vcpus):
+                self.shut_down(Reason.POWEROFF)
+        self._set_runstate(vcpu.cpu.number, _BLOCKED if vcpu.blocked else _RUNNABLE if vcpu.up else _OFFLINE)
+
+    def _interrupt(self, vcpu: DomainVCPU) -> None:
+        vector = vcpu.upcall_vector or self.callback_vector
+        if vector:
+            vcpu.cpu.overlay.interrupt(vector)
+
+    def upcall(self, number: int) -> None:
+        """Let a vCPU take its pending events: now if it is the one that runs, else when it next does."""
+        vcpu = self.vcpus[number]
+        vcpu.blocked = False
+        if vcpu is self._current:
+            self._interrupt(vcpu)
+
+    def block(self, number: int) -> None:
+        """Let a vCPU wait for an event; from its own hypercall."""
+        vcpu = self.vcpus[number]
+        vcpu.blocked = True
+        vcpu.cpu.halt_here()
+
+    def on_this_thread(self) -> bool:
+        """True inside a hook of a vCPU of ours: then events can be raised at once."""
+        return self._current is not None and self._thread == threading.get_ident()
+
+    def kick(self) -> None:
+        """Make the vCPU that runs come back soon, from any thread; see `VCPU.stop`."""
+        vcpu = self._current
+        if vcpu is not None:
+            vcpu.cpu.stop()
+
+    # Timers and the structures that tell the time
+
+    def set_timer(self, number: int, when: int | None) -> None:
+        """Arm or disarm a vCPU's single-shot timer."""
+        self.vcpus[number].timer = when
+        self.machine.attend(self.domid)
+
+    def set_watchdog(self, number: int, seconds: int) -> int:
+        """Arm, re-arm or disarm one of two watchdogs (sched_watchdog); return its number."""
+        if number == 0:
+            free = [slot for slot in (1, 2) if slot not in self._watchdogs]
+            if not free or not seconds:
+                raise XenError(EINVAL)
+            number = free[0]
+        elif number not in (1, 2):
+            raise XenError(EINVAL)
+        if seconds:
+            self._watchdogs[number] = self.clock.now() + seconds * 10**9
+            self.machine.attend(self.domid)
+        else:
+            self._watchdogs.pop(number, None)
+        return number
+
+    def _fire_timers(self) -> None:
+        now = self.clock.now()
+        for number, vcpu in enumerate(self.vcpus):
+            if vcpu.timer is not None and vcpu.timer <= now:
+                vcpu.timer = None
+                self.events.raise_virq(VIRQ_TIMER, number)
+        if any(when <= now for when in self._watchdogs.values()):
+            self._watchdogs.clear()
+            self.shut_down(Reason.WATCHDOG)
+
+    def place_shared_info(self, frame: int) -> None:
+        """Let a frame be the shared page and tell the time in it."""
+        self.events.place_shared_info(frame)
+        for number in range(len(self.vcpus)):
+            self.write_time(number)
+        self.write_wallclock()
+
+    def write_time(self, number: int) -> None:
+        """Fill a vCPU's vcpu_time_info (public/xen.h), from which it computes system time."""
+        info = self.events.info_of(number)
+        if info < 0:
+            return
+        at, clock = info + 32, self.clock
+        version = struct.unpack_from("<I", self.memory.bytes, at)[0]
+        struct.pack_into(
+            "<IIQQIbBH", self.memory.bytes, at, (version | 1) + 1 & 0xFFFFFFFF, 0, clock.start, 0, clock.multiplier,
+            clock.shift, 1, 0,
+        )  # fmt: skip
+
+    def write_wallclock(self) -> None:
+        """Fill the shared page's wall clock: the time of day when system time was 0."""
+        seconds, nanoseconds = divmod(self.machine.time_of_day() - self.clock.now(), 10**9)
+        at = self.events.shared_info + 0xC00
+        version = struct.unpack_from("<I", self.memory.bytes, at)[0]
+        words = ((version | 1) + 1 & 0xFFFFFFFF, seconds & 0xFFFFFFFF, nanoseconds, seconds >> 32)
+        struct.pack_into("<IIII", self.memory.bytes, at, *words)
+
+    def _set_runstate(self, number: int, state: int) -> None:
+        vcpu, now = self.vcpus[number], self.clock.now()
+        vcpu.times[vcpu.state] += now - vcpu.since
+        vcpu.state, vcpu.since = state, now
+        if vcpu.runstate_address:
+            self.write_runstate(number)
+
+    def runstate(self, number: int) -> bytes:
+        """Return vcpu_runstate_info (public/vcpu.h)."""
+        vcpu = self.vcpus[number]
+        return struct.pack("<IxxxxQ4Q", vcpu.state, vcpu.since, *vcpu.times)
+
+    def write_runstate(self, number: int) -> None:
+        """Fill the structure that a vCPU has registered; an address that is gone is forgotten."""
+        vcpu = self.vcpus[number]
+        try:
+            vcpu.cpu.write(vcpu.runstate_address, self.runstate(number))
+        except BadAddress:
+            vcpu.runstate_address = 0
+
+    # Memory that comes and goes
+
+    def release(self, frame: int, count: int) -> bool:
+        """Give frames to the host (balloon up). Raises BadAddress."""
+        self.memory.check(frame * PAGE, count * PAGE)
+        frames = [number for number in range(frame, frame + count) if number not in self._ballooned]
+        self.memory.free(frame, count)
+        self._ballooned.update(frames)
+        self.memory.present -= len(frames)
+        return True
+
+    def populate(self, frame: int, count: int) -> bool:
+        """Take frames from the host (balloon down), as far as the target allows. Raises BadAddress."""
+        self.memory.check(frame * PAGE, count * PAGE)
+        frames = [number for number in range(frame, frame + count) if number in self._ballooned]
+        if not self.machine.may_grow(self, len(frames)):
+            return False
+        self._ballooned.difference_update(frames)
+        self.memory.present += len(frames)
+        return True
+
+    def map_extra(self, frame: int) -> None:
+        """Let the vCPUs see a frame beyond the memory."""
+        if frame in self.memory.extra:
+            for vcpu in self.vcpus:
+                vcpu.cpu.map_extra(frame)
+
+    # Life
+
+    def shut_down(self, reason: Reason) -> None:
+        """Stop for good; what happens next is the toolstack's choice."""
+        if self.state in (State.SHUTDOWN, State.DYING):
+            return
+        self.state, self.reason = State.SHUTDOWN, reason
+        if self._current is not None:
+            self._current.cpu.halt_here()
+        self.machine.changed(self)
+
+    def close(self) -> None:
+        """Free the memory and the engines of a domain that no thread runs."""
+        self.vcpus.clear()
+        self.memory.close()
+
+    def peer(self, domid: int) -> Domain | None:
+        """Return another domain of the host."""
+        return self.machine.domain_of(domid)

@@ -1,0 +1,167 @@
+"""The machine: its memory, its pCPUs, its domains and xenstore."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+from hypervisor.cpu.tsc import Clock
+from hypervisor.domain import Domain, Machine, State
+from hypervisor.event_channel import EventChannels
+from hypervisor.hypercalls.table import dispatch
+from hypervisor.memory import PAGE, Memory
+from hypervisor.sched import Scheduler
+from hypervisor.xenstore.store import Store
+
+FIRST_RESERVED = 0x7FF0
+"""DOMID_FIRST_RESERVED of public/xen.h: domids are below."""
+
+
+class NoMemory(Exception):
+    """The host has not enough memory left for what was asked; the text says how much there is."""
+
+
+class Host(Machine):
+    """A host of `memory` bytes and `pcpus` physical CPUs; guests run once `start` was called.
+
+    Without `start` nothing runs by itself: `step` runs guests on the caller's thread, for tests that want
+    the same every time. `time_of_day_ns` is the wall clock.
+    """
+
+    def __init__(self, memory: int, pcpus: int | None = None, time_of_day_ns: Callable[[], int] = time.time_ns) -> None:
+        self.memory = memory
+        self.lock = threading.RLock()
+        self.domains: dict[int, Domain] = {}
+        self.xenstore = Store()
+        """Under `lock`, like the domains."""
+        self.scheduler = Scheduler(pcpus or os.cpu_count() or 1)
+        self._time_of_day_ns = time_of_day_ns
+        self._next_domid = 1
+        self._limits: dict[int, int] = {}
+        self._listeners: list[Callable[[Domain], None]] = []
+
+    def start(self) -> None:
+        """Let guests run, on threads of our own."""
+        self.scheduler.start()
+
+    def stop(self) -> None:
+        """Stop all guests where they are and end the threads."""
+        self.scheduler.stop()
+
+    # Domains
+
+    def free_memory(self) -> int:
+        """Return bytes that no domain holds or may grow to."""
+        with self.lock:
+            return self.memory - sum(limit * PAGE for limit in self._limits.values())
+
+    def create(
+        self, memory: int, *, vcpus: int = 1, uuid_text: str = "", maximum: int = 0, code_cache: int = 1 << 20
+    ) -> Domain:
+        """Return a new domain, paused. `memory` and `maximum` are in bytes. Raises NoMemory."""
+        maximum = max(memory, maximum)
+        with self.lock:
+            if maximum > self.free_memory():
+                raise NoMemory(f"{maximum} bytes asked for, {self.free_memory()} are free")
+            domid = self._free_domid()
+            domain = Domain(domid, uuid_text or str(uuid.uuid4()), Memory(maximum), self, vcpus, Clock(), code_cache)
+            domain.hypercall_table = dispatch
+            domain.memory.present = memory // PAGE
+            self.domains[domid] = domain
+            self._limits[domid] = maximum // PAGE
+        return domain
+
+    def _free_domid(self) -> int:
+        """Return a domid that no domain has; the numbers go round, so one is not used again soon."""
+        for _ in range(FIRST_RESERVED):
+            domid, self._next_domid = self._next_domid, self._next_domid % (FIRST_RESERVED - 1) + 1
+            if domid not in self.domains:
+                return domid
+        raise NoMemory("all domids are in use")
+
+    def unpause(self, domain: Domain) -> None:
+        """Take one pause back; with the last, the domain runs."""
+        with self.lock:
+            domain.pauses = max(0, domain.pauses - 1)
+            if domain.pauses or domain.state is not State.PAUSED:
+                return
+            domain.state = State.RUNNING
+            if domain.domid not in self.scheduler.entities:
+                self.scheduler.add(domain)
+        self.scheduler.look(domain.domid)
+
+    def pause(self, domain: Domain) -> None:
+        """Hold a domain back; returns when none of its vCPUs runs."""
+        with self.lock:
+            domain.pauses += 1
+            if domain.state is State.RUNNING:
+                domain.state = State.PAUSED
+        entity = self.scheduler.entities.get(domain.domid)
+        if entity is not None:
+            self.scheduler.wait_until_off(entity)
+
+    def destroy(self, domain: Domain) -> None:
+        """End a domain, whatever it does, and free its memory."""
+        with self.lock:
+            domain.state = State.DYING
+        self.scheduler.remove(domain)
+        with self.lock:
+            for port in list(domain.events.channels):
+                domain.events.close(port)
+            del self.domains[domain.domid]
+            del self._limits[domain.domid]
+            domain.close()
+
+    def listen(self, heard: Callable[[Domain], None]) -> None:
+        """Call `heard`, on some thread, when a domain shuts down."""
+        self._listeners.append(heard)
+
+    # For tests: guests on the caller's thread
+
+    def step(self, domain: Domain, most: int = 1000) -> bool:
+        """Run a domain until it waits, at most `most` times over; tell whether it has more to do."""
+        more = True
+        while more and most:
+            more = domain.run()
+            most -= 1
+        return more
+
+    # What domains ask
+
+    def event_channels_of(self, domid: int) -> EventChannels | None:
+        """Return a domain's event channels."""
+        domain = self.domains.get(domid)
+        return None if domain is None else domain.events
+
+    def domain_of(self, domid: int) -> Domain | None:
+        """Return a domain."""
+        return self.domains.get(domid)
+
+    def attend(self, domid: int) -> None:
+        """Have a domain looked at: it has events, or another timer."""
+        domain = self.domains.get(domid)
+        if domain is not None and domain.on_this_thread():
+            domain.events.drain()
+        self.scheduler.look(domid)
+
+    def upcall(self, domid: int, vcpu: int) -> None:
+        """Tell a vCPU that events are pending for it."""
+        domain = self.domains.get(domid)
+        if domain is not None:
+            domain.upcall(vcpu)
+
+    def changed(self, domain: Domain) -> None:
+        """Tell listeners that a domain shut down."""
+        for heard in self._listeners:
+            heard(domain)
+
+    def may_grow(self, domain: Domain, frames: int) -> bool:
+        """Let a domain grow as far as its maximum, which was set aside for it."""
+        return domain.memory.present + frames <= self._limits.get(domain.domid, 0)
+
+    def time_of_day(self) -> int:
+        """Return nanoseconds since 1970."""
+        return self._time_of_day_ns()

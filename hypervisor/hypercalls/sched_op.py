@@ -1,0 +1,36 @@
+"""sched_op: giving up the CPU, and ending (public/sched.h)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from hypervisor.cpu.vcpu import VCPU
+from hypervisor.domain import Domain, Reason
+from hypervisor.errors import EINVAL, ENOSYS, XenError
+
+
+def sched_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+    """Do one of SCHEDOP_*."""
+    command, address = arguments[0] & 0xFFFFFFFF, arguments[1]
+    if command == 0:  # yield
+        cpu.halt_here()
+    elif command == 1:  # block, with events unmasked
+        info = domain.events.info_of(cpu.number)
+        if info >= 0:
+            domain.memory.bytes[info + 1] = 0
+        if not domain.events.upcall_pending(cpu.number):
+            domain.block(cpu.number)
+    elif command in (2, 5):  # shutdown, shutdown_code
+        reason = struct.unpack("<I", cpu.read(address, 4))[0]
+        if reason > 5:
+            raise XenError(EINVAL)
+        if command == 2:
+            domain.shut_down(Reason(reason))
+    elif command == 3:  # poll: wait for a port or a time; a spurious end is allowed, so it is a yield
+        cpu.halt_here()
+    elif command == 6:
+        return domain.set_watchdog(*struct.unpack("<II", cpu.read(address, 8)))
+    else:
+        raise XenError(ENOSYS)
+    return 0

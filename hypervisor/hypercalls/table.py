@@ -1,0 +1,71 @@
+"""The hypercall page's table: number to function (public/xen.h, __HYPERVISOR_*)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from hypervisor.cpu.vcpu import VCPU
+from hypervisor.domain import Domain
+from hypervisor.errors import EFAULT, ENOSYS, XenError
+from hypervisor.hypercalls import console_io, event_channel_op, grant_table_op, hvm_op, memory_op, sched_op, vcpu_op
+from hypervisor.hypercalls import version as xen_version
+from hypervisor.memory import BadAddress
+
+Hypercall = Callable[[Domain, VCPU, Sequence[int]], int]
+
+_ACCEPTED = 0
+
+
+def _vm_assist(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+    """vm_assist: the assists are for PV page tables, which a translated guest does not have."""
+    raise XenError(ENOSYS)
+
+
+def _set_timer_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+    """Arm the calling vCPU's single-shot timer at a system time, or disarm it with 0."""
+    domain.set_timer(cpu.number, arguments[0] or None)
+    return 0
+
+
+def _multicall(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+    """Do a list of hypercalls; each result is written into its entry (public/xen.h, multicall_entry)."""
+    import struct
+
+    address, count = arguments[0], arguments[1]
+    if count > 64:
+        raise XenError(7)  # E2BIG: unbounded work in one call
+    for number in range(count):
+        entry = address + 64 * number
+        operation, _, *parameters = struct.unpack("<8Q", cpu.read(entry, 64))
+        result = dispatch(domain, cpu, operation & 0xFFFFFFFF, parameters[:5])
+        cpu.write(entry + 8, struct.pack("<q", result))
+    return 0
+
+
+TABLE: Mapping[int, Hypercall] = {
+    12: memory_op.memory_op,
+    13: _multicall,
+    15: _set_timer_op,
+    17: xen_version.xen_version,
+    18: console_io.console_io,
+    20: grant_table_op.grant_table_op,
+    21: _vm_assist,
+    24: vcpu_op.vcpu_op,
+    29: sched_op.sched_op,
+    32: event_channel_op.event_channel_op,
+    34: hvm_op.hvm_op,
+}
+
+
+def dispatch(domain: Domain, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
+    """Do a hypercall for a vCPU and return its result; nothing that a guest passes raises."""
+    function = TABLE.get(number)
+    domain.hypercalls[number] = domain.hypercalls.get(number, 0) + 1 if number < 64 else 0
+    if function is None:
+        return -ENOSYS
+    try:
+        return function(domain, cpu, arguments)
+    except XenError as error:
+        return -error.number
+    except BadAddress:
+        return -EFAULT
