@@ -95,6 +95,7 @@ class Domain:
         vcpus: int = 1,
         clock: Clock | None = None,
         code_cache: int = 1 << 20,
+        ranges: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.domid = domid
         self.uuid = uuid_text
@@ -109,13 +110,17 @@ class Domain:
         self.crash = ""
         self.params: dict[int, int] = {}
         self.callback_vector = 0
+        self.ranges = tuple(ranges) or ((0, memory.size),)
+        """Start and end of the parts of guest-physical space that are RAM."""
         self.memory_map: list[tuple[int, int, int]] = [(0, memory.size, 1)]
         self.hypercalls: dict[int, int] = {}
         self.console_log = bytearray()
         self.events = EventChannels(domid, memory, machine, vcpus)
         self.grants = GrantTable(memory)
         self.policy = Policy(self.clock.hz, vcpus)
-        self.vcpus = [DomainVCPU(VCPU(number, memory, self, code_cache)) for number in range(vcpus)]
+        self.vcpus = [DomainVCPU(VCPU(number, memory, self, code_cache, ranges)) for number in range(vcpus)]
+        self.at_end: list[Callable[[], None]] = []
+        """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
         self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
         self._current: DomainVCPU | None = None
         self._ballooned: set[int] = set()
@@ -326,7 +331,7 @@ class Domain:
 
     def release(self, frame: int, count: int) -> bool:
         """Give frames to the host (balloon up). Raises BadAddress."""
-        self.memory.check(frame * PAGE, count * PAGE)
+        self._check_ram(frame, count)
         frames = [number for number in range(frame, frame + count) if number not in self._ballooned]
         self.memory.free(frame, count)
         self._ballooned.update(frames)
@@ -335,13 +340,19 @@ class Domain:
 
     def populate(self, frame: int, count: int) -> bool:
         """Take frames from the host (balloon down), as far as the target allows. Raises BadAddress."""
-        self.memory.check(frame * PAGE, count * PAGE)
+        self._check_ram(frame, count)
         frames = [number for number in range(frame, frame + count) if number in self._ballooned]
         if not self.machine.may_grow(self, len(frames)):
             return False
         self._ballooned.difference_update(frames)
         self.memory.present += len(frames)
         return True
+
+    def _check_ram(self, frame: int, count: int) -> None:
+        """Raise BadAddress unless all of the frames are RAM."""
+        start, end = frame * PAGE, (frame + count) * PAGE
+        if not any(low <= start and end <= high for low, high in self.ranges):
+            raise BadAddress(f"frames {frame:#x} and {count - 1} more are no RAM")
 
     def map_extra(self, frame: int) -> None:
         """Let the vCPUs see a frame beyond the memory."""

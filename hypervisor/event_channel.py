@@ -71,7 +71,8 @@ class EventChannels:
     vcpu_info: dict[int, int] = field(default_factory=dict)
     """Guest-physical addresses of vcpu_info structures that were moved out of the shared page."""
     channels: dict[int, Channel] = field(default_factory=dict)
-    queued: deque[int] = field(default_factory=deque)
+    queued: deque[int | Callable[[], None]] = field(default_factory=deque)
+    """Ports to raise and functions to call, in order, when the domain's thread next comes by."""
     _virqs: dict[tuple[int, int], int] = field(default_factory=dict)
     _next: int = 1
 
@@ -208,6 +209,14 @@ class EventChannels:
         self.queued.append(port)
         self.peers.attend(self.domid)
 
+    def post(self, function: Callable[[], None]) -> None:
+        """Have a function called on the domain's thread, under the host's lock; from any thread.
+
+        That is where a backend may touch its rings. Dropped when the domain ends before.
+        """
+        self.queued.append(function)
+        self.peers.attend(self.domid)
+
     def raise_virq(self, virq: int, vcpu: int = 0) -> bool:
         """Raise a virtual interrupt if the guest has bound it; on the domain's thread."""
         port = self._virqs.get((virq, vcpu))
@@ -216,9 +225,13 @@ class EventChannels:
         return port is not None
 
     def drain(self) -> None:
-        """Raise all queued ports; on the domain's thread."""
+        """Raise all queued ports and call what was posted; on the domain's thread."""
         while self.queued:
-            self.raise_port(self.queued.popleft())
+            item = self.queued.popleft()
+            if isinstance(item, int):
+                self.raise_port(item)
+            else:
+                item()
 
     def raise_port(self, port: int) -> None:
         """Make a port pending and, unless it is masked, tell its vCPU; on the domain's thread."""

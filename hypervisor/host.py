@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hypervisor.cpu.tsc import Clock
 from hypervisor.domain import Domain, Machine, State
@@ -59,19 +59,26 @@ class Host(Machine):
             return self.memory - sum(limit * PAGE for limit in self._limits.values())
 
     def create(
-        self, memory: int, *, vcpus: int = 1, uuid_text: str = "", maximum: int = 0, code_cache: int = 1 << 20
+        self,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        vcpus: int = 1,
+        uuid_text: str = "",
+        code_cache: int = 1 << 20,
     ) -> Domain:
-        """Return a new domain, paused. `memory` and `maximum` are in bytes. Raises NoMemory."""
-        maximum = max(memory, maximum)
+        """Return a new domain, paused, with RAM at these ranges of guest-physical bytes. Raises NoMemory."""
+        memory = sum(end - start for start, end in ranges)
         with self.lock:
-            if maximum > self.free_memory():
-                raise NoMemory(f"{maximum} bytes asked for, {self.free_memory()} are free")
+            if memory > self.free_memory():
+                raise NoMemory(f"{memory} bytes asked for, {self.free_memory()} are free")
             domid = self._free_domid()
-            domain = Domain(domid, uuid_text or str(uuid.uuid4()), Memory(maximum), self, vcpus, Clock(), code_cache)
+            space = Memory(ranges[-1][1])
+            space.present = memory // PAGE
+            uuid_text = uuid_text or str(uuid.uuid4())
+            domain = Domain(domid, uuid_text, space, self, vcpus, Clock(), code_cache, ranges)
             domain.hypercall_table = dispatch
-            domain.memory.present = memory // PAGE
             self.domains[domid] = domain
-            self._limits[domid] = maximum // PAGE
+            self._limits[domid] = memory // PAGE
         return domain
 
     def _free_domid(self) -> int:
@@ -108,6 +115,8 @@ class Host(Machine):
         with self.lock:
             domain.state = State.DYING
         self.scheduler.remove(domain)
+        for end in list(domain.at_end):
+            end()
         with self.lock:
             for port in list(domain.events.channels):
                 domain.events.close(port)

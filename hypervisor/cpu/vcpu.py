@@ -68,11 +68,19 @@ class _Undeliverable(Exception):
 class VCPU:
     """A 64-bit x86 CPU of a domain, off until its first state is set.
 
+    `ranges` are start and end of the parts of the memory that the CPU finds, all of it if none are given.
     `code_cache` is the size in bytes of the buffer for translated code: 1 MiB suits a small guest and
     makes an engine cost 0.9 MiB; a Linux kernel wants 32 MiB or more, which fill as they are used.
     """
 
-    def __init__(self, number: int, memory: Memory, platform: Platform, code_cache: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        number: int,
+        memory: Memory,
+        platform: Platform,
+        code_cache: int = 1 << 20,
+        ranges: Sequence[tuple[int, int]] = (),
+    ) -> None:
         self.number = number
         self.memory = memory
         self.platform = platform
@@ -80,7 +88,8 @@ class VCPU:
         """Why the CPU crashed, for people."""
         self.engine = engine = Uc(UC_ARCH_X86, UC_MODE_64)
         engine.ctl_set_tcg_buffer_size(code_cache)
-        engine.mem_map_ptr(0, memory.size, UC_PROT_ALL, memory.address)
+        for start, end in ranges or ((0, memory.size),):
+            engine.mem_map_ptr(start, end - start, UC_PROT_ALL, memory.address + start)
         self.overlay = Overlay(engine)
         self.general = self.overlay.general
         self.running = False
