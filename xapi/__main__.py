@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from twisted.internet.error import CannotListenError
 from twisted.logger import FilteringLogObserver, LogLevel, LogLevelFilterPredicate, globalLogBeginner
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = configuration.from_command_line(arguments)
         begin_logging(config.log_level)
-        service = make_service(config, reactor)
+        service = make_service(config, reactor, partial(print, flush=True))
     except REFUSALS as error:
         print(f"xapi: {error}", file=sys.stderr)
         return 1

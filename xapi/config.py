@@ -22,7 +22,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from platformdirs import user_state_path
 
@@ -63,9 +63,15 @@ class Config:
         return self.state / "xapi"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError: a wrong option is told like any other wrong setting."""
+        raise ConfigError(message)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    options = argparse.ArgumentParser(
+    options = _Parser(
         prog="xapi",
         description="A XenAPI toolstack that needs no Xen host: serves the API over HTTP, HTTPS and a Unix socket.",
     )
@@ -90,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def from_command_line(arguments: Sequence[str] | None = None) -> Config:
-    """Return the settings for a command line. Raises ConfigError; argparse ends the program on usage errors."""
+    """Return the settings for a command line. Raises ConfigError; --help ends the program."""
     given = vars(parser().parse_args(arguments))
     path = given.pop("config")
     settings = {} if path is None else read_file(path)
@@ -103,7 +109,7 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             settings = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no TOML, or no UTF-8
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     known = {field.name: field for field in dataclasses.fields(Config)}
     for name, value in settings.items():
@@ -112,6 +118,8 @@ def read_file(path: Path) -> dict[str, Any]:
         wanted = _KINDS.get(name, str)
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise ConfigError(f"{path}: {name} must be a {wanted.__name__}")
+        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{path}: {name} must be a list of strings")
     return settings
 
 

@@ -13,6 +13,7 @@ from xapi import registry
 from xapi.dispatch import Dispatcher, Method
 from xapi.events import Events
 from xapi.fragments import BUDGET, Fragments, RecordOf, Records, Refs
+from xapi.operations import refusal
 from xapi.sessions import Sessions
 from xapi.tasks import Tasks
 
@@ -50,6 +51,7 @@ class Daemon:
         self.sessions = Sessions(db, model, clock, passwords, in_thread, pool_secret)
         self.tasks = Tasks(db, clock)
         self.events = Events(db, self.sessions, clock)
+        refusal.register(db)
         self.dispatcher = Dispatcher(self, registry.functions(model))
         self.method_names = ["system.listMethods"] + [
             message.full_name for message in model.messages if message.life.state != "Removed"

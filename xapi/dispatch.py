@@ -167,9 +167,11 @@ class Dispatcher:
         return errors.MESSAGE_METHOD_UNKNOWN(name)
 
     def _session(self, ref: Any) -> Any:
-        session = self._sessions.get(ref) if type(ref) is str else None
+        if type(ref) is not str:
+            raise errors.INTERNAL_ERROR("the session must be a string")
+        session = self._sessions.get(ref)
         if session is None:
-            raise errors.SESSION_INVALID(str(ref))
+            raise errors.SESSION_INVALID(ref)
         return session
 
     def _authorise(self, method: Method, ref: str, arguments: list[Any]) -> Row:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +34,8 @@ FOREVER = 24 * 3600.0
 """Seconds that a timeout below 0, or none, means."""
 HEARTBEAT = 30.0
 """Seconds after which `event.next` tells of the pool object when nothing else happens."""
+TURN = 0.003
+"""Seconds of waking listeners in one turn of the reactor."""
 
 _TOKEN = re.compile(r"(\d{1,20}),(\d{1,20})", re.ASCII)
 
@@ -201,6 +204,8 @@ class Events:
         self._counted = {table.name.lower(): table for table in db.tables.values() if table.name != "message"}
         self._shared: tuple[Subscription, Token, int, Batch] | None = None
         self._registered: dict[str, Registration] = {}
+        self._turn_over: float | None = None
+        self._later: deque[Deferred[None]] = deque()
 
     # event.from
 
@@ -249,7 +254,8 @@ class Events:
         for name, ref in subscription.objects:
             table_ = self._tables.get(name)
             if table_ is not None and not (subscription.everything or name in subscription.classes):
-                events += _object_events(table_, ref, token.objects)
+                since = token.messages if name == "message" else token.objects
+                events += _object_events(table_, ref, since)
         order = {"add": 0, "mod": 1, "del": 2}
         events.sort(key=lambda event: (order[event.operation], event.generation))
         return events
@@ -264,18 +270,22 @@ class Events:
 
     async def _durable(self, generation: int) -> bool:
         """Wait until a generation is durable; False when it was undone instead."""
+        if generation <= self.db.flushed:
+            return True
         done: Deferred[bool] = Deferred()
         self.db.when_flushed(generation, lambda fault: None if done.called else done.callback(fault is None))
-        return await done
+        durable = await done
+        await self._turn()
+        return durable
 
     async def _change(self, session: Any, generation: int, seconds: float) -> None:
-        """Wait for a change after a generation, the end of the session, or the time to be up."""
-        if self.db.generation > generation:
+        """Wait for a durable change after a generation, the end of the session, or the time to be up."""
+        if self.db.flushed > generation:
             return
         waiting: Deferred[None] = Deferred()
 
         def heard() -> None:
-            if not waiting.called and self.db.generation > generation:
+            if not waiting.called and self.db.flushed > generation:
                 waiting.callback(None)
 
         def ended() -> None:
@@ -296,6 +306,27 @@ class Events:
             forget()
             if timer.active():
                 timer.cancel()
+        await self._turn()
+
+    async def _turn(self) -> None:
+        """Wait for a later turn if this one has woken listeners for long enough: there may be thousands."""
+        now = self.clock.seconds()
+        if self._turn_over is None:
+            self._turn_over = now + TURN
+            self.clock.callLater(0, self._next_turn)
+        if self._later or now >= self._turn_over:
+            waiting: Deferred[None] = Deferred()
+            self._later.append(waiting)
+            await waiting
+
+    def _next_turn(self) -> None:
+        self._turn_over = self.clock.seconds() + TURN
+        while self._later and self.clock.seconds() < self._turn_over:
+            self._later.popleft().callback(None)
+        if self._later:
+            self.clock.callLater(0, self._next_turn)
+        else:
+            self._turn_over = None
 
     def inject(self, class_name: str, ref: str) -> str:
         """Touch an object and return a token from just before: event.from with it tells of the object.
@@ -351,7 +382,8 @@ class Events:
             events = self.since(registration.subscription, Token(registration.since, registration.since))
             remaining = deadline - self.clock.seconds()
             if not events and remaining <= 0:
-                deadline = self.clock.seconds() + HEARTBEAT
+                remaining = HEARTBEAT
+                deadline = self.clock.seconds() + remaining
                 events = self._heartbeat(registration.subscription)
             if events:
                 if await self._durable(generation):

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -43,12 +44,28 @@ def write_secret(path: Path, text: str) -> None:
     draft.replace(path)
 
 
+def _read(path: Path) -> dict[str, str]:
+    """Return the hashes of a file. Raises ValueError for one that is damaged."""
+    hashes = json.loads(path.read_text("utf-8"))
+    if not isinstance(hashes, dict) or not all(
+        isinstance(text, str) and _HASH.fullmatch(text) for text in hashes.values()
+    ):
+        raise ValueError("it does not hold password hashes")
+    return hashes
+
+
+_HASH = re.compile(r"scrypt\$\d{1,8}\$\d{1,4}\$\d{1,4}\$([0-9a-f]{2})+\$([0-9a-f]{2})+", re.ASCII)
+
+
 class Passwords:
-    """The accounts of one state directory. Verifying takes 50 ms: do it in a thread."""
+    """The accounts of one state directory. Verifying takes 50 ms: do it in a thread.
+
+    Raises OSError, ValueError for a file that cannot be used.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._hashes: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self._hashes = _read(path) if path.exists() else {}
 
     def __contains__(self, user: str) -> bool:
         return user in self._hashes

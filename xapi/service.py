@@ -216,7 +216,10 @@ def _given_password(config: Config) -> str | None:
     """Return root's password for the first start, if the environment or a file has one."""
     if config.root_password_file is not None:
         try:
-            return config.root_password_file.read_text("utf-8").rstrip("\r\n")
+            password = config.root_password_file.read_text("utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{config.root_password_file}: {getattr(error, 'strerror', None) or error}") from error
+        if not password:
+            raise ConfigError(f"{config.root_password_file}: is empty; root must have a password")
+        return password
     return os.environ.get("XAPI_ROOT_PASSWORD") or None

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -41,6 +42,7 @@ class State:
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()
         except BlockingIOError:
+            self._lock.close()
             owner = (directory / "lock").read_text("utf-8").strip()
             raise StateError(f"{directory}: another daemon (process {owner or 'unknown'}) uses it") from None
         except OSError as error:
@@ -84,8 +86,15 @@ class State:
         try:
             if not path.exists():
                 write_secret(path, self_signed(socket.gethostname(), now))
+            pem = path.read_bytes()
+            serialization.load_pem_private_key(pem, None)
+            x509.load_pem_x509_certificate(pem)
         except OSError as error:
             raise StateError(f"{path}: {error.strerror}") from error
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise StateError(
+                f"{path}: is damaged; it must hold a key without a password and its certificate"
+            ) from error
         return path
 
     def fresh_socket(self) -> Path:

@@ -44,8 +44,7 @@ class DecodeError(ValueError):
 
 # Control characters have no place in XML 1.0, and PostgreSQL cannot keep NUL.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_SPECIAL = re.compile('[&<>"\r\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]')
-_ENTITY = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\r": "&#13;"}
+_CONTROL = re.compile("[\r\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def escape(text: str) -> str:
@@ -53,21 +52,25 @@ def escape(text: str) -> str:
 
     CR is written as a character reference: bare, an XML reader would turn it into LF.
     """
-    if _SPECIAL.search(text) is None:
+    # Most texts have none of these, and these tests find that out faster than one regular expression.
+    if "&" in text or "<" in text or ">" in text or '"' in text:
+        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    if text.isprintable():
         return text
-    return _SPECIAL.sub(lambda match: _ENTITY.get(match.group(), ""), text)
+    return _CONTROL.sub(lambda match: "&#13;" if match.group() == "\r" else "", text)
 
 
 class _Escaped(dict[str, str]):
-    """Escaped short strings, remembered: records repeat a few thousand of them for ever.
+    """Escaped strings, remembered: records repeat a few thousand of them for ever.
 
-    uuids and references are longer: there are too many to keep, and looking them over is as cheap.
+    uuids and references are too many to keep, and looking them over is as cheap: of texts above 32 characters
+    only those are kept that escaping changes, such as a template's recommendations.
     """
 
     def __missing__(self, text: str) -> str:
         escaped = escape(text)
-        if len(text) <= 32:
-            if len(self) >= 65536:
+        if len(text) <= 32 or (escaped is not text and len(text) <= 2048):
+            if len(self) >= 16384:
                 self.clear()
             self[text] = escaped
         return escaped
@@ -312,8 +315,8 @@ class SetType(Type):
         item = f"x{len(self.name)}"  # nested sets have shorter names, so no variable is reused
         value = self.item.xml_source(item)
         return (
-            "('<array><data>' + ''.join(["
-            f"'<value>' + {value} + '</value>' for {item} in {variable}]) + '</data></array>'"
+            "('<array><data><value>' + '</value><value>'.join(["
+            f"{value} for {item} in {variable}]) + '</value></data></array>'"
             f" if {variable} else '<array><data></data></array>')"
         )
 
@@ -349,9 +352,9 @@ class MapType(Type):
         name = f"escaped({key})" if isinstance(self.key, StringType | EnumType | RefType) else f"str({key})"
         value = self.value.xml_source(item)
         return (
-            "('<struct>' + ''.join(["
-            f"'<member><name>' + {name} + '</name><value>' + {value} + '</value></member>'"
-            f" for {key}, {item} in {variable}.items()]) + '</struct>'"
+            "('<struct><member><name>' + '</value></member><member><name>'.join(["
+            f"{name} + '</name><value>' + {value} for {key}, {item} in {variable}.items()])"
+            " + '</value></member></struct>'"
             f" if {variable} else '<struct></struct>')"
         )
 

@@ -97,8 +97,12 @@ def set_update_sync_enabled(call: Call, self: Ref[records.pool], value: bool) ->
 @message("pool.configure_repository_proxy")
 def configure_repository_proxy(call: Call, self: Ref[records.pool], url: str, username: str, password: str) -> None:
     """Set the proxy on the way to the repositories; user and password come together or not at all."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or parts.path not in ("", "/") or parts.query:
         raise errors.INVALID_REPOSITORY_PROXY_URL(url)
     if bool(username) != bool(password) or re.search(r"[\x00-\x1f]", username + password):
         raise errors.INVALID_REPOSITORY_PROXY_CREDENTIAL()

@@ -26,8 +26,8 @@ class JSONCall(NamedTuple):
     v2: bool
 
 
-def parse_call(body: bytes) -> JSONCall:
-    """Read a request. Raises Fault: INVALID_VALUE for what is not UTF-8, INTERNAL_ERROR for the rest."""
+def read(body: bytes) -> dict[str, Any]:
+    """Return a request's object. Raises Fault: INVALID_VALUE for what is not UTF-8, else INTERNAL_ERROR."""
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -39,16 +39,28 @@ def parse_call(body: bytes) -> JSONCall:
         raise errors.INTERNAL_ERROR(f"malformed JSON-RPC call: {error}") from None
     if not isinstance(request, dict):
         raise errors.INTERNAL_ERROR("malformed JSON-RPC call: expected an object")
-    v2 = request.get("jsonrpc") == "2.0"
-    method, identifier = request.get("method"), request.get("id")
+    return request
+
+
+def addressed(request: dict[str, Any]) -> JSONCall:
+    """Return what any answer to a request depends on, version and id (null if it has none), without the call."""
+    identifier = request.get("id")
+    known = type(identifier) in (int, str)
+    return JSONCall("", [], orjson.dumps(identifier) if known else b"null", request.get("jsonrpc") == "2.0")
+
+
+def parse_call(request: dict[str, Any]) -> JSONCall:
+    """Return the call that a request's object stands for. Raises INTERNAL_ERROR."""
+    _, _, identifier, v2 = addressed(request)
+    method = request.get("method")
     params = request.get("params", [] if v2 else None)
     if v2 and params is None:
         params = []
-    if type(identifier) not in (int, str):
+    if identifier == b"null":
         raise errors.INTERNAL_ERROR("malformed JSON-RPC call: id must be an int or a string")
     if not isinstance(method, str) or not isinstance(params, list):
         raise errors.INTERNAL_ERROR("malformed JSON-RPC call: expected method and a list of params")
-    return JSONCall(method, params, orjson.dumps(identifier), v2)
+    return JSONCall(method, params, identifier, v2)
 
 
 UNREAD = JSONCall("", [], b"null", True)

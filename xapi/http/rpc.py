@@ -52,6 +52,8 @@ _JSON_PATHS = frozenset({"/jsonrpc", "/jsonrpc/", "/json", "/json/"})
 _UNREAD = Response(404, b"there is nothing here; XenAPI calls are POST requests\n", b"text/plain")
 _NOT_ALLOWED = Response(501, b"this method is not implemented for this path\n", b"text/plain")
 _INTERESTING = (b"task-id", b"subtask-of")
+_ASYNC = ("Async.", "InternalAsync.")
+"""What such a call answers is a task's reference, whatever the message's own result."""
 
 SHORT = 50
 """Up to this many records are rendered within one turn."""
@@ -91,6 +93,8 @@ class RPC:
             if name.startswith("system.isAlive:"):
                 return _xml_response(xmlrpc.success(self._is_alive(name, params)))
             method, result = self.daemon.dispatcher.call(name, params, origin_of(request))
+            if name.startswith(_ASYNC):
+                return _xml_response(xmlrpc.success(xmlrpc.encode(STRING, result)))
             if type(result) is Deferred:
                 return self._later(method, result, self._xml_answer, _xml_failure)
             answer = self._xml_answer(method, result)
@@ -137,10 +141,14 @@ class RPC:
     def _json(self, request: Request) -> Answer:
         call = jsonrpc.UNREAD
         try:
-            call = jsonrpc.parse_call(request.body)
+            message = jsonrpc.read(request.body)
+            call = jsonrpc.addressed(message)
+            call = jsonrpc.parse_call(message)
             if call.method == "system.listMethods":
                 return _json_response(jsonrpc.success(call, orjson.dumps(self.daemon.method_names)))
             method, result = self.daemon.dispatcher.call(call.method, call.params, origin_of(request))
+            if call.method.startswith(_ASYNC):
+                return _json_response(jsonrpc.success(call, jsonrpc.encode(STRING, result)))
 
             def answer(method: Method, result: Any) -> Answer:
                 return self._json_answer(call, method, result)

