@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 
 from xapi import datamodel
 from xapi.call import Origin
-from xapi.daemon import Daemon
+from xapi.daemon import Daemon, make_store
 from xapi.errors import Fault
 from xapi.inventory import declaration, fresh
 from xapi.passwords import Passwords
@@ -42,7 +42,7 @@ class InstantJournal:
 def in_memory(clock: Clock, journal: InstantJournal | None = None) -> Store:
     """Return an empty store on a clock."""
     journal = journal or InstantJournal()
-    store = Store(datamodel.load(), journal, lambda tell: clock.callLater(0, tell))
+    store = make_store(datamodel.load(), journal, lambda tell: clock.callLater(0, tell))
     journal.store = store
     return store
 

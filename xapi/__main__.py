@@ -25,6 +25,9 @@ REFUSALS = (ConfigError, StateError, DatabaseError, DeclarationError, DirectoryE
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon; return 0 after a clean end, 1 when it could not start."""
+    from xapi.reactor import install
+
+    install()
     from twisted.internet import reactor
 
     from xapi.service import make_service

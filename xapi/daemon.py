@@ -15,6 +15,7 @@ from xapi.events import Events
 from xapi.fragments import BUDGET, Fragments, RecordOf, Records, Refs
 from xapi.operations import refusal
 from xapi.sessions import Sessions
+from xapi.store.memory import Store
 from xapi.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -22,10 +23,19 @@ if TYPE_CHECKING:
 
     from xapi.datamodel import Model
     from xapi.passwords import Passwords
-    from xapi.store.memory import Store
+    from xapi.store.memory import Journal
 
 SWEEP = 60.0
 """Seconds between two looks for sessions and tasks that are over."""
+
+
+def make_store(
+    model: Model, journal: Journal, call_soon: Callable[[Callable[[], None]], object], generation: int = 1
+) -> Store:
+    """Return an empty store that keeps the derived fields of the toolstack's objects."""
+    store = Store(model, journal, call_soon, generation)
+    refusal.register(store)
+    return store
 
 
 class Daemon:
@@ -51,7 +61,6 @@ class Daemon:
         self.sessions = Sessions(db, model, clock, passwords, in_thread, pool_secret)
         self.tasks = Tasks(db, clock)
         self.events = Events(db, self.sessions, clock)
-        refusal.register(db)
         self.dispatcher = Dispatcher(self, registry.functions(model))
         self.method_names = ["system.listMethods"] + [
             message.full_name for message in model.messages if message.life.state != "Removed"
@@ -76,8 +85,14 @@ class Daemon:
         self.tasks.sweep()
 
 
+def hold_collector() -> None:
+    """Let no garbage be collected while millions of objects are made that will stay; `settle_memory` ends it."""
+    gc.disable()
+
+
 def settle_memory() -> None:
     """Take what is loaded out of the garbage collector's sight: a full collection over it takes a second."""
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

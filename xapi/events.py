@@ -229,8 +229,10 @@ class Events:
                     return batch
                 continue
             # Nothing to tell up to here: what is born and dies before then need not be looked at again.
-            token = batch.token
-            await self._change(session, token.objects, remaining)
+            # But only as far as nothing can be undone any more.
+            if batch.token.objects <= self.db.flushed:
+                token = batch.token
+            await self._change(session, max(token.objects, self.db.flushed), remaining)
 
     def batch(self, subscription: Subscription, token: Token) -> Batch:
         """Return the changes since a token as things stand now."""

@@ -26,7 +26,7 @@ from twisted.python.threadpool import ThreadPool
 
 from xapi import datamodel
 from xapi.config import Config, ConfigError
-from xapi.daemon import SWEEP, Daemon, settle_memory
+from xapi.daemon import SWEEP, Daemon, hold_collector, make_store, settle_memory
 from xapi.directory import Directory
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
@@ -167,12 +167,13 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
     state = State(config.state)
     given = _given_password(config)
     model = datamodel.load()
+    hold_collector()
     database = open_database(config.database_url, model)
     for line in database.upgraded:
         log.info("database upgraded: {line}", line=line)
     try:
         writer = Writer(database, reactor.callFromThread)
-        store = Store(model, writer, lambda tell: reactor.callLater(0, tell), database.generation)
+        store = make_store(model, writer, lambda tell: reactor.callLater(0, tell), database.generation)
         database.load(store)
         store.loaded()
         growth = _first_inventory(store, config, declared, reactor)

@@ -112,6 +112,10 @@ def format_float(value: float) -> str:
     return f"{value:.16g}"
 
 
+def _is_text(value: object) -> bool:
+    return type(value) is str
+
+
 def _met(value: object) -> str:
     names = {str: "string", bool: "boolean", int: "int", float: "double", datetime: "dateTime"}
     names |= {list: "array", dict: "struct", bytes: "base64", type(None): "nil"}
@@ -169,6 +173,9 @@ class StringType(Type):
         if value is None:  # <nil/>: PyPI XenAPI sends it for None
             return ""
         raise DecodeError(f"expected a string, got {_met(value)}")
+
+    def from_json(self, value: Any) -> str:
+        return value  # type: ignore[no-any-return]  # it was decoded before it was stored
 
     def xml_source(self, variable: str) -> str:
         return f"escaped({variable})"
@@ -304,6 +311,12 @@ class SetType(Type):
         raise DecodeError(f"expected an array, got {_met(value)}")
 
     def from_json(self, value: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise DecodeError(f"expected an array, got {_met(value)}")
+        if isinstance(self.item, StringType | RefType):
+            if all(map(_is_text, value)):
+                return tuple(value)
+            raise DecodeError("expected an array of strings")
         read = self.item.from_json
         return tuple([read(item) for item in value])
 
@@ -340,6 +353,12 @@ class MapType(Type):
         raise DecodeError(f"expected a struct, got {_met(value)}")
 
     def from_json(self, value: Any) -> dict[Any, Any]:
+        if type(value) is not dict:
+            raise DecodeError(f"expected a struct, got {_met(value)}")
+        if isinstance(self.key, StringType) and isinstance(self.value, StringType):
+            if all(map(_is_text, value.values())):
+                return value
+            raise DecodeError("expected a struct of strings")
         key, item = self.key.decode, self.value.from_json
         return {key(k): item(v) for k, v in value.items()}
 

@@ -21,6 +21,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 
@@ -86,7 +87,8 @@ class Grave(NamedTuple):
     ref: str
 
 
-class Derivation(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Derivation:
     """A field that follows from others.
 
     `sources` maps a class to a function from a changed row of it, and the names of the fields that
@@ -383,23 +385,23 @@ class Store(Tables):
 
     def loaded(self) -> None:
         """Fill the relation sets and derived fields of all loaded rows."""
-        self._transaction = transaction = _Transaction()
         for table in self.tables.values():
             for field in table._assigned_relations:
                 for row in table.rows.values():
                     refs = _refs(field, getattr(row, field.name))
                     if refs:
                         table._relate(row, field, refs, ())
-        # One set a class, not a row: nothing is undone here, so that the names are shared does no harm.
-        names = {table.name: set(table.cls.fields) for table in self.tables.values()}
-        transaction.touched = {row: names[table.name] for table in self.tables.values() for row in table}
-        self._derive(transaction)
-        for row in transaction.touched:
-            table = row._table
-            table.set["_created"](row, self.generation)
-            table.set["_modified"](row, self.generation)
-            table.changes[row] = None
-        self._transaction = None
+        for derivation in dict.fromkeys(one for several in self._derivations.values() for one in several):
+            table = self.tables[derivation.table]
+            put, compute = table.set[derivation.field], derivation.compute
+            for row in table.rows.values():
+                put(row, compute(self, row))
+        for table in self.tables.values():
+            put_created, put_modified = table.set["_created"], table.set["_modified"]
+            for row in table.rows.values():
+                put_created(row, self.generation)
+                put_modified(row, self.generation)
+            table.changes = dict.fromkeys(table.rows.values())
 
     # Changing.
 
@@ -479,7 +481,8 @@ class Store(Tables):
                 table._remove(row)
             else:
                 table._insert(row)
-                table.exhume(row)
+                if not row._created:  # its deletion was committed, and told
+                    table.exhume(row)
 
     def _derive(self, transaction: _Transaction) -> None:
         todo = list(transaction.touched.items())

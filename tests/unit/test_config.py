@@ -1,0 +1,142 @@
+"""Settings of the daemon: files, the command line, and what is wrong with either."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xapi import config
+from xapi.config import Config, ConfigError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def from_file(directory: Path, text: str, *more: str) -> Config:
+    """Return the settings of a file with this text."""
+    path = directory / "xapi.toml"
+    path.write_text(text)
+    return config.from_command_line(["--config", str(path), *more])
+
+
+def wrong(directory: Path, text: str) -> str:
+    """Return what is said of a file, after its name."""
+    with pytest.raises(ConfigError) as caught:
+        from_file(directory, text)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{directory}/xapi.toml: ")
+
+
+def test_defaults() -> None:
+    """Loopback on unprivileged ports, one host, a SQLite file in the state directory."""
+    settings = config.from_command_line([])
+    assert (settings.listen, settings.tls) == (("127.0.0.1:8080",), ("127.0.0.1:8443",))
+    assert (settings.hosts, settings.vms, settings.seed, settings.inventory) == (1, 0, None, None)
+    assert settings.state.is_absolute()
+    assert settings.database_url == f"sqlite:///{settings.state}/xapi.db"
+    assert settings.socket == settings.state / "xapi"
+
+
+def test_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    """Option by option."""
+    settings = from_file(tmp_path, 'hosts = 3\nvms = 5\nlog_level = "warn"\n', "--hosts", "2")
+    assert (settings.hosts, settings.vms, settings.log_level) == (2, 5, "warn")
+
+
+def test_endpoints_repeat_and_empty_ones_are_none() -> None:
+    """That is how TLS is switched off."""
+    settings = config.from_command_line(["--listen", "a:1", "--listen", "[::1]:2", "--tls", ""])
+    assert (settings.listen, settings.tls) == (("a:1", "[::1]:2"), ())
+
+
+def test_every_setting_of_the_file(tmp_path: Path) -> None:
+    """Paths become absolute."""
+    settings = from_file(
+        tmp_path,
+        """
+        state = "/s"
+        listen = ["l:1"]
+        tls = ["t:1"]
+        database = "postgresql:///x"
+        inventory = "i.toml"
+        hosts = 2
+        vms = 3
+        seed = 4
+        root_password_file = "p"
+        log_level = "debug"
+        directory = "d.toml"
+        fragment_budget = 5
+        """,
+    )
+    here = Path.cwd()
+    assert dataclasses.asdict(settings) == {
+        "state": Path("/s"), "listen": ("l:1",), "tls": ("t:1",), "database": "postgresql:///x",
+        "inventory": here / "i.toml", "hosts": 2, "vms": 3, "seed": 4, "root_password_file": here / "p",
+        "log_level": "debug", "directory": here / "d.toml", "fragment_budget": 5,
+    }  # fmt: skip
+    assert settings.database_url == "postgresql:///x"
+
+
+def test_example_file_is_valid(tmp_path: Path) -> None:
+    """With its comments taken for settings, too."""
+    text = (CHECKOUT / "deploy" / "xapi.example.toml").read_text()
+    from_file(tmp_path, text)
+    lines = [line.removeprefix("# ") for line in text.splitlines() if " = " in line]
+    from_file(tmp_path, "\n".join(lines))
+    assert set(tomllib.loads("\n".join(lines))) >= {"state", "listen", "tls", "database", "inventory"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[[", "Invalid"),
+        ('colour = "red"', "colour is no setting; there are state, listen, "),
+        ('hosts = "3"', "hosts must be a int"),
+        ("hosts = 1.5", "hosts must be a int"),
+        ("hosts = true", "hosts must be a int"),
+        ('listen = "127.0.0.1:80"', "listen must be a list"),
+        ("listen = [80]", "listen must be a list of strings"),
+        ("state = 5", "state must be a str"),
+        ("[state]\nx = 1", "state must be a str"),
+        ("hosts = 0", "a pool has at least 1 host and 0 VMs"),
+        ("vms = -1", "a pool has at least 1 host and 0 VMs"),
+        ('log_level = "loud"', "log_level must be one of debug, info, warn, error, critical"),
+    ],
+)
+def test_wrong_file(tmp_path: Path, text: str, said: str) -> None:
+    """One line that names file and setting."""
+    assert wrong(tmp_path, text).startswith(said)
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """Missing, or no text."""
+    with pytest.raises(ConfigError, match=r"none\.toml: No such file or directory"):
+        config.read_file(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b'state = "\xe9"')
+    with pytest.raises(ConfigError, match=r"latin\.toml: "):
+        config.read_file(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--log-level", "loud"], ["--hosts", "many"], ["--seed", "1.5"], ["--colour"], ["extra"], ["--state"]],
+)
+def test_wrong_command_line(arguments: list[str]) -> None:
+    """An error like any other, not a page of usage."""
+    with pytest.raises(ConfigError) as caught:
+        config.from_command_line(arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    """And names every option."""
+    with pytest.raises(SystemExit) as caught:
+        config.from_command_line(["--help"])
+    assert caught.value.code == 0
+    shown: Any = capsys.readouterr().out
+    only_in_files = {"directory", "fragment_budget"}
+    for field in dataclasses.fields(Config):
+        assert (f"--{field.name.replace('_', '-')}" in shown) == (field.name not in only_in_files)

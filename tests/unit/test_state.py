@@ -1,0 +1,176 @@
+"""The state directory: its lock, and the secrets that it keeps."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from xapi import state as module
+from xapi.state import State, StateError
+
+NOW = datetime(2026, 1, 31, 9, 5, 7, tzinfo=UTC)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "a" / "state"
+
+
+def close(state: State) -> None:
+    """Let go of the lock, as the end of the process does."""
+    state._lock.close()
+
+
+@pytest.fixture
+def state(directory: Path) -> Any:
+    made = State(directory)
+    yield made
+    close(made)
+
+
+def test_directory_is_made_for_its_owner(state: State, directory: Path) -> None:
+    """With those above it, and the process that has it."""
+    assert mode(directory) == 0o700
+    assert (directory / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_directory_has_one_daemon(state: State, directory: Path) -> None:
+    """The second is told of the first and leaves its name there; after its end the next one is let in."""
+    with pytest.raises(StateError, match=rf"another daemon \(process {os.getpid()}\) uses it"):
+        State(directory)
+    assert (directory / "lock").read_text() == f"{os.getpid()}\n"
+    close(state)
+    close(State(directory))
+
+
+def test_name_of_a_longer_process_is_replaced_whole(directory: Path) -> None:
+    """A crash leaves any lock file."""
+    directory.mkdir(parents=True)
+    (directory / "lock").write_text("123456789012345\n")
+    close(State(directory))
+    assert (directory / "lock").read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize("name", ["", "lock"])
+def test_directory_that_is_none(directory: Path, name: str) -> None:
+    """A file in its place, a directory in the lock's."""
+    directory.parent.mkdir()
+    if name:
+        (directory / name).mkdir(parents=True)
+    else:
+        directory.write_text("mine")
+    with pytest.raises(StateError, match=r"cannot be used as state directory: (File exists|Is a directory)"):
+        State(directory)
+
+
+# Passwords
+
+
+def test_first_password_is_invented(state: State, directory: Path) -> None:
+    """Told once, kept for its owner, and right."""
+    passwords, invented = state.passwords(None)
+    assert invented is not None
+    assert len(invented) >= 16
+    assert passwords.verify("root", invented)
+    assert (directory / "root-password").read_text() == f"{invented}\n"
+    assert mode(directory / "root-password") == mode(directory / "passwords.json") == 0o600
+    assert state.passwords(None)[1] is None
+
+
+def test_given_password_counts_at_first_only(state: State) -> None:
+    """Later it is not looked at."""
+    passwords, invented = state.passwords("first")
+    assert invented is None
+    assert passwords.verify("root", "first")
+    again, _ = state.passwords("second")
+    assert again.verify("root", "first")
+    assert not again.verify("root", "second")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["", "{", "\xff", "[]", "7", '{"root": 5}', '{"root": ""}', '{"root": "scrypt$1$8$1$zz$00"}'],
+)
+def test_damaged_passwords_are_not_replaced(state: State, directory: Path, damage: str) -> None:
+    """Whatever is in the file stays there."""
+    path = directory / "passwords.json"
+    path.write_text(damage, "latin-1")
+    with pytest.raises(StateError, match=r"passwords\.json: is damaged"):
+        state.passwords("given")
+    assert path.read_text("latin-1") == damage
+    assert not (directory / "root-password").exists()
+
+
+def test_passwords_that_cannot_be_read(state: State, directory: Path) -> None:
+    """A directory in the file's place."""
+    (directory / "passwords.json").mkdir()
+    with pytest.raises(StateError, match=r"passwords\.json: Is a directory"):
+        state.passwords("given")
+
+
+# Other secrets
+
+
+def test_pool_secret_stays_the_same(state: State, directory: Path) -> None:
+    """256 bits, for its owner."""
+    secret = state.pool_secret()
+    assert len(secret) == 64
+    assert state.pool_secret() == secret
+    assert mode(directory / "ptoken") == 0o600
+
+
+def test_certificate_is_made_once(state: State, directory: Path) -> None:
+    """For this host and loopback, from a day ago for ten years."""
+    path = state.certificate(NOW)
+    data = path.read_bytes()
+    assert (path, mode(path)) == (directory / "xapi-ssl.pem", 0o600)
+    certificate = x509.load_pem_x509_certificate(data)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "localhost" in names.get_values_for_type(x509.DNSName)
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
+    assert certificate.not_valid_before_utc == NOW - timedelta(days=1)
+    assert certificate.not_valid_after_utc == NOW + timedelta(days=3649)
+    key = serialization.load_pem_private_key(data, None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    assert key.public_key() == certificate.public_key()
+    assert state.certificate(NOW + timedelta(days=9)).read_bytes() == data
+
+
+@pytest.mark.parametrize("part", ["all", "key", "certificate"])
+def test_damaged_certificate_is_not_replaced(state: State, part: str) -> None:
+    """It may be a real one that somebody put there."""
+    path = state.certificate(NOW)
+    text = path.read_text()
+    marker = {"all": "-----BEGIN", "key": "BEGIN RSA PRIVATE", "certificate": "BEGIN CERT"}[part]
+    path.write_text(text.replace(marker, "-----LOST"))
+    damaged = path.read_text()
+    with pytest.raises(StateError, match=r"xapi-ssl\.pem: is damaged"):
+        state.certificate(NOW)
+    assert path.read_text() == damaged
+
+
+def test_socket_of_a_dead_daemon_is_removed(state: State, directory: Path) -> None:
+    """Once the lock is ours."""
+    (directory / "xapi").touch()
+    assert state.fresh_socket() == directory / "xapi"
+    assert not (directory / "xapi").exists()
+    assert state.fresh_socket() == directory / "xapi"
+
+
+def test_long_host_names_fit_a_certificate() -> None:
+    """A common name has 64 characters."""
+    text = module.self_signed("h" * 80, NOW)
+    certificate = x509.load_pem_x509_certificate(text.encode())
+    assert certificate.subject.rfc4514_string() == f"CN={'h' * 64}"
