@@ -17,6 +17,7 @@ from contextlib import ExitStack
 
 from hypervisor.api import DirectBoot, DomainConfig, HostError
 from hypervisor.domain import Domain, Reason
+from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY
 from hypervisor.host import Host
 from hypervisor.toolstack import Guest, Toolstack
 
@@ -39,25 +40,29 @@ def parser() -> argparse.ArgumentParser:
     boot = commands.add_subparsers(required=True).add_parser(
         "boot", help="boot one guest with its console here", description="Boot one guest; Ctrl-] leaves."
     )
-    boot.add_argument("--kernel", required=True, metavar="FILE", help="a bzImage or an ELF file with a PVH entry")
+    what = boot.add_mutually_exclusive_group(required=True)
+    what.add_argument("--kernel", metavar="FILE", help="a bzImage or an ELF file with a PVH entry")
+    what.add_argument("--demo", action="store_true", help="boot our own small guest; type help at its prompt")
     boot.add_argument("--initrd", metavar="FILE", default="", help="an initial RAM disk")
     boot.add_argument("--append", metavar="TEXT", default="console=hvc0", help="the command line (%(default)s)")
-    boot.add_argument("--memory", type=size, default=256 << 20, metavar="SIZE", help="such as 256M (the default)")
+    boot.add_argument("--memory", type=size, metavar="SIZE", help="such as 256M (the default; 4M with --demo)")
     return commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when the guest powered off or was left, 1 when it could not be or crashed."""
     options = parser().parse_args(arguments)
-    host = Host(options.memory + (64 << 20))
+    memory = options.memory or (DEMO_MEMORY if options.demo else 256 << 20)
+    kernel = str(DEMO_KERNEL) if options.demo else os.path.abspath(options.kernel)
+    host = Host(memory)
     toolstack = Toolstack(host)
     config = DomainConfig(
         uuid=str(uuid.uuid4()),
         name="guest",
-        memory_max=options.memory,
-        memory_target=options.memory,
+        memory_max=memory,
+        memory_target=memory,
         vcpus=1,
-        boot=DirectBoot(os.path.abspath(options.kernel), options.initrd, options.append),
+        boot=DirectBoot(kernel, options.initrd, options.append),
     )
     try:
         guest = toolstack.build(config)

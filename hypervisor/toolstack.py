@@ -21,7 +21,9 @@ from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
 from hypervisor.xenstore.permissions import NONE, READ, Permissions
 
-_GUEST_WRITES = ("data", "attr", "control/feature-suspend", "device", "drivers", "error", "feature", "memory/meminfo")
+_GUEST_WRITES = ("data", "attr", "device", "drivers", "error", "feature", "memory/meminfo") + tuple(
+    f"control/feature-{name}" for name in ("suspend", "shutdown", "poweroff", "reboot", "balloon", "static-ip-setting")
+)
 _LARGE_CODE_CACHE, _SMALL_CODE_CACHE = 64 << 20, 1 << 20
 _SMALL_GUEST = 32 << 20
 """Up to this much memory a guest has little code; its engine's cache is small too."""

@@ -29,8 +29,9 @@ VERSION = "2.1.4"
 
 _CPU, _NO_EXIT_REQUEST = 440, 2034
 """In uc_struct: the CPU object; whether blocks leave out the exit check after each memory access."""
-_INTERRUPT_REQUEST, _ENV_POINTER, _ENV = 28, 296, 35408
-"""In the CPU object: pending interrupts; the pointer to its registers; the registers themselves."""
+_INTERRUPT_REQUEST, _ENV_POINTER, _HALTED, _ENV = 28, 296, 33176, 35408
+"""In the CPU object: pending interrupts; the pointer to its registers; whether HLT ended the last run (the
+only word that differs between an engine that halted and one that was stopped); the registers themselves."""
 _STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS = 4824, 4840, 4848, 4856, 4864
 _EFER, _ERROR_CODE, _EXCEPTION_IS_INT, _OLD_EXCEPTION, _VMCB = 592, 5384, 5388, 5496, 5504
 
@@ -122,6 +123,7 @@ class Overlay:
         self.cstar = ctypes.c_uint64.from_address(env + _CSTAR)
         self.fmask = ctypes.c_uint64.from_address(env + _FMASK)
         self.kernel_gs = ctypes.c_uint64.from_address(env + _KERNEL_GS)
+        self._halted = ctypes.c_uint32.from_address(cpu + _HALTED)
         self._interrupt_request = ctypes.c_uint32.from_address(cpu + _INTERRUPT_REQUEST)
         self._interrupt_soon = ctypes.c_uint16.from_address(env - 14)  # icount_decr.u16.high
         # Without this, a stop from another thread lands after a memory access and the instruction
@@ -140,6 +142,11 @@ class Overlay:
         self.engine.mem_write(VMCB_PAGE + _VMCB_VECTOR, struct.pack("<I", vector))
         self._interrupt_request.value |= _EXPECTED_VIRQ
         self._interrupt_soon.value = 0xFFFF
+
+    @property
+    def halted(self) -> bool:
+        """True when the last run ended by HLT; RIP is then behind it."""
+        return bool(self._halted.value)
 
     @property
     def interrupt_pending(self) -> bool:
@@ -320,6 +327,16 @@ def _whole_blocks() -> bool:
     return bool(counted == 2 and overlay.regs.rip == _CODE + 17)
 
 
+def _halts() -> bool:
+    """telling a halt from a stop"""
+    engine, overlay = _machine("90 f4 ec eb fe")  # nop; hlt; in al,dx; jmp to itself
+    engine.hook_add(UC_HOOK_INSN, lambda engine, *_: engine.emu_stop() or 0, None, 1, 0, x86.UC_X86_INS_IN)
+    engine.emu_start(_CODE, 0)
+    halted = overlay.halted and overlay.regs.rip == _CODE + 2
+    engine.emu_start(_CODE + 2, 0)
+    return bool(halted and not overlay.halted)
+
+
 def _interrupts() -> bool:
     """native delivery of an interrupt, held back while IF is clear"""
     engine, overlay = _machine("90 fb 90 f4 f4")  # nop; sti; nop; hlt; hlt
@@ -338,6 +355,6 @@ def _interrupts() -> bool:
     return bool(taken == 1 and frame == _CODE + 3 and not overlay.interrupt_pending and regs.rip == handler + 9)
 
 
-_CHECKS = (_registers, _system_registers, _faults, _whole_blocks, _interrupts)
+_CHECKS = (_registers, _system_registers, _faults, _whole_blocks, _halts, _interrupts)
 
 self_check()

@@ -115,17 +115,15 @@ class VCPU:
                 self.engine.emu_start(regs.rip, 0)
                 if self.crash:
                     return Outcome.CRASHED
-                if self.stopping:
-                    break
-                if self._halted(regs.rip) and not overlay.interrupt_pending:
-                    return Outcome.HALTED if overlay.regs.eflags & _IF else Outcome.OFF
-                # A stop that was meant for an earlier run, or a halt that an interrupt ends: go on.
+                # A halt goes before a stop that came at the same time: the next run would begin behind it.
+                if overlay.halted and not overlay.interrupt_pending:
+                    return Outcome.HALTED if regs.eflags & _IF else Outcome.OFF
+                # Else a stop that was meant for an earlier run, or a halt that an interrupt ends: go on.
         except UcError as error:
             self.crash = f"{error} at RIP {regs.rip:#x}"
             return Outcome.CRASHED
         finally:
-            self.running = False
-        self._stop = False
+            self.running = self._stop = False
         return Outcome.STOPPED
 
     def stop(self) -> None:
@@ -143,12 +141,6 @@ class VCPU:
         """From a hook: let `run` come back after this instruction, as if asked to stop."""
         self._stop = True
         self.engine.emu_stop()
-
-    def _halted(self, rip: int) -> bool:
-        try:
-            return self.read(rip - 1, 1) == b"\xf4"
-        except BadAddress:
-            return False
 
     def map_extra(self, frame: int) -> None:
         """Show the guest a frame beyond its memory; harmless when it is mapped already."""

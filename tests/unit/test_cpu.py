@@ -144,7 +144,9 @@ def test_the_self_check_fails_when_a_block_may_be_left_in_the_middle(monkeypatch
         overlay.self_check()
 
 
-@pytest.mark.parametrize("name", ["_EFER", "_LSTAR", "_ERROR_CODE", "_OLD_EXCEPTION", "_VMCB", "_INTERRUPT_REQUEST"])
+@pytest.mark.parametrize(
+    "name", ["_EFER", "_LSTAR", "_ERROR_CODE", "_OLD_EXCEPTION", "_VMCB", "_INTERRUPT_REQUEST", "_HALTED"]
+)
 def test_the_self_check_fails_when_an_offset_is_wrong(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(overlay, name, getattr(overlay, name) + 16)
     with pytest.raises(overlay.UnsupportedUnicorn):
@@ -315,6 +317,22 @@ def test_an_interrupt_waits_until_the_guest_accepts_it(cpu: VCPU) -> None:
     cpu.overlay.interrupt(0xF3)
     assert cpu.run() is Outcome.HALTED
     assert cpu.general[RBX] == 1
+
+
+def test_a_stop_at_a_halt_does_not_carry_the_cpu_past_it(cpu: VCPU) -> None:
+    """The stop comes inside the block that ends in HLT."""
+    load(cpu, "ec 90 f4 0f 0b")
+    cpu.platform.port_in = lambda asked, port, size: asked.halt_here() or 0
+    assert cpu.run() is Outcome.OFF
+    assert cpu.overlay.regs.rip == CODE + 3
+
+
+def test_an_instruction_that_ends_like_a_halt_is_none(cpu: VCPU) -> None:
+    """mov ebx, 0xf4000000 before the stop."""
+    load(cpu, "ec bb 00 00 00 f4 eb fe")
+    cpu.platform.port_in = lambda asked, port, size: asked.halt_here() or 0
+    cpu.general[RBX] = 0
+    assert cpu.run() is Outcome.STOPPED
 
 
 def test_a_halt_with_a_pending_interrupt_goes_on(cpu: VCPU) -> None:

@@ -1,0 +1,16 @@
+"""Guests that come with the hypervisor: at present the demo guest, whose sources are in ``demo/``.
+
+It is a small kernel of our own (C and assembly, built by ``make guests``) that starts by PVH, drives PV disks
+and NICs, balloons, follows what the toolstack asks for and has a shell on its console; `DEMO_MEMORY` bytes are
+plenty for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DEMO_KERNEL = Path(__file__).with_name("demo.elf")
+"""The built kernel, for `api.DirectBoot`."""
+DEMO_MEMORY = 4 << 20
+DEMO_PROMPT = b"demo> "
+"""What its shell prints when it is ready for a command."""
