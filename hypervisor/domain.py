@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -123,6 +124,7 @@ class Domain:
         """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
         self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
         self._current: DomainVCPU | None = None
+        self._deferred: deque[Callable[[], None]] = deque()
         self._ballooned: set[int] = set()
         self._watchdogs: dict[int, int] = {}
         self._last = 0
@@ -134,7 +136,10 @@ class Domain:
         """Do a hypercall of one of our vCPUs."""
         assert self.hypercall_table is not None
         with self.machine.lock:
-            return self.hypercall_table(self, cpu, number, arguments)
+            result = self.hypercall_table(self, cpu, number, arguments)
+        while self._deferred:
+            self._deferred.popleft()()
+        return result
 
     def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """Answer CPUID."""
@@ -240,6 +245,13 @@ class Domain:
     def on_this_thread(self) -> bool:
         """True inside a hook of a vCPU of ours: then events can be raised at once."""
         return self._current is not None and self._thread == threading.get_ident()
+
+    def defer(self, work: Callable[[], None]) -> None:
+        """Have work done on this thread when the hypercall that is being served is over, without the lock.
+
+        The guest waits for it, other domains do not; only where `on_this_thread` and not for long.
+        """
+        self._deferred.append(work)
 
     def kick(self) -> None:
         """Make the vCPU that runs come back soon, from any thread; see `VCPU.stop`."""

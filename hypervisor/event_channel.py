@@ -40,6 +40,8 @@ class Channel:
     remote_port: int = 0
     detail: int = 0
     notify: Callable[[], None] | None = None
+    closed: Callable[[], None] | None = None
+    """Of a backend: hears that the guest has closed the port."""
 
 
 CLOSED, UNBOUND, INTERDOMAIN, PIRQ, VIRQ, IPI = range(6)
@@ -115,22 +117,24 @@ class EventChannels:
         peer.notify(remote_port)  # an event may have been sent before there was anybody to hear it
         return port
 
-    def connect_backend(self, port: int, heard: Callable[[], None]) -> None:
+    def connect_backend(self, port: int, heard: Callable[[], None], closed: Callable[[], None] | None = None) -> None:
         """Let a backend of ours be the other end of a port that the guest left unbound for domain 0.
+
+        `closed` is called when the guest closes the port.
 
         Raises XenError when the guest's port is not such a one.
         """
         channel = self.channels.get(port)
         if channel is None or channel.kind != UNBOUND or channel.remote != 0:
             raise XenError(EINVAL)
-        channel.kind, channel.notify = INTERDOMAIN, heard
+        channel.kind, channel.notify, channel.closed = INTERDOMAIN, heard, closed
         self.notify(port)
 
     def disconnect_backend(self, port: int) -> None:
         """Undo `connect_backend`; the guest's port is unbound again. Harmless when it is gone."""
         channel = self.channels.get(port)
         if channel is not None and channel.notify is not None:
-            channel.kind, channel.notify = UNBOUND, None
+            channel.kind, channel.notify, channel.closed = UNBOUND, None, None
 
     def bind_virq(self, virq: int, vcpu: int) -> int:
         """Return a new port for a virtual interrupt."""
@@ -173,6 +177,8 @@ class EventChannels:
                 other.kind, other.remote, other.remote_port = UNBOUND, self.domid, 0
         del self.channels[port]
         self._set_pending(port, False)
+        if channel.closed is not None:
+            channel.closed()
 
     def reset(self) -> None:
         """Close all ports."""

@@ -21,9 +21,8 @@ from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
 from hypervisor.xenstore.permissions import NONE, READ, Permissions
 
-_GUEST_WRITES = ("data", "attr", "device", "drivers", "error", "feature", "memory/meminfo") + tuple(
-    f"control/feature-{name}" for name in ("suspend", "shutdown", "poweroff", "reboot", "balloon", "static-ip-setting")
-)
+_FEATURES = ("suspend", "shutdown", "poweroff", "reboot", "balloon", "static-ip-setting")
+_GUEST_WRITES = ("data", "attr", "device", "drivers", "error", "feature", "memory/meminfo")
 _LARGE_CODE_CACHE, _SMALL_CODE_CACHE = 64 << 20, 1 << 20
 _SMALL_GUEST = 32 << 20
 """Up to this much memory a guest has little code; its engine's cache is small too."""
@@ -114,7 +113,8 @@ class Toolstack:
             for key, value in keys.items():
                 transaction.write(f"{home}/{key}".rstrip("/"), value.encode())
                 transaction.set_perms(f"{home}/{key}".rstrip("/"), readable)
-            for key in ("control/shutdown", "control/sysrq", *_GUEST_WRITES):
+            features = (f"control/feature-{name}" for name in _FEATURES)
+            for key in ("control/shutdown", "control/sysrq", *features, *_GUEST_WRITES):
                 transaction.write(f"{home}/{key}", b"")
                 transaction.set_perms(f"{home}/{key}", own)
             for key, value in config.xenstore.items():

@@ -204,8 +204,9 @@ class Events:
         self._counted = {table.name.lower(): table for table in db.tables.values() if table.name != "message"}
         self._shared: tuple[Subscription, Token, int, Batch] | None = None
         self._registered: dict[str, Registration] = {}
-        self._turn_over: float | None = None
-        self._later: deque[Deferred[None]] = deque()
+        self._waiting: dict[Deferred[None], int] = {}
+        self._woken: deque[Deferred[None]] = deque()
+        db.listen(self._news)
 
     # event.from
 
@@ -276,19 +277,13 @@ class Events:
             return True
         done: Deferred[bool] = Deferred()
         self.db.when_flushed(generation, lambda fault: None if done.called else done.callback(fault is None))
-        durable = await done
-        await self._turn()
-        return durable
+        return await done
 
     async def _change(self, session: Any, generation: int, seconds: float) -> None:
         """Wait for a durable change after a generation, the end of the session, or the time to be up."""
         if self.db.flushed > generation:
             return
         waiting: Deferred[None] = Deferred()
-
-        def heard() -> None:
-            if not waiting.called and self.db.flushed > generation:
-                waiting.callback(None)
 
         def ended() -> None:
             if not waiting.called:
@@ -300,35 +295,35 @@ class Events:
 
         timer = self.clock.callLater(seconds, late)
         forget = self.sessions.when_ended(session, ended)
-        self.db.listen(heard)
+        self._waiting[waiting] = generation
         try:
             await waiting
         finally:
-            self.db.unlisten(heard)
+            self._waiting.pop(waiting, None)
             forget()
             if timer.active():
                 timer.cancel()
-        await self._turn()
 
-    async def _turn(self) -> None:
-        """Wait for a later turn if this one has woken listeners for long enough: there may be thousands."""
-        now = self.clock.seconds()
-        if self._turn_over is None:
-            self._turn_over = now + TURN
-            self.clock.callLater(0, self._next_turn)
-        if self._later or now >= self._turn_over:
-            waiting: Deferred[None] = Deferred()
-            self._later.append(waiting)
-            await waiting
+    def _news(self) -> None:
+        """Wake who waits for a change, some now and the rest in later turns: there may be thousands."""
+        flushed = self.db.flushed
+        ready = [waiting for waiting, generation in self._waiting.items() if flushed > generation]
+        for waiting in ready:
+            del self._waiting[waiting]
+        idle = not self._woken
+        self._woken.extend(ready)
+        if idle and ready:
+            self._wake()
 
-    def _next_turn(self) -> None:
-        self._turn_over = self.clock.seconds() + TURN
-        while self._later and self.clock.seconds() < self._turn_over:
-            self._later.popleft().callback(None)
-        if self._later:
-            self.clock.callLater(0, self._next_turn)
-        else:
-            self._turn_over = None
+    def _wake(self) -> None:
+        over = self.clock.seconds() + TURN
+        while self._woken:
+            waiting = self._woken.popleft()
+            if not waiting.called:
+                waiting.callback(None)
+            if self._woken and self.clock.seconds() >= over:
+                self.clock.callLater(0, self._wake)
+                return
 
     def inject(self, class_name: str, ref: str) -> str:
         """Touch an object and return a token from just before: event.from with it tells of the object.

@@ -7,6 +7,7 @@ level-triggered and rotates, so the rest is ready in the next turn, and nobody i
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from twisted.internet import main
@@ -39,5 +40,6 @@ class ShortTurnReactor(EPollReactor):
 
 
 def install() -> None:
-    """Make it the process's reactor. Raises ReactorAlreadyInstalledError if there is one."""
-    main.installReactor(ShortTurnReactor())
+    """Make it the process's reactor, unless the program that runs us has chosen one."""
+    if "twisted.internet.reactor" not in sys.modules:
+        main.installReactor(ShortTurnReactor())

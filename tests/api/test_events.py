@@ -297,10 +297,10 @@ def test_client_that_goes_away_leaves_nothing(pool: Pool) -> None:
     timers = len(pool.clock.getDelayedCalls())
     wire = ask(pool, "pool", token=token, timeout=30.0)
     pool.turn()
-    assert len(pool.db._listeners) == 1
+    assert len(pool.daemon.events._waiting) == 1
     wire.lose()
     pool.turn()
-    assert pool.db._listeners == {}
+    assert pool.daemon.events._waiting == {}
     assert len(pool.clock.getDelayedCalls()) == timers
 
 

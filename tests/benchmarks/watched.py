@@ -51,6 +51,9 @@ class WatchedPoller:
 
 def main() -> int:
     """Install the watch and run the daemon."""
+    from xapi.reactor import install
+
+    install()
     from twisted.internet import reactor
 
     from xapi.__main__ import main as run_daemon

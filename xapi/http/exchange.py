@@ -72,12 +72,15 @@ class Limits:
 
 
 @lru_cache(maxsize=256)
-def answer_head(status: int, content_type: bytes | None, keep: bool) -> bytes:
-    """Build the part of a head that answers have in common."""
+def answer_head(
+    status: int, content_type: bytes | None, keep: bool, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> bytes:
+    """Build the part of a head that answers have in common: all but the length."""
     phrase = HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else "Unknown"
     kind = b"" if content_type is None else header_line(b"content-type", content_type)
     state = b"keep-alive" if keep else b"close"
-    return b"HTTP/1.1 %d %b\r\nconnection: %b\r\n%b" % (status, phrase.encode(), state, kind)
+    more = b"".join(header_line(name, value) for name, value in headers)
+    return b"HTTP/1.1 %d %b\r\nconnection: %b\r\n%b%b" % (status, phrase.encode(), state, kind, more)
 
 
 def header_line(name: bytes, value: bytes) -> bytes:

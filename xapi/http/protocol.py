@@ -29,7 +29,6 @@ from xapi.http.exchange import (
     discard,
     error_response,
     framed,
-    header_line,
     in_pieces,
 )
 
@@ -434,9 +433,7 @@ class HTTPServer(protocol.Protocol):
         chunked = length is None and (request is None or request.version == "1.1")
         if length is None and not chunked:
             self._keep = False
-        head = answer_head(status, response.content_type, self._keep)
-        for name, value in response.headers:
-            head += header_line(name, value)
+        head = answer_head(status, response.content_type, self._keep, tuple(response.headers))
         bodiless = status == 204 or status == 304
         if chunked and not bodiless:
             head += b"transfer-encoding: chunked\r\n\r\n"

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 
@@ -259,6 +260,28 @@ class Table(Generic[R]):
         after = _refs(field, value)
         self._relate(row, field, after, before)
 
+    def _relate_all(self, field: Field) -> None:
+        """Do for all rows, just loaded, what `_relate` does for one: nothing is there to be taken back."""
+        class_name, _, far = field.inverse.partition(".")
+        table = self.store.tables.get(class_name)
+        if table is None:
+            return
+        read, read_far, put = attrgetter(field.name), attrgetter(far), table.set[far]
+        targets, unmet = table.rows, self.store._unmet
+        single = field.relation == "single"
+        for row in self.rows.values():
+            value = read(row)
+            for ref in (value,) if single else value:
+                target = targets.get(ref)
+                if target is not None:
+                    refs = read_far(target)
+                    if refs is NO_REFS:
+                        put(target, {row._ref: None})
+                    else:
+                        refs[row._ref] = None
+                elif ref != NULL:
+                    unmet.setdefault(ref, {})[row, field.name] = None
+
     def _relate(self, row: R, field: Field, after: Collection[str], before: Collection[str]) -> None:
         """Bring the far side of a relation up to date, where the far object exists."""
         class_name, _, far = field.inverse.partition(".")
@@ -387,10 +410,7 @@ class Store(Tables):
         """Fill the relation sets and derived fields of all loaded rows."""
         for table in self.tables.values():
             for field in table._assigned_relations:
-                for row in table.rows.values():
-                    refs = _refs(field, getattr(row, field.name))
-                    if refs:
-                        table._relate(row, field, refs, ())
+                table._relate_all(field)
         for derivation in dict.fromkeys(one for several in self._derivations.values() for one in several):
             table = self.tables[derivation.table]
             put, compute = table.set[derivation.field], derivation.compute
