@@ -44,19 +44,30 @@ def _setter(table: Table[Any], message: Message) -> Run:
     return run
 
 
+def add_to_map_field(table: Table[Any], ref: str, name: str, key: Any, value: Any) -> None:
+    """Add a new key to a map. Raises HANDLE_INVALID, INTERNAL_ERROR for an empty key, MAP_DUPLICATE_KEY."""
+    row = table[ref]
+    present: Mapping[Any, Any] = getattr(row, name)
+    if key == "":
+        raise errors.INTERNAL_ERROR("the key of a map cannot be empty")
+    if key in present:
+        raise errors.MAP_DUPLICATE_KEY(table.name, name, ref, str(key))
+    setattr(row, name, {**present, key: value})
+
+
+def remove_from_map_field(table: Table[Any], ref: str, name: str, key: Any) -> None:
+    """Remove a key from a map, if it is there. Raises HANDLE_INVALID."""
+    row = table[ref]
+    setattr(row, name, {k: v for k, v in getattr(row, name).items() if k != key})
+
+
 def _add(table: Table[Any], message: Message) -> Run:
     field = message.field
     assert field is not None
     name = field.name
 
     def add_to_map(call: Call, self: str, key: Any, value: Any) -> None:
-        row = table[self]
-        present: Mapping[Any, Any] = getattr(row, name)
-        if key == "":
-            raise errors.INTERNAL_ERROR("the key of a map cannot be empty")
-        if key in present:
-            raise errors.MAP_DUPLICATE_KEY(table.name, name, self, str(key))
-        setattr(row, name, {**present, key: value})
+        add_to_map_field(table, self, name, key, value)
 
     def add_to_set(call: Call, self: str, value: Any) -> None:
         row = table[self]
@@ -73,8 +84,7 @@ def _remove(table: Table[Any], message: Message) -> Run:
     name = field.name
 
     def remove_from_map(call: Call, self: str, key: Any) -> None:
-        row = table[self]
-        setattr(row, name, {k: v for k, v in getattr(row, name).items() if k != key})
+        remove_from_map_field(table, self, name, key)
 
     def remove_from_set(call: Call, self: str, value: Any) -> None:
         row = table[self]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from hypervisor.cpu.vcpu import VCPU
@@ -12,8 +13,6 @@ from hypervisor.hypercalls import version as xen_version
 from hypervisor.memory import BadAddress
 
 Hypercall = Callable[[Domain, VCPU, Sequence[int]], int]
-
-_ACCEPTED = 0
 
 
 def _vm_assist(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
@@ -29,8 +28,6 @@ def _set_timer_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
 
 def _multicall(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do a list of hypercalls; each result is written into its entry (public/xen.h, multicall_entry)."""
-    import struct
-
     address, count = arguments[0], arguments[1]
     if count > 64:
         raise XenError(7)  # E2BIG: unbounded work in one call

@@ -7,6 +7,7 @@ from typing import Any
 
 from xapi import errors, records
 from xapi.call import Call
+from xapi.implicit import add_to_map_field, remove_from_map_field
 from xapi.registry import message
 from xapi.tasks import require_owner
 from xapi.types import Ref
@@ -79,16 +80,10 @@ def set_other_config(call: Call, self: Ref[records.task], value: Mapping[str, st
 @message("task.add_to_other_config")
 def add_to_other_config(call: Call, self: Ref[records.task], key: str, value: str) -> None:
     """Add a new key."""
-    task = call.db.task[self]
-    if key == "":
-        raise errors.INTERNAL_ERROR("the key of a map cannot be empty")
-    if key in task.other_config:
-        raise errors.MAP_DUPLICATE_KEY("task", "other_config", self, key)
-    task.other_config = {**task.other_config, key: value}
+    add_to_map_field(call.db.task, self, "other_config", key, value)
 
 
 @message("task.remove_from_other_config")
 def remove_from_other_config(call: Call, self: Ref[records.task], key: str) -> None:
     """Remove a key, if it is there."""
-    task = call.db.task[self]
-    task.other_config = {k: v for k, v in task.other_config.items() if k != key}
+    remove_from_map_field(call.db.task, self, "other_config", key)

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from xapi import errors, records
+from xapi import records
 from xapi.call import Call
+from xapi.implicit import add_to_map_field, remove_from_map_field
 from xapi.registry import message
 from xapi.types import Ref
 
 VM = Ref[records.VM]
-
-
-def _add(call: Call, ref: VM, field: str, key: str, value: Any) -> None:
-    row = call.db.VM[ref]
-    present: Mapping[str, Any] = getattr(row, field)
-    if key == "":
-        raise errors.INTERNAL_ERROR("the key of a map cannot be empty")
-    if key in present:
-        raise errors.MAP_DUPLICATE_KEY("VM", field, ref, key)
-    setattr(row, field, {**present, key: value})
-
-
-def _remove(call: Call, ref: VM, field: str, key: str) -> None:
-    row = call.db.VM[ref]
-    setattr(row, field, {name: value for name, value in getattr(row, field).items() if name != key})
 
 
 @message("VM.set_other_config")
@@ -39,13 +24,13 @@ def set_other_config(call: Call, self: VM, value: Mapping[str, str]) -> None:
 @message("VM.add_to_other_config")
 def add_to_other_config(call: Call, self: VM, key: str, value: str) -> None:
     """Add a new key."""
-    _add(call, self, "other_config", key, value)
+    add_to_map_field(call.db.VM, self, "other_config", key, value)
 
 
 @message("VM.remove_from_other_config")
 def remove_from_other_config(call: Call, self: VM, key: str) -> None:
     """Remove a key, if it is there."""
-    _remove(call, self, "other_config", key)
+    remove_from_map_field(call.db.VM, self, "other_config", key)
 
 
 @message("VM.set_platform")
@@ -59,13 +44,13 @@ def set_platform(call: Call, self: VM, value: Mapping[str, str]) -> None:
 @message("VM.add_to_platform")
 def add_to_platform(call: Call, self: VM, key: str, value: str) -> None:
     """Add a new key."""
-    _add(call, self, "platform", key, value)
+    add_to_map_field(call.db.VM, self, "platform", key, value)
 
 
 @message("VM.remove_from_platform")
 def remove_from_platform(call: Call, self: VM, key: str) -> None:
     """Remove a key, if it is there."""
-    _remove(call, self, "platform", key)
+    remove_from_map_field(call.db.VM, self, "platform", key)
 
 
 @message("VM.set_blocked_operations")
@@ -77,10 +62,10 @@ def set_blocked_operations(call: Call, self: VM, value: Mapping[records.enum_vm_
 @message("VM.add_to_blocked_operations")
 def add_to_blocked_operations(call: Call, self: VM, key: records.enum_vm_operations, value: str) -> None:
     """Refuse one more operation."""
-    _add(call, self, "blocked_operations", key, value)
+    add_to_map_field(call.db.VM, self, "blocked_operations", key, value)
 
 
 @message("VM.remove_from_blocked_operations")
 def remove_from_blocked_operations(call: Call, self: VM, key: records.enum_vm_operations) -> None:
     """Allow an operation again."""
-    _remove(call, self, "blocked_operations", key)
+    remove_from_map_field(call.db.VM, self, "blocked_operations", key)
