@@ -7,6 +7,7 @@ thread calls; everything that a guest does arrives here under the host's lock.
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 import uuid
@@ -23,6 +24,8 @@ from hypervisor.errors import EINVAL, XenError
 from hypervisor.event_channel import VIRQ_TIMER, EventChannels, Peers
 from hypervisor.grant_table import GrantTable
 from hypervisor.memory import PAGE, BadAddress, Memory
+
+_log = logging.getLogger(__name__)
 
 LOG_SIZE = 64 * 1024
 """Bytes kept of what a domain writes to the hypervisor's console."""
@@ -82,6 +85,8 @@ class DomainVCPU:
     state: int = _OFFLINE
     since: int = 0
     times: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    cpu_time: float = 0.0
+    """Seconds of CPU used, our own work for it included."""
 
 
 class Domain:
@@ -129,6 +134,8 @@ class Domain:
         self._watchdogs: dict[int, int] = {}
         self._last = 0
         self._thread = 0
+        self.woken = 0
+        """System time when the scheduler last found the domain something to do."""
 
     # What the CPU layer asks
 
@@ -179,7 +186,22 @@ class Domain:
         return min(times, default=None)
 
     def run(self) -> bool:
-        """Run one vCPU until it halts or somebody stops it; tell whether the domain has more to do."""
+        """Run one vCPU until it halts or somebody stops it; tell whether the domain has more to do.
+
+        Raises nothing: what escapes from an exit is a bug of ours, which ends in a crash of this domain only.
+        """
+        try:
+            return self._run()
+        except Exception as error:
+            _log.exception("domain %d is crashed by an error of the hypervisor's own", self.domid)
+            with self.machine.lock:
+                self._current = None
+                self._deferred.clear()
+                self.crash = f"internal error: {type(error).__name__}: {error}"
+                self.shut_down(Reason.CRASH)
+            return False
+
+    def _run(self) -> bool:
         with self.machine.lock:
             vcpu = self._enter()
         if vcpu is None:
@@ -253,6 +275,11 @@ class Domain:
         """
         self._deferred.append(work)
 
+    def charge(self, seconds: float) -> None:
+        """Account for CPU time of the vCPU that ran last; on the thread that ran it."""
+        if self.vcpus:
+            self.vcpus[self._last].cpu_time += seconds
+
     def kick(self) -> None:
         """Make the vCPU that runs come back soon, from any thread; see `VCPU.stop`."""
         vcpu = self._current
@@ -307,7 +334,7 @@ class Domain:
         at, clock = info + 32, self.clock
         version = struct.unpack_from("<I", self.memory.bytes, at)[0]
         struct.pack_into(
-            "<IIQQIbBH", self.memory.bytes, at, (version | 1) + 1 & 0xFFFFFFFF, 0, clock.start, 0, clock.multiplier,
+            "<IIQQIbBH", self.memory.bytes, at, (version | 1) + 1 & 0xFFFFFFFF, 0, clock.start, clock.base, clock.multiplier,
             clock.shift, 1, 0,
         )  # fmt: skip
 
@@ -321,6 +348,10 @@ class Domain:
 
     def _set_runstate(self, number: int, state: int) -> None:
         vcpu, now = self.vcpus[number], self.clock.now()
+        if vcpu.state == _BLOCKED and state == _RUNNING and vcpu.since < self.woken < now:
+            # It waited for a pCPU since then: that is the time that guests call stolen.
+            vcpu.times[_BLOCKED] += self.woken - vcpu.since
+            vcpu.state, vcpu.since = _RUNNABLE, self.woken
         vcpu.times[vcpu.state] += now - vcpu.since
         vcpu.state, vcpu.since = state, now
         if vcpu.runstate_address:
@@ -330,6 +361,13 @@ class Domain:
         """Return vcpu_runstate_info (public/vcpu.h)."""
         vcpu = self.vcpus[number]
         return struct.pack("<IxxxxQ4Q", vcpu.state, vcpu.since, *vcpu.times)
+
+    def runstate_times(self, number: int) -> tuple[int, int, int, int]:
+        """Return nanoseconds that a vCPU was running, runnable, blocked and offline until now."""
+        vcpu = self.vcpus[number]
+        times, state, since = list(vcpu.times), vcpu.state, vcpu.since
+        times[state] += max(0, self.clock.now() - since)
+        return times[0], times[1], times[2], times[3]
 
     def write_runstate(self, number: int) -> None:
         """Fill the structure that a vCPU has registered; an address that is gone is forgotten."""
@@ -366,6 +404,17 @@ class Domain:
         if not any(low <= start and end <= high for low, high in self.ranges):
             raise BadAddress(f"frames {frame:#x} and {count - 1} more are no RAM")
 
+    def ballooned(self) -> list[int]:
+        """Return the frames that the guest has given to the host, in order."""
+        return sorted(self._ballooned)
+
+    def hold_out(self, frames: Sequence[int]) -> None:
+        """Take frames for given to the host, in a domain that is built from a saved one. Raises BadAddress."""
+        for frame in frames:
+            self._check_ram(frame, 1)
+        self.memory.present -= len(set(frames) - self._ballooned)
+        self._ballooned.update(frames)
+
     def map_extra(self, frame: int) -> None:
         """Let the vCPUs see a frame beyond the memory."""
         if frame in self.memory.extra:
@@ -382,6 +431,25 @@ class Domain:
         if self._current is not None:
             self._current.cpu.halt_here()
         self.machine.changed(self)
+
+    def resume(self) -> None:
+        """Take a suspend back: the domain is paused, with one pause more, behind its hypercall."""
+        if self.state is not State.SHUTDOWN or self.reason is not Reason.SUSPEND:
+            raise ValueError("the domain is not suspended")
+        self.state, self.reason = State.PAUSED, None
+        self.pauses += 1
+
+    def renew(self) -> None:
+        """Forget what a guest sets up again when it was suspended: to it this is another domain, with its memory.
+
+        Backends have let go of their rings before.
+        """
+        self.events.forget()
+        self.grants.forget()
+        self.grants = GrantTable(self.memory)
+        self._watchdogs.clear()
+        for vcpu in self.vcpus:
+            vcpu.timer, vcpu.runstate_address = None, 0
 
     def close(self) -> None:
         """Free the memory and the engines of a domain that no thread runs."""

@@ -185,6 +185,15 @@ class EventChannels:
         for port in list(self.channels):
             self.close(port)
 
+    def forget(self) -> None:
+        """Close all ports and forget where the guest's structures are: it will place them again."""
+        self.reset()
+        kept = [item for item in self.queued if not isinstance(item, int)]
+        self.queued.clear()
+        self.queued.extend(kept)
+        self.vcpu_info.clear()
+        self.shared_info = -1
+
     def status(self, port: int) -> Channel:
         """Return what a port is bound to; a closed one for a number that is not in use."""
         if not 0 < port < PORTS:

@@ -82,14 +82,22 @@ class GrantTable:
         self.memory.bytes[offset : offset + PAGE] = bytes(PAGE)
         frames[number : number + 1] = [offset]
 
+    def forget(self) -> None:
+        """Let go of the guest's frames; grants still in use can be ended, and mark nothing any more."""
+        self.frames.clear()
+        self.status_frames.clear()
+
     def _address(self, frames: list[int], size: int, ref: int) -> int:
         per_frame = PAGE // size
         if not 0 <= ref < len(frames) * per_frame:
             raise GrantError(GNTST_BAD_GNTREF)
         return frames[ref // per_frame] + ref % per_frame * size
 
-    def access(self, ref: int, domid: int, write: bool) -> Grant:
-        """Begin to use a frame granted to a domain. Raises GrantError."""
+    def look(self, ref: int, domid: int, write: bool) -> tuple[int, int, int]:
+        """Return frame, offset and length of what is granted to a domain. Raises GrantError.
+
+        Nothing is marked: this is for a copy that is over before the guest runs again.
+        """
         if self.version == 1:
             at = self._address(self.frames, _V1_ENTRY, ref)
             flags, owner, frame = struct.unpack_from("<HHI", self.memory.bytes, at)
@@ -110,6 +118,11 @@ class GrantTable:
             self.memory.check(frame * PAGE, PAGE)
         except BadAddress:
             raise GrantError(GNTST_BAD_PAGE) from None
+        return frame, offset, length
+
+    def access(self, ref: int, domid: int, write: bool) -> Grant:
+        """Begin to use a frame granted to a domain. Raises GrantError."""
+        frame, offset, length = self.look(ref, domid, write)
         uses = self._in_use.setdefault(ref, [0, 0])
         uses[write] += 1
         self._mark(ref, uses)

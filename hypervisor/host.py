@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,8 @@ from hypervisor.hypercalls.table import dispatch
 from hypervisor.memory import PAGE, Memory
 from hypervisor.sched import Scheduler
 from hypervisor.xenstore.store import Store
+
+_log = logging.getLogger(__name__)
 
 FIRST_RESERVED = 0x7FF0
 """DOMID_FIRST_RESERVED of public/xen.h: domids are below."""
@@ -65,20 +68,26 @@ class Host(Machine):
         vcpus: int = 1,
         uuid_text: str = "",
         code_cache: int = 1 << 20,
+        space: Memory | None = None,
+        clock: Clock | None = None,
     ) -> Domain:
-        """Return a new domain, paused, with RAM at these ranges of guest-physical bytes. Raises NoMemory."""
+        """Return a new domain, paused, with RAM at these ranges of guest-physical bytes. Raises NoMemory.
+
+        `space` is memory that has been filled already, as large as the ranges ask for; the domain's from now on.
+        """
         memory = sum(end - start for start, end in ranges)
         with self.lock:
             if memory > self.free_memory():
                 raise NoMemory(f"{memory} bytes asked for, {self.free_memory()} are free")
             domid = self._free_domid()
-            space = Memory(ranges[-1][1])
+            space = space or Memory(ranges[-1][1])
             space.present = memory // PAGE
             uuid_text = uuid_text or str(uuid.uuid4())
-            domain = Domain(domid, uuid_text, space, self, vcpus, Clock(), code_cache, ranges)
+            domain = Domain(domid, uuid_text, space, self, vcpus, clock, code_cache, ranges)
             domain.hypercall_table = dispatch
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE
+            self.scheduler.add(domain)
         return domain
 
     def _free_domid(self) -> int:
@@ -96,8 +105,6 @@ class Host(Machine):
             if domain.pauses or domain.state is not State.PAUSED:
                 return
             domain.state = State.RUNNING
-            if domain.domid not in self.scheduler.entities:
-                self.scheduler.add(domain)
         self.scheduler.look(domain.domid)
 
     def pause(self, domain: Domain) -> None:
@@ -164,8 +171,11 @@ class Host(Machine):
 
     def changed(self, domain: Domain) -> None:
         """Tell listeners that a domain shut down."""
-        for heard in self._listeners:
-            heard(domain)
+        for heard in list(self._listeners):
+            try:
+                heard(domain)
+            except Exception:  # the domain's thread goes on, and so do the other listeners
+                _log.exception("a listener failed when domain %d shut down", domain.domid)
 
     def may_grow(self, domain: Domain, frames: int) -> bool:
         """Let a domain grow as far as its maximum, which was set aside for it."""

@@ -1,83 +1,84 @@
-"""The scheduler: pCPU threads that run domains, fairly by weight, and a ticker that ends their slices.
+"""The scheduler: pCPU threads that run domains, and a ticker that wakes and stops them in time.
 
-A domain that can run waits in no queue of its own: a pCPU that is free takes, of those that may run on it,
-the one that has had the least CPU time for its weight. A domain that slept is not owed the time it slept.
-Idle domains cost no thread; with nothing to do all threads sleep on one condition.
+A domain that can run waits in the `RunQueue`; a domain that sleeps costs nothing but its deadline. What an
+event costs does not depend on the number of domains: the domain is queued and one idle pCPU is woken, or the
+pCPU that runs it is told to stop.
 
-The ticker wakes blocked domains whose timer is due and stops running ones, for a due timer or because
-their slice is over and another waits. A stop can be lost when the engine is just starting, so it is
-repeated every `RETRY` seconds until the domain has come back.
+The ticker sleeps until the earliest of all deadlines: a guest's timer, the end of a slice that another waits
+for, the end of what a cap allows, or of the time for which it forbids. A stop can be lost when the engine is
+just starting, so whoever wants a domain to stop has it looked at again every `RETRY` seconds until it has.
+
+One lock guards all of this. It may be taken while the host's lock is held, never the other way round.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from hypervisor.domain import Domain, State
+from hypervisor.run_queue import SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
 
-SLICE = 0.010
-"""Seconds that a domain runs while another waits for the same pCPU."""
+__all__ = ["RETRY", "SLICE", "WEIGHT", "WINDOW", "Entity", "Scheduler"]
+
 RETRY = 0.0005
-WINDOW = 0.100
-"""Seconds over which a cap is kept."""
-WEIGHT = 256
 SWITCH_INTERVAL = 0.0005
 """Python's thread switch interval while guests run: a hook waits this long for the lock, not 5 ms."""
+_LONGEST_WAIT = 3600.0
+"""Guests name any 64-bit time, which no operating system's wait takes."""
+MOST_WEIGHT = 65535
 
 
-@dataclass(slots=True, eq=False)
-class Entity:
-    """A domain, as the scheduler sees it. Times are seconds of CPU."""
+@dataclass(slots=True)
+class _Pcpu:
+    """A pCPU's thread. `woken` is notified when there is work for it while it is idle."""
 
-    domain: Domain
-    weight: int = WEIGHT
-    cap: int = 0
-    """Percent of one pCPU that it may use at most; 0 is no limit."""
-    affinity: frozenset[int] | None = None
-    used: float = 0.0
-    """CPU time so far."""
-    virtual: float = 0.0
-    """CPU time divided by weight; the least goes first."""
-    pcpu: int | None = None
-    slice_end: float = 0.0
-    window_start: float = 0.0
-    window_used: float = 0.0
-
-    def capped_until(self, now: float) -> float:
-        """Return when it may run again; `now` or earlier if it may at once."""
-        if not self.cap or self.window_used < WINDOW * self.cap / 100:
-            return now
-        return self.window_start + WINDOW
-
-    def charge(self, seconds: float, now: float) -> None:
-        """Account for CPU time."""
-        self.used += seconds
-        self.virtual += seconds * WEIGHT / self.weight
-        if now - self.window_start >= WINDOW:
-            self.window_start, self.window_used = now, 0.0
-        self.window_used += seconds
+    number: int
+    woken: threading.Condition
 
 
 @dataclass(slots=True)
 class Scheduler:
-    """`pcpus` threads for the domains added to it; nothing runs before `start`."""
+    """`pcpus` threads for the domains added to it; nothing runs before `start`.
+
+    `clock` is monotonic, `thread_clock` the CPU time of the calling thread, both in seconds.
+    """
 
     pcpus: int
+    clock: Callable[[], float] = time.monotonic
+    thread_clock: Callable[[], float] = time.thread_time
     entities: dict[int, Entity] = field(default_factory=dict)
-    _wake: threading.Condition = field(default_factory=threading.Condition)
+    """By domid."""
+    queue: RunQueue = field(init=False)
+    _deadlines: Deadlines = field(default_factory=Deadlines)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ticker: threading.Condition = field(init=False)
+    _off: threading.Condition = field(init=False)
+    _waiters: int = 0
+    """How many wait on `_off` for a domain to leave its pCPU."""
+    _idle: list[_Pcpu] = field(default_factory=list)
+    """The pCPUs without work, the one that slept last at the end: its caches are the warmest."""
+    _sleeps_until: float = 0.0
+    """When the ticker will look by itself."""
     _threads: list[threading.Thread] = field(default_factory=list)
     _stopping: bool = False
-    _floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.queue = RunQueue(self.pcpus)
+        self._ticker = threading.Condition(self._lock)
+        self._off = threading.Condition(self._lock)
 
     def start(self) -> None:
         """Start the pCPU threads and the ticker."""
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
+        self._stopping = False
         for number in range(self.pcpus):
-            self._threads.append(threading.Thread(target=self._run_pcpu, args=(number,), name=f"pcpu{number}"))
+            pcpu = _Pcpu(number, threading.Condition(self._lock))
+            self._threads.append(threading.Thread(target=self._run_pcpu, args=(pcpu,), name=f"pcpu{number}"))
         self._threads.append(threading.Thread(target=self._run_ticker, name="ticker"))
         for thread in self._threads:
             thread.daemon = True
@@ -85,128 +86,192 @@ class Scheduler:
 
     def stop(self) -> None:
         """End all threads; domains stay as they are. Blocks until no guest runs."""
-        with self._wake:
+        with self._lock:
             self._stopping = True
-            self._wake.notify_all()
+            for pcpu in self._idle:
+                pcpu.woken.notify()
+            self._ticker.notify()
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                for entity in list(self.queue.running):
+                    if entity is not None:
+                        entity.domain.kick()
+                thread.join(RETRY)
         self._threads.clear()
+        self._idle.clear()
+
+    # Domains
 
     def add(self, domain: Domain) -> Entity:
-        """Let a domain be run."""
-        with self._wake:
-            entity = self.entities[domain.domid] = Entity(domain, virtual=self._floor)
-            self._wake.notify_all()
+        """Let a domain be run, once it is not paused."""
+        with self._lock:
+            entity = self.entities[domain.domid] = Entity(domain, window_start=self.clock())
+            self._consider(entity)
         return entity
 
     def remove(self, domain: Domain) -> None:
         """Take a domain away; returns when none of its vCPUs runs any more."""
-        with self._wake:
+        with self._lock:
             entity = self.entities.pop(domain.domid, None)
+            if entity is not None:
+                self.queue.remove(entity)
+                self._deadlines.set(entity, None)
         if entity is not None:
             self.wait_until_off(entity)
 
+    def adjust(
+        self, domid: int, *, weight: int | None = None, cap: int | None = None, pcpus: Iterable[int] | None = None
+    ) -> None:
+        """Change what a domain gets: weight 1 … 65535, cap in percent (0: none), pCPUs it may run on (none: all).
+
+        What is not given stays. Takes effect at once. Raises KeyError for a domain that is not here, ValueError.
+        """
+        affinity = None if pcpus is None else frozenset(pcpus)
+        if affinity is not None and not affinity <= frozenset(range(self.pcpus)):
+            raise ValueError(f"there are no pCPUs but 0 … {self.pcpus - 1}")
+        if weight is not None and not 1 <= weight <= MOST_WEIGHT:
+            raise ValueError(f"a weight is 1 … {MOST_WEIGHT}")
+        if cap is not None and cap < 0:
+            raise ValueError("a cap is not negative")
+        with self._lock:
+            entity = self.entities[domid]
+            queued = self.queue.remove(entity)
+            entity.weight = entity.weight if weight is None else weight
+            entity.cap = entity.cap if cap is None else cap
+            if affinity is not None:
+                entity.affinity = affinity or None
+            if queued:
+                self._consider(entity)
+            elif entity.pcpu is not None:
+                entity.begin(self.clock())
+                self._watch(entity, entity.began)
+
     def wait_until_off(self, entity: Entity) -> None:
         """Return when no pCPU runs the domain; the caller has made sure that none begins to."""
-        with self._wake:
+        with self._lock:
+            self._waiters += 1
             while entity.pcpu is not None and self._threads:
                 entity.domain.kick()
-                self._wake.wait(RETRY)
+                self._off.wait(RETRY)
+            self._waiters -= 1
 
     def look(self, domid: int) -> None:
         """Hear that a domain may have something to do, or another deadline; from any thread."""
-        with self._wake:
+        with self._lock:
             entity = self.entities.get(domid)
-            if entity is not None and entity.pcpu is not None and entity.domain.events.queued:
-                entity.domain.kick()
-            self._wake.notify_all()
+            if entity is not None:
+                self._consider(entity)
 
-    # pCPU threads
+    # What follows is called with the lock held.
 
-    def _pick(self, pcpu: int, now: float) -> Entity | None:
-        best: Entity | None = None
-        for entity in self.entities.values():
-            if entity.pcpu is not None or (entity.affinity is not None and pcpu not in entity.affinity):
-                continue
-            ahead = best is None or entity.virtual < best.virtual
-            if ahead and entity.capped_until(now) <= now and entity.domain.runnable():
-                best = entity
-        return best
+    def _consider(self, entity: Entity) -> None:
+        """Do what a domain needs now: stop it, queue it, or remember when to look again."""
+        now = self.clock()
+        if entity.pcpu is not None:
+            self._watch(entity, now)
+        elif not entity.queued and entity.domain.state is State.RUNNING:
+            free = entity.capped_until(now)
+            if free > now:
+                self._look_at(entity, free)
+            elif entity.domain.runnable():
+                self._queue(entity, now)
+            else:
+                self._look_at(entity, self._timer(entity, now))
 
-    def _run_pcpu(self, number: int) -> None:
-        while True:
-            with self._wake:
-                entity = None if self._stopping else self._pick(number, time.monotonic())
-                while entity is None:
-                    if self._stopping:
-                        return
-                    self._wake.wait()
-                    entity = None if self._stopping else self._pick(number, time.monotonic())
-                entity.pcpu = number
-                entity.virtual = max(entity.virtual, self._floor - SLICE)
-                self._floor = max(self._floor, entity.virtual)
-                entity.slice_end = time.monotonic() + SLICE
-                self._wake.notify_all()  # the ticker has a new deadline
-            self._run_slice(entity)
-            with self._wake:
-                entity.pcpu = None
-                self._wake.notify_all()
+    def _queue(self, entity: Entity, now: float) -> None:
+        """Let a domain wait for a pCPU, and see that one comes for it."""
+        entity.domain.woken = entity.domain.clock.now()
+        self._deadlines.set(entity, None)
+        self.queue.put(entity)
+        for at in range(len(self._idle) - 1, -1, -1):
+            if entity.may_run_on(self._idle[at].number):
+                self._idle.pop(at).woken.notify()
+                return
+        self.queue.preempt(entity, now)
+        for other in self.queue.competitors(entity):
+            self._watch(other, now)
+
+    def _watch(self, entity: Entity, now: float) -> None:
+        """Stop a domain that runs if it is time to; set the time to look at it again."""
+        domain, pcpu = entity.domain, entity.pcpu
+        assert pcpu is not None
+        end = entity.cap_end
+        if self.queue.waiting(pcpu):
+            end = min(end, entity.slice_end)
+        timer = self._timer(entity, now)
+        if timer is not None:
+            end = min(end, timer)
+        if end <= now or domain.events.queued or domain.state is not State.RUNNING or not entity.may_run_on(pcpu):
+            domain.kick()
+            end = now + RETRY
+        self._look_at(entity, None if end == math.inf else end)
+
+    def _timer(self, entity: Entity, now: float) -> float | None:
+        """Return when a domain's next timer is due."""
+        deadline = entity.domain.deadline()
+        return None if deadline is None else now + (deadline - entity.domain.clock.now()) / 1e9
+
+    def _look_at(self, entity: Entity, when: float | None) -> None:
+        """Have the ticker look at a domain at a time, and then only."""
+        self._deadlines.set(entity, when)
+        if when is not None and when < self._sleeps_until:
+            self._sleeps_until = when
+            self._ticker.notify()
+
+    # The threads
+
+    def _run_pcpu(self, pcpu: _Pcpu) -> None:
+        while (entity := self._next(pcpu)) is not None:
+            try:
+                self._run_slice(entity)
+            finally:
+                with self._lock:
+                    self.queue.leave(entity)
+                    if self._waiters:
+                        self._off.notify_all()
+                    if self.entities.get(entity.domain.domid) is entity:
+                        self._consider(entity)
+
+    def _next(self, pcpu: _Pcpu) -> Entity | None:
+        """Wait for a domain to run and return it, or None when all ends."""
+        with self._lock:
+            while not self._stopping:
+                entity = self.queue.take(pcpu.number, self.clock())
+                if entity is None:
+                    self._idle.append(pcpu)
+                    pcpu.woken.wait()
+                    # Whoever woke us has taken us from the list, but for `stop`.
+                elif entity.domain.state is State.RUNNING:
+                    self._watch(entity, entity.began)
+                    return entity
+                else:
+                    self.queue.leave(entity)  # paused while it waited: `look` will come when it is not any more
+        return None
 
     def _run_slice(self, entity: Entity) -> None:
         """Run a domain until its slice is over or it has nothing more to do."""
-        began = time.thread_time()
+        domain = entity.domain
+        before = self.thread_clock()
         more = True
-        while more and not self._stopping and entity.domain.state is State.RUNNING:
-            more = entity.domain.run()
-            now, used = time.monotonic(), time.thread_time()
-            entity.charge(used - began, now)
-            began = used
-            if now >= entity.slice_end or entity.capped_until(now) > now:
-                break
-
-    # The ticker
+        while more and not self._stopping and domain.state is State.RUNNING:
+            more = domain.run()
+            after = self.thread_clock()
+            used, before = after - before, after
+            domain.charge(used)
+            with self._lock:
+                now = self.clock()
+                entity.charge(used, now)
+                if now >= min(entity.slice_end, entity.cap_end) or not entity.may_run_on(entity.pcpu or 0):
+                    return
 
     def _run_ticker(self) -> None:
-        with self._wake:
+        with self._lock:
             while not self._stopping:
-                now = time.monotonic()
-                wait = self._tick(now)
-                self._wake.wait(wait)
-
-    def _tick(self, now: float) -> float | None:
-        """Stop and wake what is due; return seconds until there is something to do again."""
-        soonest: float | None = None
-        crowded = self._crowded(self.entities.values())
-        wake = False
-        for entity in self.entities.values():
-            due = _timer_in(entity.domain)
-            if entity.pcpu is not None:
-                ends = entity.slice_end - now if crowded or entity.cap else None
-                left = min((seconds for seconds in (due, ends) if seconds is not None), default=None)
-                if left is not None and left <= 0:
-                    entity.domain.kick()
-                    left = RETRY
-            else:
-                left = due
-                if entity.domain.state is not State.RUNNING:
-                    continue
-                blocked = entity.capped_until(now) - now
-                if blocked > 0:
-                    left = blocked if left is None else max(left, blocked)
-                elif left is not None and left <= 0:
-                    wake, left = True, RETRY
-            if left is not None:
-                soonest = left if soonest is None else min(soonest, left)
-        if wake:
-            self._wake.notify_all()
-        return soonest
-
-    def _crowded(self, entities: Iterable[Entity]) -> bool:
-        """Tell whether a domain waits that could run."""
-        return any(entity.pcpu is None and entity.domain.runnable() for entity in entities)
-
-
-def _timer_in(domain: Domain) -> float | None:
-    """Return seconds until a domain's next timer, negative when it is overdue."""
-    deadline = domain.deadline()
-    return None if deadline is None else (deadline - domain.clock.now()) / 1e9
+                now = self.clock()
+                while (entity := self._deadlines.due(now)) is not None:
+                    self._consider(entity)
+                first = self._deadlines.first()
+                self._sleeps_until = math.inf if first is None else first
+                wait = _LONGEST_WAIT if first is None else min(_LONGEST_WAIT, first - self.clock())
+                if wait > 0:
+                    self._ticker.wait(wait)

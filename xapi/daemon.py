@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,16 +82,3 @@ class Daemon:
         """Forget what is over."""
         self.sessions.sweep()
         self.tasks.sweep()
-
-
-def hold_collector() -> None:
-    """Let no garbage be collected while millions of objects are made that will stay; `settle_memory` ends it."""
-    gc.disable()
-
-
-def settle_memory() -> None:
-    """Take what is loaded out of the garbage collector's sight: a full collection over it takes a second."""
-    gc.enable()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 5, 100)

@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet import main
 from twisted.internet.epollreactor import EPollReactor
 
-READY = 32
+READY = 16
 """Sockets served in one turn at most."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -24,9 +25,9 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
 
-from xapi import datamodel
+from xapi import datamodel, garbage
 from xapi.config import Config, ConfigError
-from xapi.daemon import SWEEP, Daemon, hold_collector, make_store, settle_memory
+from xapi.daemon import SWEEP, Daemon, make_store
 from xapi.directory import Directory
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
@@ -40,6 +41,8 @@ log = Logger()
 
 RESERVE_EVERY = 10.0
 THREADS = 8
+SWITCH_INTERVAL = 0.0005
+"""Seconds that another thread may keep the reactor's from Python; 5 ms, Python's own, is half a long turn."""
 
 
 class XapiService(MultiService):
@@ -62,6 +65,7 @@ class XapiService(MultiService):
     def startService(self) -> None:
         """Write, finish a large first inventory, then listen."""
         super().startService()  # type: ignore[no-untyped-call]
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._pool.start()
         self.writer.start(self.daemon.db)
         Deferred.fromCoroutine(self._begin()).addErrback(self._cannot_begin)
@@ -72,7 +76,7 @@ class XapiService(MultiService):
         durable: Deferred[None] = Deferred()
         db.when_flushed(db.last_written, lambda fault: durable.errback(fault) if fault else durable.callback(None))
         await durable
-        settle_memory()
+        garbage.settle()
         addresses = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
         if self.config.tls:
             pem = self.state.certificate(datetime.fromtimestamp(self._reactor.seconds(), UTC)).read_bytes()
@@ -81,7 +85,11 @@ class XapiService(MultiService):
         endpoint = UNIXServerEndpoint(self._reactor, str(socket), mode=0o600, wantPID=False)
         self._ports.append(await endpoint.listen(self._factory()))
         addresses.append(f"unix:{socket}")
-        for seconds, tick in ((SWEEP, self.daemon.sweep), (RESERVE_EVERY, self._reserve)):
+        for seconds, tick in (
+            (SWEEP, self.daemon.sweep),
+            (RESERVE_EVERY, self._reserve),
+            (garbage.EVERY, garbage.Collector().look),
+        ):
             timer = LoopingCall(tick)
             timer.clock = self._reactor
             timer.start(seconds, now=False)
@@ -141,7 +149,7 @@ def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
     Raises ConfigError.
     """
     host, colon, port = text.rpartition(":")
-    if colon and port.isdecimal() and "=" not in text and not text.startswith(("tcp:", "unix:", "systemd:")):
+    if colon and port.isdecimal() and "=" not in text and not text.startswith(("tcp:", "tcp6:", "ssl:", "unix:", "systemd:")):
         if int(port) > 65535:
             raise ConfigError(f"endpoint {text}: there is no port {port}")
         host = host.strip("[]")
@@ -149,7 +157,7 @@ def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
         return kind(reactor, int(port), interface=host)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
-    except (ValueError, TypeError, IndexError, KeyError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, OSError) as error:
         raise ConfigError(f"endpoint {text}: {error}") from error
     return endpoint
 
@@ -167,7 +175,7 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
     state = State(config.state)
     given = _given_password(config)
     model = datamodel.load()
-    hold_collector()
+    garbage.hold()
     database = open_database(config.database_url, model)
     for line in database.upgraded:
         log.info("database upgraded: {line}", line=line)

@@ -47,6 +47,7 @@ RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 R8, R9, R10, R11, R12, R13, R14, R15 = range(8, 16)
 ES, CS, SS, DS, FS, GS = range(6)
 
+_INHIBIT_IRQ = 1 << 3
 _CC_OP_EFLAGS = 1
 """CC_OP_EFLAGS of target/i386/cpu.h: the condition codes are the flags in cc_src."""
 _CC_FLAGS = 0x8D5
@@ -194,6 +195,30 @@ class Overlay:
         segment.selector, segment.base = selector, 0
         segment.limit, segment.flags = (0, 0) if null else (0xFFFFFFFF, 0xC09300)
         segment.flags |= level << 13
+
+    @property
+    def interrupts_shadowed(self) -> bool:
+        """True for one instruction after STI, MOV SS and POP SS: hflags' INHIBIT_IRQ."""
+        return bool(self.regs.hflags & _INHIBIT_IRQ)
+
+    def derive_mode(self, level: int, shadowed: bool) -> None:
+        """Compute hflags (target/i386/cpu.h) from the registers, after all of them were written.
+
+        Bits: CPL 0-1, INHIBIT_IRQ 3, CS32 4, SS32 5, ADDSEG 6, PE 7, TF 8, MP EM TS 9-11, IOPL 12-13, LMA 14,
+        CS64 15, VM 17, OSFXSR 22; the rest belongs to modes that a new engine is not in.
+        """
+        regs, segments, cr0 = self.regs, self.segments, self.cr[0]
+        eflags = regs.eflags
+        hflags = level | (_INHIBIT_IRQ if shadowed else 0) | (cr0 & 1) << 7 | (cr0 << 8) & 0xE00
+        hflags |= eflags & 0x23100 | (self.cr[4] >> 9 & 1) << 22 | (self.efer.value >> 10 & 1) << 14
+        if hflags & 1 << 14 and segments[CS].flags & 1 << 21:
+            hflags |= 0x8030
+        else:
+            hflags |= (segments[CS].flags >> 22 & 1) << 4 | (segments[SS].flags >> 22 & 1) << 5
+            flat = cr0 & 1 and not eflags & 1 << 17 and hflags & 1 << 4
+            if not flat or segments[DS].base or segments[ES].base or segments[SS].base:
+                hflags |= 1 << 6
+        regs.hflags = hflags
 
     def enter_flat32(self) -> None:
         """Put the CPU into 32-bit protected mode, paging off, all segments flat: the entry of PVH.

@@ -31,11 +31,12 @@ def frequency() -> int:
 
 
 class Clock:
-    """Nanoseconds since a moment, by the time stamp counter: a domain's system time."""
+    """Nanoseconds since a moment, by the time stamp counter: a domain's system time, which begins at `base`."""
 
-    def __init__(self, start: int | None = None) -> None:
+    def __init__(self, start: int | None = None, base: int = 0) -> None:
         self.start = read() if start is None else start
-        """The counter's value at system time 0."""
+        """The counter's value at system time `base`."""
+        self.base = base
         self.hz = frequency()
         shift, hz = 0, self.hz
         while hz > 2 * 10**9:
@@ -50,4 +51,4 @@ class Clock:
         """Return system time, computed as the guest computes it."""
         ticks = read() - self.start
         ticks = ticks << self.shift if self.shift >= 0 else ticks >> -self.shift
-        return ticks * self.multiplier >> 32
+        return self.base + (ticks * self.multiplier >> 32)

@@ -86,6 +86,17 @@ def with_blank_checksum(data: bytes, gso_size: int = 0, gso_type: int = GSO_NONE
     return Frame(data, found.start, _CHECKSUM_OFFSET[found.protocol], gso_size, gso_type)
 
 
+def with_pseudo_sum(frame: Frame) -> Frame:
+    """Return a frame whose blank checksum begins with the sum of its pseudo header, whatever was there."""
+    data, start = frame.data, frame.csum_start
+    found = transport(data)
+    if found is None:
+        raise BadOffload("a blank checksum in a frame without TCP or UDP")
+    addresses, place = data[26:34] if found.version == 4 else data[22:54], start + frame.csum_offset
+    total = pseudo_sum(addresses, b"", found.protocol, found.end - start)
+    return frame._replace(data=data[:place] + total.to_bytes(2, "big") + data[place + 2 :])
+
+
 def check(frame: Frame) -> None:
     """Check the metadata of an untagged frame against its bytes. Raises BadOffload.
 

@@ -72,6 +72,10 @@ class Ring:
                 self._consumed = self._consumed + 1 & _MASK
         return taken
 
+    def waiting(self) -> int:
+        """Return how many requests could be taken now, without asking for an event for the next."""
+        return self._ahead()
+
     def _ahead(self) -> int:
         """Return how many requests wait; a producer index beyond the free slots breaks the ring."""
         produced = self._read(_REQUEST_PRODUCER)

@@ -85,6 +85,10 @@ class Frontend:
         """Tell whether a feature is there and not 0."""
         return self.text(key, "0") not in ("", "0")
 
+    def now(self, key: str) -> str | None:
+        """Return a value, None if there is none, that may change while connected."""
+        return self._store.read_text(f"{self.path}/{key}")
+
     def changed(self) -> str | None:
         """Return a key whose value is another now than when it was read."""
         for key, value in self._seen.items():
@@ -226,6 +230,13 @@ class Backend:
         with self.domain.machine.lock:
             if not self.gone:
                 self._store.transact(lambda store: self._write_all(store, nodes, self.state))
+
+    def tell(self, nodes: Mapping[str, str]) -> None:
+        """Change nodes of the toolstack's in the front's directory."""
+        with self.domain.machine.lock:
+            if not self.gone and self._store.exists(self.front):
+                for key, value in nodes.items():
+                    self._store.write(f"{self.front}/{key}", value)
 
     # What the device class and we ourselves do
 

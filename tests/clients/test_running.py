@@ -190,6 +190,7 @@ def test_second_daemon_is_refused(start: Start, clients: Clients, tmp_path: Path
         (["--inventory", "{}/garbage.toml"], "{}/garbage.toml: "),
         (["--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
         (["--listen", "nonsense"], "endpoint nonsense: "),
+        (["--tls", "ssl:8443"], "endpoint ssl:8443: "),
         (["--database", "nonsense"], "the database's URL cannot be read; "),
         (["--root-password-file", "{}/none"], "{}/none: No such file or directory"),
         (["--root-password-file", "{}/empty"], "{}/empty: is empty"),

@@ -142,6 +142,7 @@ class HTTPServer(protocol.Protocol):
         self._gone = self._closing = self._ending = True
         self._waiting.clear()
         self._body = b""
+        del self._parser  # it knows us, and nothing else ends that
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
