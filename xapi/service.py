@@ -149,7 +149,12 @@ def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
     Raises ConfigError.
     """
     host, colon, port = text.rpartition(":")
-    if colon and port.isdecimal() and "=" not in text and not text.startswith(("tcp:", "tcp6:", "ssl:", "unix:", "systemd:")):
+    if (
+        colon
+        and port.isdecimal()
+        and "=" not in text
+        and not text.startswith(("tcp:", "tcp6:", "ssl:", "unix:", "systemd:"))
+    ):
         if int(port) > 65535:
             raise ConfigError(f"endpoint {text}: there is no port {port}")
         host = host.strip("[]")

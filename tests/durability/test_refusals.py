@@ -9,7 +9,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from twisted.internet.task import Clock
 
+from tests.conftest import in_memory
 from tests.durability.harness import MODEL, Opened
 from tests.durability.server import Server
 from xapi.store.database import DatabaseError, open_database
@@ -18,7 +20,11 @@ from xapi.store.database import DatabaseError, open_database
 def refused(url: str, **options: Any) -> str:
     """Return the line with which a database is refused."""
     with pytest.raises(DatabaseError) as caught:
-        open_database(url, MODEL, lock_wait=0.05, **options)
+        database = open_database(url, MODEL, lock_wait=0.05, **options)
+        try:
+            database.load(in_memory(Clock()))
+        finally:
+            database.close()
     line = str(caught.value)
     assert line.count("\n") == 0
     return line

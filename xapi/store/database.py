@@ -16,9 +16,11 @@ from __future__ import annotations
 import gc
 import os
 import sqlite3
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -62,6 +64,7 @@ class _SQLite:
         self.location = str(self.path or ":memory:")
         self.lock_wait = lock_wait
         self.on_connect = on_connect
+        self._check: Future[str] | None = None
 
     def prepare(self) -> None:
         """Look at the file before the first connection, or make it. Raises DatabaseError."""
@@ -125,12 +128,34 @@ class _SQLite:
         return engine
 
     def take(self, connection: Connection) -> None:
-        """See that the file is sound. Raises DatabaseError."""
-        with connection.begin():
-            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        """Begin to see whether the file is sound, beside what the connection reads; `sound` tells."""
+        if self.path is not None:
+            self._check = Future()
+            threading.Thread(target=self._look, args=(self._check,), name="quick_check", daemon=True).start()
+
+    def _look(self, check: Future[str]) -> None:
+        """Check the file on a connection of its own: SQLite lets other threads run meanwhile."""
+        try:
+            with closing(self._connect()) as connection:
+                check.set_result(str(connection.execute("PRAGMA quick_check(1)").fetchone()[0]))
+        except BaseException as error:
+            check.set_exception(error)
+
+    def sound(self) -> None:
+        """Return once the file is known to be sound. Raises DatabaseError, sqlite3.Error."""
+        if self._check is None:
+            return
+        check, self._check = self._check, None
+        found = check.result()
         if found != "ok":
-            first = str(found).strip().splitlines()[-1]
+            first = found.strip().splitlines()[-1]
             raise DatabaseError(f"{self.location}: is damaged ({first}); restore it from a backup")
+
+    def leave(self) -> None:
+        """Let the file be ours no more: wait for the check, if there is one."""
+        check, self._check = self._check, None
+        if check is not None:
+            check.exception()
 
     def accept(self, connection: Connection) -> None:
         """Set the journal's mode, now that the file is known to be ours or empty."""
@@ -219,6 +244,12 @@ class _PostgreSQL:
                     raise
                 raise DatabaseError(f"{self.location}: is in use by another process; stop that first") from error
 
+    def sound(self) -> None:
+        """The server sees to that."""
+
+    def leave(self) -> None:
+        """Nothing is left over."""
+
     def accept(self, connection: Connection) -> None:
         """Nothing needs to be set."""
 
@@ -258,6 +289,8 @@ class Database:
         """What opening has added to an older database, for the log."""
         self._engine = kind.engine()
         self._connection: Connection | None = None
+        self._unmarked: int | None = None
+        """The format to mark a database with that is open but was only read so far."""
 
     @property
     def location(self) -> str:
@@ -294,6 +327,7 @@ class Database:
         """Connect anew after a failure. Raises DatabaseError, above all when another process was there."""
         with self._explained():
             self._connect()
+            self._kind.sound()
             with self.connection.begin():
                 found = self._read_marks().get("owner")
             if found != self.owner:
@@ -302,6 +336,7 @@ class Database:
 
     def close(self) -> None:
         """Let go of the database; harmless when closed. An error of the connection is of no interest."""
+        self._kind.leave()
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
@@ -313,7 +348,8 @@ class Database:
     def load(self, store: Store) -> None:
         """Fill the tables of a store, which then needs the rows that are not kept, and `loaded()`.
 
-        Raises DatabaseError when a value is not what the schema says.
+        From then on the database is ours to write. Raises DatabaseError when it is damaged or a value is not
+        what the schema says; nothing in it has changed then.
         """
         collecting = gc.isenabled()
         gc.disable()  # millions of objects are made and none dropped: collecting would double the time
@@ -322,6 +358,8 @@ class Database:
                 for name, sql in self.metadata.tables.items():
                     if name != KRONOS:
                         self._load_table(store, sql)
+            with self._explained():
+                self._own()
         except (Damaged, UnicodeDecodeError) as error:
             raise DatabaseError(f"{self.location}: is damaged ({error}); restore it from a backup") from error
         finally:
@@ -358,17 +396,20 @@ class Database:
             self._connect()
             with self.connection.begin():
                 found = self._found(upgrades)
-            self._kind.accept(self.connection)
-            with self.connection.begin():
                 try:
-                    done = upgrade.upgrade(self.connection, self.metadata, found, upgrades)
+                    done = upgrade.upgrade(self.connection, self.metadata, found, upgrades, self._kind.sound)
                 except upgrade.UpgradeRefused as error:
                     raise DatabaseError(
                         f"{self.location}: cannot be upgraded: {error}; use the version of this program that "
                         "wrote it last"
                     ) from error
                 self.upgraded = done if found else []
-                self._mark(upgrade.newest(upgrades))
+                self._unmarked = upgrade.newest(upgrades)
+                written = bool(done) or found != self._unmarked
+                if written:
+                    self._mark()
+            if written:
+                self._kind.accept(self.connection)
 
     def _found(self, upgrades: Mapping[int, upgrade.Upgrade]) -> int:
         """Return the format of the database, or 0 for a new one. Raises DatabaseError."""
@@ -396,7 +437,16 @@ class Database:
             )
         return found
 
-    def _mark(self, written_format: int) -> None:
+    def _own(self) -> None:
+        """Mark a database that was only read so far."""
+        if self._unmarked is not None:
+            self._kind.sound()
+            self._kind.accept(self.connection)
+            with self.connection.begin():
+                self._mark()
+
+    def _mark(self) -> None:
+        written_format, self._unmarked = self._unmarked, None
         self.reserved = self.generation + RESERVE
         self.set_mark("database", MARK)
         self.set_mark("format", str(written_format))

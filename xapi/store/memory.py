@@ -399,10 +399,7 @@ class Store(Tables):
 
     def load(self, table: Table[Any], rows: Iterable[Row]) -> None:
         """Take rows as they come from the database; follow with `loaded()`."""
-        put_created, put_modified = table.set["_created"], table.set["_modified"]
         for row in rows:
-            put_created(row, self.generation)
-            put_modified(row, self.generation)
             table.rows[row._ref] = row
             table._index(row)
 

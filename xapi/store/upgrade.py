@@ -38,21 +38,31 @@ def newest(upgrades: Mapping[int, Upgrade] = UPGRADES) -> int:
 
 
 def upgrade(
-    connection: Connection, metadata: MetaData, found: int, upgrades: Mapping[int, Upgrade] = UPGRADES
+    connection: Connection,
+    metadata: MetaData,
+    found: int,
+    upgrades: Mapping[int, Upgrade] = UPGRADES,
+    sound: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Upgrade a database of format `found` in the running transaction; return what was done, for the log.
 
     A new database is of format 0: it needs its tables and no function, as there is nothing to convert.
+    `sound` is called before anything is changed and may raise.
     Raises UpgradeRefused when a column's type differs; what the caller then rolls back.
     """
     context = MigrationContext.configure(connection, opts={"compare_type": True})
     operations = Operations(context)
     done = []
+    if any(found < number for number in upgrades):
+        sound()
     for number in sorted(upgrades):
         if 0 < found < number:
             upgrades[number](operations)
             done.append(f"format {number}")
-    for operation in _flat(produce_migrations(context, metadata).upgrade_ops_list[0].ops):
+    changes = list(_flat(produce_migrations(context, metadata).upgrade_ops_list[0].ops))
+    if changes:
+        sound()
+    for operation in changes:
         if isinstance(operation, CreateTableOp):
             operations.invoke(operation)
             done.append(f"table {operation.table_name}")
