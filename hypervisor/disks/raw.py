@@ -62,6 +62,16 @@ class RawDisk:
         check_range(self.size, offset, length)
         return self.file.extents(offset, offset + length)
 
+    def resize(self, size: int) -> None:
+        """Grow to `size` bytes, whole sectors; shrinking is refused, and what is not wholly a disk, as a fixed VHD."""
+        if not self.file.writable:
+            raise DiskError(Kind.READ_ONLY, str(self.file.path))
+        if size < self.size or size % SECTOR or self.file.size - self.size >= SECTOR:
+            raise DiskError(Kind.REFUSED, f"{self.file.path}: from {self.size} to {size} bytes")
+        self.file.truncate(size)
+        self.file.sync()
+        self.size = size
+
     @property
     def utilisation(self) -> int:
         """Return the bytes occupied on the host."""

@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from hypervisor.disks.disk import ZEROS, DiskError, Kind
@@ -199,6 +200,12 @@ class ImageFile:
             if start < stop:
                 yield start, stop - start
             start = stop
+
+    def freeze(self, path: Path) -> None:
+        """Write no more, let others read: the file, now called `path`, has become the parent of others."""
+        self.path, self.writable = path, False
+        with suppress(OSError):  # from an exclusive lock to a shared one there is nothing to wait for
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def close(self) -> None:
         """Close, which drops the lock; closing twice is harmless."""

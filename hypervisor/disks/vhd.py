@@ -170,6 +170,12 @@ class VhdDisk:
         self._writable().grow(size)
         self._sizes[0] = self.leaf.footer.size
 
+    def push(self, leaf: VhdImage) -> None:
+        """Go on in a child of the present leaf, as `snapshot.split` makes one; the files stay open."""
+        self.leaf = leaf
+        self._layers.insert(0, leaf)
+        self._sizes.insert(0, leaf.footer.size)
+
     # -- metadata
 
     def set_uuid(self, uuid: UUID) -> None:

@@ -90,7 +90,7 @@ class VhdImage:
     def _check_layout(self, at_end: bool) -> int:
         """Refuse parts that overlap or lie outside the file; return the sector behind the last, and note gaps."""
         size = self.file.size
-        used = sorted(filter(UNUSED.__ne__, self._bat))
+        used = sorted([slot for slot in self._bat if slot != UNUSED])
         self.roomy = (
             self.header.table_offset == BAT_PLACE
             and self.block_size == form.BLOCK
@@ -204,6 +204,11 @@ class VhdImage:
         self.change_header(header, hints, footer)
 
     # -- reading
+
+    @property
+    def empty(self) -> bool:
+        """Tell whether no block is here: the disk reads as its parent does, or as zeros."""
+        return self._bat.count(UNUSED) == len(self._bat)
 
     def place(self, offset: int, length: int) -> int:
         """Return where in the file a range lies that one block holds wholly; -1 if it is not so simple."""

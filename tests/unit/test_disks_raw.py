@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.disks import raw
+from hypervisor.disks import copying, raw
 from hypervisor.disks.anonymous import CHUNK, AnonymousDisk
 from hypervisor.disks.disk import SECTOR, Disk, DiskError, Kind
 from hypervisor.disks.storage import ImageFile
@@ -98,3 +98,34 @@ def test_a_flush_that_failed_stays_failed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DiskError, match="earlier flush"):
         disk.flush()
     disk.file.close()
+
+
+def test_a_raw_image_grows_and_does_not_shrink(tmp_path: Path) -> None:
+    """What is new reads as zeros."""
+    disk = raw.create(tmp_path / "disk", SIZE)
+    disk.write(SIZE - SECTOR, b"x" * SECTOR)
+    disk.resize(2 * SIZE)
+    assert disk.read(SIZE - SECTOR, 2 * SECTOR) == b"x" * SECTOR + bytes(SECTOR)
+    for size in (SIZE, 2 * SIZE + 1):
+        with pytest.raises(DiskError) as caught:
+            disk.resize(size)
+        assert caught.value.kind is Kind.REFUSED
+    disk.close()
+    assert (tmp_path / "disk").stat().st_size == 2 * SIZE
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_a_copy_holds_the_same_and_stays_sparse(blank: bool) -> None:
+    """Zeros are left out where the target is blank; what else a used target held goes."""
+    source, target = AnonymousDisk(8 * SIZE), AnonymousDisk(9 * SIZE)
+    source.write(SIZE, b"x" * SIZE)
+    source.write(3 * SIZE, bytes(SIZE))
+    if not blank:
+        target.write(2 * SIZE - SECTOR, b"y" * SIZE)
+        target.write(8 * SIZE, b"y" * SIZE)
+    heard: list[tuple[int, int]] = []
+    copying.copy(source, target, lambda done, total: heard.append((done, total)), blank=blank)
+    assert target.read(0, 9 * SIZE) == source.read(0, 8 * SIZE) + bytes(SIZE)
+    assert heard[0] == (0, 2 * SIZE)
+    assert heard[-1] == (2 * SIZE, 2 * SIZE)
+    assert target.utilisation == SIZE if blank else target.utilisation < 4 * SIZE

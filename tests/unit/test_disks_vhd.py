@@ -47,6 +47,14 @@ def put(path: Path, offset: int, data: bytes) -> None:
     disk.close()
 
 
+def split(leaf: Path, base: Path, copy: Path) -> None:
+    image = snapshot.open_leaf(leaf)
+    try:
+        snapshot.split(image, base, [copy], clock=clock).file.close()
+    finally:
+        image.file.close()
+
+
 def content(path: Path) -> bytes:
     disk = vhd.open(path, read_only=True)
     try:
@@ -158,7 +166,7 @@ def test_a_snapshot_makes_a_hidden_base_and_two_children(tmp_path: Path) -> None
     leaf, base, copy = (tmp_path / name for name in ("leaf.vhd", "base.vhd", "copy.vhd"))
     create(leaf, 4 * MIB)
     put(leaf, MIB, b"before" + bytes(506))
-    snapshot.split(leaf, base, copy, clock=clock)
+    split(leaf, base, copy)
     put(leaf, MIB, b"after!" + bytes(506))
     assert content(copy)[MIB : MIB + 6] == content(base)[MIB : MIB + 6] == b"before"
     assert content(leaf)[MIB : MIB + 6] == b"after!"
@@ -171,9 +179,24 @@ def test_a_failed_snapshot_leaves_the_leaf_as_it_was(tmp_path: Path) -> None:
     leaf = create(tmp_path / "leaf.vhd", 4 * MIB)
     create(tmp_path / "copy.vhd", 2 * MIB)
     with pytest.raises(DiskError):
-        snapshot.split(leaf, tmp_path / "base.vhd", tmp_path / "copy.vhd", clock=clock)
-    assert not (tmp_path / "base.vhd").exists()
+        split(leaf, tmp_path / "base.vhd", tmp_path / "copy.vhd")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.vhd", "leaf.vhd"]
     opened(leaf).close()
+
+
+def test_an_open_disk_goes_on_in_the_child(tmp_path: Path) -> None:
+    """What was written before the split, flushed or not, is the copy's, too; what comes after is not."""
+    leaf, copy = create(tmp_path / "leaf.vhd", 4 * MIB), tmp_path / "copy.vhd"
+    disk = opened(leaf)
+    disk.write(0, b"b" * 4 * SECTOR)
+    disk.push(snapshot.split(disk.leaf, tmp_path / "base.vhd", [copy], clock=clock))
+    disk.write(0, b"a" * SECTOR)
+    assert disk.read(0, 4 * SECTOR) == b"a" * SECTOR + b"b" * 3 * SECTOR
+    assert disk.depth == 2
+    assert content(copy)[: 4 * SECTOR] == b"b" * 4 * SECTOR
+    assert kind_of_failure(leaf) is Kind.BUSY
+    disk.close()
+    assert content(leaf)[: 4 * SECTOR] == b"a" * SECTOR + b"b" * 3 * SECTOR
 
 
 def test_a_moved_parent_is_found_after_set_parent(tmp_path: Path) -> None:

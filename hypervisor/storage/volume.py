@@ -1,0 +1,107 @@
+"""What is known of a volume, as plain frozen values; and the description that is kept beside its file.
+
+A VHD tells its size and its parent, but not its name. XCP's file repositories keep names in the pool's database alone,
+so a database lost leaves a row of uuids; its LVM ones keep the fields below in a volume of their own (MGT), and are
+readable ever after. We do as the latter: one small file a volume, which is right as long as the volume exists,
+whatever becomes of any database. It holds nothing on which reading the disk depends.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+
+from hypervisor.disks import vhd_format as form
+from hypervisor.disks.disk import SECTOR, DiskError, Kind
+from hypervisor.storage.errors import Code, StorageError
+
+MAX_DESCRIPTION = 256 * 1024
+"""Bytes of a description that are believed."""
+
+
+class Format(Enum):
+    """How a volume lies in its file; the value is the end of the file's name."""
+
+    VHD = "vhd"
+    RAW = "raw"
+    ISO = "iso"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the users say of a volume; the fields are those of XenAPI's VDI."""
+
+    name_label: str = ""
+    name_description: str = ""
+    type: str = "user"
+    is_a_snapshot: bool = False
+    snapshot_of: str = ""
+    snapshot_time: str = ""
+    read_only: bool = False
+    sharable: bool = False
+
+    def encode(self) -> bytes:
+        """Return the file's content; raise DiskError(REFUSED) for one that would not be believed."""
+        data = json.dumps(asdict(self), indent=1).encode() + b"\n"
+        if len(data) > MAX_DESCRIPTION:
+            raise DiskError(Kind.REFUSED, f"a description of {len(data)} bytes")
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes) -> Description:
+        """Read what `encode` wrote; what is unknown or of another type is left out, so no file is refused."""
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            return cls()
+        if not isinstance(found, dict):
+            return cls()
+        default = cls()
+        known = {one.name: type(getattr(default, one.name)) for one in fields(cls)}
+        return cls(**{name: value for name, value in found.items() if type(value) is known.get(name)})
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume as it is now. Sizes are in bytes; `parent` is the uuid of the volume under it."""
+
+    uuid: str
+    location: str
+    format: Format
+    virtual_size: int
+    physical_utilisation: int
+    parent: str | None = None
+    hidden: bool = False
+    """It is there only for its children: XenAPI's unmanaged "base copy"."""
+    description: Description = Description()
+
+    @property
+    def read_only(self) -> bool:
+        return self.hidden or self.description.read_only
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes: of the file system, used or not to be had there, and promised to volumes."""
+
+    physical_size: int
+    physical_utilisation: int
+    virtual_allocation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """How many have a volume open."""
+
+    readers: int
+    writers: int
+
+
+def rounded(size: int, format: Format) -> int:
+    """Return the size that a volume of a wanted size has, as XCP rounds: a VHD to 2 MiB."""
+    unit = SECTOR if format is Format.RAW else form.BLOCK
+    size = max(-(-size // unit), 1) * unit if size >= 0 else size
+    if not 0 < size <= form.MAX_SIZE:
+        raise StorageError(Code.VDISize, f"a volume of {size} bytes; at most {form.MAX_SIZE}")
+    return size
