@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from hypervisor.cpu.overlay import RBX
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.loader import acpi, bzimage, elf
-from hypervisor.loader.elf import Kernel, LoadError, Notes
+from hypervisor.loader.elf import Image, Kernel, LoadError, Notes
 from hypervisor.memory import PAGE, Memory
 
 LOW_END = 0xF000_0000
@@ -43,6 +43,9 @@ SMALLEST = 2 << 20
 
 COMMAND_LINE = 2047
 """Most bytes of a command line: COMMAND_LINE_SIZE of Linux (arch/x86/include/asm/setup.h) without the zero."""
+
+Source = Image | os.PathLike[str]
+"""A file: its bytes, or where it is."""
 
 RAM, RESERVED = 1, 2
 """XEN_HVM_MEMMAP_TYPE of public/arch-x86/hvm/start_info.h, the same as E820 types."""
@@ -144,8 +147,8 @@ def memory_map(size: int) -> tuple[MemoryRange, ...]:
 
 def build(
     memory: Memory,
-    kernel: bytes | os.PathLike[str],
-    initrd: bytes | os.PathLike[str] | None,
+    kernel: Source,
+    initrd: Source | None,
     command_line: str,
     *,
     vcpus: int,
@@ -163,9 +166,9 @@ def build(
         tables = acpi.build(_TABLES, vcpus=vcpus, online=online)
     except ValueError as error:
         raise LoadError(str(error)) from None
-    image = elf.parse(bzimage.extract(_content(kernel)))
+    image = elf.parse(bzimage.extract(content(kernel)))
     entry = _entry(image, regions)
-    ramdisk = b"" if initrd is None else _content(initrd)
+    ramdisk = b"" if initrd is None else content(initrd)
     start_info, ramdisk_start, block = _place(image.end, regions, command_line, len(ramdisk))
 
     elf.load(image, memory)
@@ -189,9 +192,9 @@ def build(
     )
 
 
-def _content(source: bytes | os.PathLike[str]) -> bytes:
+def content(source: Source) -> Image:
     """Return a file's bytes. It is read, not mapped: who truncates a mapped file kills this process."""
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return source
     try:
         # A pipe or device must not block, or be read at all.
