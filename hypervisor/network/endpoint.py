@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface
 
 from hypervisor.network.arp import Neighbours
-from hypervisor.network.frame import EVERY_OFFLOAD, Frame
+from hypervisor.network.frame import EVERY_OFFLOAD, Frame, Offloads
 from hypervisor.network.icmp import IcmpLayer
 from hypervisor.network.ipv4 import Ipv4Layer
 from hypervisor.network.packets import ETHERTYPE_ARP, ETHERTYPE_IPV4, is_host_mac
@@ -39,17 +39,21 @@ class Endpoint:
         gateway: IPv4Address | None = None,
         membership: Membership | None = None,
         mtu: int = 1500,
+        offloads: Offloads = EVERY_OFFLOAD,
         secret: bytes | None = None,
     ) -> None:
         """Plug a station into `switch`. Raises ValueError for a MAC that is none and an MTU outside 576 … 65535.
 
-        `secret` (16 bytes) makes TCP's first sequence numbers repeatable, for tests.
+        `offloads` is what it takes unfinished: nothing is for it that lacks a checksum or is larger than the MTU
+        when there are none. `secret` (16 bytes) makes TCP's first sequence numbers repeatable, for tests.
         """
         if not is_host_mac(mac) or not 576 <= mtu <= 65535:
             raise ValueError(f"no station: MAC {mac.hex(':')}, MTU {mtu}")
         self.mac = mac
         self.address = interface.ip
-        self.port = Port(self._receive, ready=self._flush, offloads=EVERY_OFFLOAD, membership=membership, mtu=mtu)
+        self.port = Port(self._receive, ready=self._flush, offloads=offloads, membership=membership, mtu=mtu)
+        self.alarm: Callable[[], None] = _nobody
+        """Called whenever `next_deadline` may be another; see `ticker`."""
         self._switch = switch
         self._clock = clock
         self._held: deque[Frame] = deque()
@@ -69,6 +73,7 @@ class Endpoint:
     ) -> None:
         """Send an echo; `replied` gets the round trip in nanoseconds, or None after `timeout_ns`."""
         self.icmp.ping(address.packed, replied, size, timeout_ns)
+        self.alarm()
 
     def tick(self, now: int) -> None:
         """Do what is due: ask neighbours again, give up echoes, drive the TCP timers."""
@@ -95,12 +100,18 @@ class Endpoint:
             self.ip.receive(frame)
         elif kind == ETHERTYPE_ARP:
             self.neighbours.receive(data, self._clock())
+        self.alarm()
         return True
 
     def _transmit(self, frame: Frame) -> None:
         if (self._held or not self.port.send(frame)) and len(self._held) < MAX_HELD:
             self._held.append(frame)
+        self.alarm()
 
     def _flush(self) -> None:
         while self._held and self.port.send(self._held[0]):
             self._held.popleft()
+
+
+def _nobody() -> None:
+    """Stand for an alarm that nobody set."""

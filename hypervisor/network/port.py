@@ -106,6 +106,8 @@ class Port:
         self.limit: TokenBucket | None = None
         self.throttled_until: int | None = None
         """When to call `ready`, in nanoseconds; None while no frame was refused."""
+        self.behind: Callable[[], None] | None = None
+        """Called when a frame comes while others wait: for a peer that is not told when it has room again."""
         self.counters = Counters()
         self.switch: Switch | None = None
         self._queue: deque[Frame] = deque()
@@ -141,6 +143,8 @@ class Port:
             self._queued_bytes += len(frame.data)
         else:
             count.dropped += 1
+        if self.behind is not None and self._queue:
+            self.behind()
 
     def drain(self) -> None:
         """Give the peer what waits, as far as it takes it. The peer calls this when it has room again."""

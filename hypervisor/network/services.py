@@ -131,6 +131,15 @@ class AddressService:
         """Return when `tick` is needed, in nanoseconds; leases can wait for the next question."""
         return self._endpoint.next_deadline()
 
+    @property
+    def alarm(self) -> Callable[[], None]:
+        """What is called whenever `next_deadline` may be another."""
+        return self._endpoint.alarm
+
+    @alarm.setter
+    def alarm(self, call: Callable[[], None]) -> None:
+        self._endpoint.alarm = call
+
     def close(self) -> None:
         """Unplug the service and forget its leases."""
         self._endpoint.close()

@@ -10,7 +10,7 @@ next call or `tick`, so that not even ports joined to a ring can keep the caller
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hypervisor.network.frame import (
     ETHERNET_HEADER,
@@ -20,6 +20,7 @@ from hypervisor.network.frame import (
     PLAIN,
     VLAN_HEADER,
     Frame,
+    Offloads,
 )
 from hypervisor.network.lock import LockMode
 from hypervisor.network.offload import BadOffload, check, fit, wire_length
@@ -50,6 +51,8 @@ class Switch:
         self._busy = False
         self._throttled: set[Port] = set()
         self._next_sweep = clock() + AGEING_NS
+        self.alarm: Callable[[], None] = _nobody
+        """Called whenever `next_deadline` may be another; see `ticker`."""
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -133,6 +136,7 @@ class Switch:
             return True
         port.throttled_until = port.limit.ready_at(length)
         self._throttled.add(port)
+        self.alarm()
         return False
 
     def _classify(self, port: Port, frame: Frame) -> tuple[Frame, int, int] | None:
@@ -192,19 +196,25 @@ class Switch:
                 self._forward(*self._pending.popleft(), now)
         finally:
             self._busy = False
+        if self._pending:
+            self.alarm()
 
     def _forward(self, source: Port, frame: Frame, vlan: int, priority: int, now: int) -> None:
         destination = frame.data[:6]
         known = None if destination[0] & 1 else self._table.lookup(vlan, destination, now)
+        made: dict[Offloads, Sequence[Frame]] = {}
         if known is not None:
             if known is not source and vlan in known.membership:
-                self._egress(known, frame, vlan, priority)
+                self._egress(known, frame, vlan, priority, made)
             return
         for port in self.ports:  # a copy: a peer may unplug a port meanwhile
             if port is not source and port.switch is self and vlan in port.membership:
-                self._egress(port, frame, vlan, priority)
+                self._egress(port, frame, vlan, priority, made)
 
-    def _egress(self, port: Port, frame: Frame, vlan: int, priority: int) -> None:
+    def _egress(
+        self, port: Port, frame: Frame, vlan: int, priority: int, made: dict[Offloads, Sequence[Frame]]
+    ) -> None:
+        """Give a port what it can take; `made` keeps it for the next port that can do the same."""
         if port.lock.mode is not LockMode.UNLOCKED and not port.lock.permits_to(frame.data):
             port.counters.sent.dropped += 1
             return
@@ -215,12 +225,26 @@ class Switch:
             if frame.data[12:14] == ETHERTYPE_VLAN:  # an inner tag would pass for one of ours: VLAN hopping
                 port.counters.sent.dropped += 1
                 return
-            frames = fit(frame, port.offloads)
+            frames = _fitting(frame, port.offloads, made)
         else:
-            offloads = port.offloads if port.offloads.tagged else PLAIN
-            frames = [_tagged(each, vlan | priority) for each in fit(frame, offloads)]
+            fitting = _fitting(frame, port.offloads if port.offloads.tagged else PLAIN, made)
+            frames = [_tagged(each, vlan | priority) for each in fitting]
         for each in frames:
             port.deliver(each)
+
+
+def _fitting(frame: Frame, offloads: Offloads, made: dict[Offloads, Sequence[Frame]]) -> Sequence[Frame]:
+    """Return what `fit` does, from `made` if it is there: a flood is cut once, not for each port."""
+    if not frame.csum_start:
+        return (frame,)
+    found = made.get(offloads)
+    if found is None:
+        found = made[offloads] = fit(frame, offloads)
+    return found
+
+
+def _nobody() -> None:
+    """Stand for an alarm that nobody set."""
 
 
 def _tagged(frame: Frame, control: int) -> Frame:

@@ -8,7 +8,7 @@ import pytest
 
 from hypervisor.network.checksum import checksum, is_valid, pseudo_sum
 from hypervisor.network.frame import EVERY_OFFLOAD, GSO_TCPV4, GSO_TCPV6, PLAIN, Frame, Offloads
-from hypervisor.network.offload import BadOffload, check, fit, wire_length, with_blank_checksum
+from hypervisor.network.offload import BadOffload, check, fit, wire_length, with_blank_checksum, with_pseudo_sum
 from hypervisor.network.packets import ipv4_header
 
 MACS = b"\x02\0\0\0\0\x02\x02\0\0\0\0\x01"
@@ -51,6 +51,15 @@ def test_a_partial_checksum_is_filled_in_for_a_receiver_that_needs_it() -> None:
     (frame,) = fit(with_blank_checksum(tcp_v4(b"data!") + b"\xee\xee"), PLAIN)
     assert is_valid(frame.data[34:-2], pseudo_sum(ONE, TWO, 6, 25))
     assert (frame.csum_start, frame.validated) == (0, True)
+
+
+def test_a_checksum_that_was_never_begun_is_begun() -> None:
+    """Whatever stood in its place, in IPv4 and IPv6."""
+    for data, place in ((tcp_v4(b"data"), 50), (tcp_v6(b"data"), 78)):
+        spoilt = data[:place] + b"\xab\xcd" + data[place + 2 :]
+        assert with_pseudo_sum(with_blank_checksum(spoilt)).data == data
+    with pytest.raises(BadOffload):
+        with_pseudo_sum(Frame(MACS + b"\x88\xb5" + bytes(60)))
 
 
 def test_offloads_are_told_apart_by_the_family_of_addresses() -> None:
