@@ -2,124 +2,91 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import queue
-import re
-import select
+import signal
 import sys
-import termios
-import threading
-import tty
-import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import suppress
+from types import FrameType
 
-from hypervisor.api import DirectBoot, DomainConfig, HostError
+from hypervisor.api import Addresses, DomainConfig, HostError
 from hypervisor.domain import Domain, Reason
-from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY
 from hypervisor.host import Host
-from hypervisor.toolstack import Guest, Toolstack
+from hypervisor.options import domain_config, parser
+from hypervisor.terminal import End, Terminal
+from hypervisor.toolstack import Toolstack
 
-_ESCAPE = b"\x1d"
-"""Ctrl-]: leave."""
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def size(text: str) -> int:
-    """Read a size such as 256M."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)", text.upper())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text} is no size; write 256M or 1G")
-    return int(match.group(1)) * _UNITS[match.group(2)]
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    commands = argparse.ArgumentParser(prog="python -m hypervisor", description="Emulated Xen: run a guest.")
-    boot = commands.add_subparsers(required=True).add_parser(
-        "boot", help="boot one guest with its console here", description="Boot one guest; Ctrl-] leaves."
-    )
-    what = boot.add_mutually_exclusive_group(required=True)
-    what.add_argument("--kernel", metavar="FILE", help="a bzImage or an ELF file with a PVH entry")
-    what.add_argument("--demo", action="store_true", help="boot our own small guest; type help at its prompt")
-    boot.add_argument("--initrd", metavar="FILE", default="", help="an initial RAM disk")
-    boot.add_argument("--append", metavar="TEXT", default="console=hvc0", help="the command line (%(default)s)")
-    boot.add_argument("--memory", type=size, metavar="SIZE", help="such as 256M (the default; 4M with --demo)")
-    return commands
+_INPUT, _OUTPUT, _ERRORS = 0, 1, 2
+_ADDRESSES = Addresses("169.254.0.0/16", "169.254.0.1", "169.254.0.2", "169.254.255.254")
+"""What each network gives out; nothing of the machine's own networks is reached by it."""
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 when the guest powered off or was left, 1 when it could not be or crashed."""
+    """Run the command; return 0 when the guest powered off or was left, 1 when it could not be run or crashed."""
+    _open_standard_files()
     options = parser().parse_args(arguments)
-    memory = options.memory or (DEMO_MEMORY if options.demo else 256 << 20)
-    kernel = str(DEMO_KERNEL) if options.demo else os.path.abspath(options.kernel)
-    host = Host(memory)
-    toolstack = Toolstack(host)
-    config = DomainConfig(
-        uuid=str(uuid.uuid4()),
-        name="guest",
-        memory_max=memory,
-        memory_target=memory,
-        vcpus=1,
-        boot=DirectBoot(kernel, options.initrd, options.append),
-    )
     try:
-        guest = toolstack.build(config)
+        return _boot(domain_config(options), options.console)
     except HostError as error:
-        print(f"hypervisor: {error}", file=sys.stderr)
+        _say(str(error))
         return 1
-    ended: queue.SimpleQueue[Domain] = queue.SimpleQueue()
-    wake_read, wake_write = os.pipe()
-
-    def down(domain: Domain) -> None:
-        ended.put(domain)
-        os.write(wake_write, b"x")
-
-    host.listen(down)
-    host.start()
-    try:
-        toolstack.unpause(config.uuid)
-        _terminal(guest, wake_read)
     except KeyboardInterrupt:
-        pass
-    finally:
-        host.stop()
-    domain = guest.domain
-    if domain.reason is not None:
-        print(f"\r\nthe guest is down: {domain.reason.name.lower()} {domain.crash}".rstrip())
-    return 1 if domain.reason in (Reason.CRASH, Reason.WATCHDOG) else 0
+        return _INTERRUPTED
 
 
-def _terminal(guest: Guest, wake: int) -> None:
-    """Join the console to standard input and output until the guest is down or Ctrl-] is typed."""
-    output = threading.Lock()
+def _boot(config: DomainConfig, console: bool) -> int:
+    """Run a guest until it is down, again when it reboots. Raises HostError."""
+    host = Host(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    toolstack = Toolstack(host)
+    terminal = Terminal(_INPUT, _OUTPUT)
 
-    def show(data: bytes) -> None:
-        with output:
-            os.write(sys.stdout.fileno(), data)
+    def changed(_: Domain) -> None:
+        terminal.down()
 
-    with ExitStack() as restore:
-        source = sys.stdin.fileno()
-        if os.isatty(source):
-            before = termios.tcgetattr(source)
-            tty.setraw(source)
-            restore.callback(termios.tcsetattr, source, termios.TCSADRAIN, before)
-        guest.console.listen(show)
-        restore.callback(guest.console.unlisten, show)
-        sources = [source, wake]
+    host.listen(changed)
+    toolstack.start()
+    try:
+        for nic in config.nics:
+            toolstack.networks.serve(nic.network, _ADDRESSES)
         while True:
-            ready, _, _ = select.select(sources, [], [])
-            if wake in ready:
-                return
-            typed = os.read(source, 1024)
-            if not typed:  # end of input: go on showing what the guest does
-                sources.remove(source)
-            elif _ESCAPE in typed:
-                return
-            else:
-                guest.console.write(typed)
+            guest = toolstack.build(config)
+            terminal.up()
+            toolstack.unpause(config.uuid)
+            end = terminal.run(guest.console if console else None)
+            reason, crash = guest.domain.reason, guest.domain.crash
+            if end is not End.DOWN or reason is not Reason.REBOOT:
+                break
+            toolstack.destroy(config.uuid)
+    finally:
+        toolstack.stop()
+        terminal.close()
+    if reason is not None:
+        _say(f"the guest is down: {reason.name.lower()} {crash}")
+    return int(reason in (Reason.CRASH, Reason.WATCHDOG) or end is End.CLOSED)
+
+
+def _open_standard_files() -> None:
+    """Open what of the three standard files the caller has closed, so that their numbers are not another file's."""
+    for number in (_INPUT, _OUTPUT, _ERRORS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _say(text: str) -> None:
+    """Tell people something, in one line, if anybody listens."""
+    with suppress(OSError):
+        os.write(_ERRORS, f"hypervisor: {' '.join(text.split())}\n".encode(errors="replace"))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End in order when somebody asks: the terminal is restored and disks are closed."""
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
+    for asked in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(asked, _terminate)
     sys.exit(main())
