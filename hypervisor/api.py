@@ -50,10 +50,35 @@ class DirectBoot:
 
 
 @dataclass(frozen=True, slots=True)
+class BootLoader:
+    """A kernel found on the domain's own first disk, as pygrub finds it; `append` is added to its command line."""
+
+    arguments: str = ""
+    append: str = ""
+    kind: str = "pvh"
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """The host's built-in firmware: what boots is looked for in `order`, of c (disk), d (CD) and n (network).
+
+    `network` is what the network offers, None for nothing. A domain that finds nothing runs and says so on its
+    console.
+    """
+
+    order: str = "cdn"
+    network: DirectBoot | None = None
+
+
+Boot = DirectBoot | BootLoader | Firmware
+
+
+@dataclass(frozen=True, slots=True)
 class Disk:
     """A disk drive. `number` is as in XenAPI's userdevice (0 is xvda); an empty `path` is an empty drive.
 
-    `format` is ``raw``, ``vhd`` or ``anonymous``.
+    `format` is ``raw``, ``vhd`` or ``anonymous``: nothing but `size` bytes of memory. A path inside a repository
+    that is attached is its volume, whatever the format says.
     """
 
     number: int
@@ -62,11 +87,16 @@ class Disk:
     read_only: bool = False
     is_cdrom: bool = False
     bootable: bool = False
+    unpluggable: bool = True
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NIC:
-    """A network card on the host's network of a name. `rate` is in kbps, 0 for no limit."""
+    """A network card on the host's network of a name. `rate` is in KiB a second, 0 for no limit.
+
+    `locking` is ``unlocked``, ``locked`` to the MAC and the addresses allowed, or ``disabled``.
+    """
 
     number: int
     mac: str
@@ -76,6 +106,11 @@ class NIC:
     locking: str = "unlocked"
     allowed_ipv4: tuple[str, ...] = ()
     allowed_ipv6: tuple[str, ...] = ()
+    carrier: bool = True
+    address: str = ""
+    """The IPv4 address that the network's address service keeps for it; empty for any."""
+    static_ip: Mapping[str, str] = field(default_factory=dict)
+    """What the guest's agent is to configure, as keys of XenServer's static-ip-setting."""
 
 
 Device = Disk | NIC
@@ -90,7 +125,7 @@ class DomainConfig:
     memory_max: int
     memory_target: int
     vcpus: int
-    boot: DirectBoot
+    boot: Boot
     disks: tuple[Disk, ...] = ()
     nics: tuple[NIC, ...] = ()
     weight: int = 256
@@ -101,8 +136,33 @@ class DomainConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be another of a domain that runs; None leaves it. Devices are named by their numbers."""
+
+    memory_target: int | None = None
+    weight: int | None = None
+    cap: int | None = None
+    affinity: tuple[int, ...] | None = None
+    medium: Disk | None = None
+    """What is in a CD drive now; a path of nothing ejects."""
+    nic: NIC | None = None
+    """Network, rate, locking and carrier of a card."""
+    xenstore: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The address service of a network: who asks by DHCP gets one of `first` to `last`. Dotted quads."""
+
+    network: str
+    address: str
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
-    """Whether a device is connected, and its counters since it was."""
+    """Whether a device is connected to its driver, and its counters since it was plugged."""
 
     device: Device
     connected: bool
@@ -118,11 +178,18 @@ class DomainState:
     power: Power
     shutdown: Shutdown | None
     crash: str
+    kind: str
+    """How it was booted: ``pvh`` or ``pv``."""
     memory_actual: int
     memory_target: int
+    memory_max: int
     vcpus: int
     cpu_time: tuple[float, ...]
+    """Of each vCPU."""
+    run_times: Mapping[str, float]
+    """How long vCPUs were ``running``, ``runnable``, ``blocked`` and ``offline``, on the average."""
     start_time: float
+    """Since 1970."""
     devices: tuple[DeviceState, ...]
     guest: Mapping[str, str]
     """What the guest says of itself in xenstore, below attr/, data/, control/feature-* and drivers/."""
@@ -142,7 +209,14 @@ class ByteStream(Protocol):
 
 
 class Backend(Protocol):
-    """What a toolstack asks of one host. Idempotent; state is read with `stat`. Raises HostError."""
+    """What a toolstack asks of one host. Idempotent; state is read with `stat`. Raises HostError.
+
+    A call that is cancelled withdraws what it has asked of the guest.
+    """
+
+    @property
+    def storage(self) -> Storage:
+        """The repositories that the host can reach."""
 
     async def stat(self, uuid: str) -> DomainState | None:
         """Return a domain's state, or None when there is none."""
@@ -150,14 +224,23 @@ class Backend(Protocol):
     async def domains(self) -> list[str]:
         """Return the uuids of all domains."""
 
+    async def free_memory(self) -> int:
+        """Return bytes that no domain holds or may grow to."""
+
+    async def network(self, name: str, addresses: Addresses | None) -> None:
+        """Have a network of this name, with this address service or with none."""
+
     async def build(self, config: DomainConfig) -> None:
         """Make a domain, paused, with its devices."""
 
+    async def suspend(self, uuid: str, image: str) -> None:
+        """Have the guest suspend itself, and write it into a file; it stays suspended, to be resumed or destroyed."""
+
+    async def resume(self, uuid: str) -> None:
+        """Let a suspended domain go on where it is."""
+
     async def restore(self, config: DomainConfig, image: str) -> None:
         """Make a domain, paused, from a saved image: a file that the host can reach."""
-
-    async def save(self, uuid: str, image: str) -> None:
-        """Suspend a domain into a file; it is gone then."""
 
     async def unpause(self, uuid: str) -> None:
         """Let a domain run."""
@@ -169,16 +252,173 @@ class Backend(Protocol):
         """End a domain, whatever it does."""
 
     async def shutdown(self, uuid: str, how: Shutdown) -> None:
-        """Ask the guest to go down; returns when it has acknowledged."""
+        """Ask the guest to go down; returns when it is down."""
 
     async def plug(self, uuid: str, device: Device) -> None:
-        """Connect a device to a domain that runs."""
+        """Connect a device to a domain that runs; returns when the guest's driver has it, or there is none."""
 
     async def unplug(self, uuid: str, device: Device, force: bool) -> None:
         """Take a device away; with force, whether the guest agrees or not."""
+
+    async def adjust(self, uuid: str, change: Change) -> None:
+        """Change a domain that runs."""
+
+    async def sysrq(self, uuid: str, key: str) -> None:
+        """Send a magic SysRq by its letter."""
 
     async def console(self, uuid: str) -> ByteStream:
         """Return a domain's console."""
 
     def listen(self, attention: Callable[[str], None]) -> None:
         """Call `attention` with a uuid when something about that domain has changed; calls may coalesce."""
+
+
+# Storage
+
+
+class StorageFailure(HostError):
+    """A request about storage could not be carried out; `number` is XCP's storage manager's for what went wrong."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__("storage", text)
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What users say of a volume, kept beside it; the fields are those of XenAPI's VDI, but for uuids."""
+
+    name_label: str = ""
+    name_description: str = ""
+    type: str = "user"
+    is_a_snapshot: bool = False
+    snapshot_of: str = ""
+    snapshot_time: str = ""
+    read_only: bool = False
+    sharable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume as it is now; sizes are in bytes.
+
+    `location` is its name in its repository, a CD's that of its file; `path` is what a disk drive names.
+    `format` is ``raw`` or ``vhd``; `parent` is the location of the volume under it, "" for none. A hidden one is
+    there for its children alone.
+    """
+
+    uuid: str
+    location: str
+    path: str
+    format: str
+    virtual_size: int
+    physical_utilisation: int
+    parent: str = ""
+    hidden: bool = False
+    description: Description = Description()
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes of the file system below a repository, and those used or not to be had there."""
+
+    physical_size: int
+    physical_utilisation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A whole repository: its volumes, and why others in it cannot be used, by location."""
+
+    volumes: tuple[Volume, ...]
+    damaged: Mapping[str, str]
+    space: Space
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a request has done: volumes that are new or other than before, the wanted one first; those that are gone."""
+
+    volumes: tuple[Volume, ...]
+    gone: tuple[str, ...]
+    space: Space
+
+
+class Storage(Protocol):
+    """Repositories on a host, named by their paths; volumes are named by their locations. Raises StorageFailure.
+
+    A repository is of a kind: ``disks``, or ``cds``, whose files are the user's. One must be attached before its
+    volumes are spoken of. A request that is cancelled is carried out all the same, but for copies, which leave
+    nothing then.
+    """
+
+    async def look(self, path: str) -> str:
+        """Tell what a path is: ``repository`` (of disks), ``directory``, or "" for neither."""
+
+    async def create(self, path: str, kind: str) -> None:
+        """Make an empty repository."""
+
+    async def attach(self, path: str, kind: str, uuid: str) -> None:
+        """Take a repository into use; harmless when it is. The uuids of CDs follow from `uuid`."""
+
+    async def detach(self, path: str) -> None:
+        """Let go of a repository, in which nothing may be in use."""
+
+    async def remove(self, path: str, kind: str) -> None:
+        """Erase a repository without volumes; it is detached then. The files of one of CDs stay."""
+
+    async def scan(self, path: str) -> Contents:
+        """Look at all that there is."""
+
+    async def space(self, path: str) -> Space:
+        """Return how large a repository is, and how full."""
+
+    async def volume(self, path: str, location: str) -> Volume:
+        """Look at one volume, also one that was put there just now."""
+
+    async def make(self, path: str, location: str, size: int, format: str, description: Description) -> Effect:
+        """Make an empty sparse volume, of at least `size` bytes."""
+
+    async def make_cd(self, path: str, name: str, size: int, files: Mapping[str, bytes]) -> Effect:
+        """Make a CD of at least `size` bytes that holds a few small files."""
+
+    async def delete(self, path: str, location: str) -> Effect:
+        """Remove a volume, and what was hidden for its sake alone."""
+
+    async def resize(self, path: str, location: str, size: int) -> Effect:
+        """Make a volume larger, also while it is in use."""
+
+    async def describe(self, path: str, location: str, description: Description) -> None:
+        """Change a volume's description."""
+
+    async def snapshot(self, path: str, location: str, new: str, description: Description) -> Effect:
+        """Keep what a volume holds as a new one, in no time; the volume may be in use."""
+
+    async def clone(self, path: str, location: str, new: str, description: Description) -> Effect:
+        """Make a new volume that holds what another does, in no time."""
+
+    async def copy(
+        self,
+        path: str,
+        location: str,
+        target: str,
+        new: str,
+        format: str,
+        description: Description,
+        progress: Callable[[float], None],
+    ) -> Effect:
+        """Write all that a volume holds into a new one, which is there when it is whole."""
+
+    async def copy_into(
+        self, path: str, location: str, target: str, other: str, progress: Callable[[float], None]
+    ) -> Effect:
+        """Write all that a volume holds over another, at least as large."""
+
+    async def freeze(self, path: str, location: str) -> Effect:
+        """Make what a volume holds that to which `reset` goes back."""
+
+    async def reset(self, path: str, location: str) -> Effect:
+        """Drop what was written to a volume since it was frozen."""
+
+    async def checksum(self, path: str, location: str) -> str:
+        """Return the MD5 of a volume's contents, in hexadecimal digits."""

@@ -102,6 +102,7 @@ class Domain:
         clock: Clock | None = None,
         code_cache: int = 1 << 20,
         ranges: Sequence[tuple[int, int]] = (),
+        cpu: type[VCPU] = VCPU,
     ) -> None:
         self.domid = domid
         self.uuid = uuid_text
@@ -124,7 +125,7 @@ class Domain:
         self.events = EventChannels(domid, memory, machine, vcpus)
         self.grants = GrantTable(memory)
         self.policy = Policy(self.clock.hz, vcpus)
-        self.vcpus = [DomainVCPU(VCPU(number, memory, self, code_cache, ranges)) for number in range(vcpus)]
+        self.vcpus = [DomainVCPU(cpu(number, memory, self, code_cache, ranges)) for number in range(vcpus)]
         self.at_end: list[Callable[[], None]] = []
         """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
         self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
@@ -247,9 +248,7 @@ class Domain:
         self._set_runstate(vcpu.cpu.number, _BLOCKED if vcpu.blocked else _RUNNABLE if vcpu.up else _OFFLINE)
 
     def _interrupt(self, vcpu: DomainVCPU) -> None:
-        vector = vcpu.upcall_vector or self.callback_vector
-        if vector:
-            vcpu.cpu.overlay.interrupt(vector)
+        vcpu.cpu.upcall(vcpu.upcall_vector or self.callback_vector)
 
     def upcall(self, number: int) -> None:
         """Let a vCPU take its pending events: now if it is the one that runs, else when it next does."""
@@ -357,6 +356,13 @@ class Domain:
         if vcpu.runstate_address:
             self.write_runstate(number)
 
+    def run_times(self, number: int) -> list[int]:
+        """Return how long a vCPU has been running, runnable, blocked and offline until now, in ns."""
+        vcpu = self.vcpus[number]
+        times = list(vcpu.times)
+        times[vcpu.state] += self.clock.now() - vcpu.since
+        return times
+
     def runstate(self, number: int) -> bytes:
         """Return vcpu_runstate_info (public/vcpu.h)."""
         vcpu = self.vcpus[number]
@@ -453,6 +459,8 @@ class Domain:
 
     def close(self) -> None:
         """Free the memory and the engines of a domain that no thread runs."""
+        for vcpu in self.vcpus:
+            vcpu.cpu.close()
         self.vcpus.clear()
         self.memory.close()
 

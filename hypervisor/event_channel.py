@@ -75,6 +75,8 @@ class EventChannels:
     channels: dict[int, Channel] = field(default_factory=dict)
     queued: deque[int | Callable[[], None]] = field(default_factory=deque)
     """Ports to raise and functions to call, in order, when the domain's thread next comes by."""
+    _waiting: set[int] = field(default_factory=set)
+    """The ports in `queued`."""
     _virqs: dict[tuple[int, int], int] = field(default_factory=dict)
     _next: int = 1
 
@@ -169,7 +171,8 @@ class EventChannels:
         """Give a port up; the other end of an interdomain channel becomes unbound."""
         channel = self._channel(port)
         if channel.kind == VIRQ:
-            del self._virqs[channel.detail, channel.vcpu]
+            # A port of a global one may have been bound to another vCPU since.
+            del self._virqs[channel.detail, channel.vcpu if channel.detail in _PER_VCPU_VIRQS else 0]
         elif channel.kind == INTERDOMAIN and channel.notify is None:
             peer = self if channel.remote == self.domid else self.peers.event_channels_of(channel.remote)
             other = None if peer is None else peer.channels.get(channel.remote_port)
@@ -191,6 +194,7 @@ class EventChannels:
         kept = [item for item in self.queued if not isinstance(item, int)]
         self.queued.clear()
         self.queued.extend(kept)
+        self._waiting.clear()
         self.vcpu_info.clear()
         self.shared_info = -1
 
@@ -221,7 +225,9 @@ class EventChannels:
 
     def notify(self, port: int) -> None:
         """Raise a port of this domain, from any thread."""
-        self.queued.append(port)
+        if port not in self._waiting:  # else another domain could fill our memory with events for a paused one
+            self._waiting.add(port)
+            self.queued.append(port)
         self.peers.attend(self.domid)
 
     def post(self, function: Callable[[], None]) -> None:
@@ -244,6 +250,7 @@ class EventChannels:
         while self.queued:
             item = self.queued.popleft()
             if isinstance(item, int):
+                self._waiting.discard(item)  # first: what comes from now on is another event
                 self.raise_port(item)
             else:
                 item()
@@ -259,6 +266,8 @@ class EventChannels:
     def unmask(self, port: int) -> None:
         """Clear a port's mask and deliver what is pending behind it."""
         channel = self._channel(port)
+        if self.shared_info < 0:
+            return
         words, word, bit = self.memory.words, self._word(_MASK, port), 1 << (port & 63)
         words[word] &= ~bit
         if words[self._word(_PENDING, port)] & bit:

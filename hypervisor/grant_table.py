@@ -17,6 +17,8 @@ from hypervisor.memory import PAGE, BadAddress, Memory
 MAX_FRAMES = 64
 """Frames of a table, as Xen's default gnttab_max_frames."""
 _V1_ENTRY, _V2_ENTRY, _V2_STATUS = 8, 16, 2
+_NOWHERE = -1
+"""For a part of the table that the guest has not placed."""
 
 GTF_TYPE, GTF_PERMIT_ACCESS, GTF_ACCEPT_TRANSFER, GTF_TRANSITIVE = 3, 1, 2, 3
 GTF_READONLY, GTF_READING, GTF_WRITING, GTF_SUB_PAGE = 1 << 2, 1 << 3, 1 << 4, 1 << 8
@@ -74,13 +76,21 @@ class GrantTable:
         self.version = version
 
     def place(self, number: int, frame: int, status: bool = False) -> None:
-        """Let a frame hold the table's part of this number. Raises XenError, BadAddress."""
+        """Let a frame hold the table's part of this number. Raises XenError, BadAddress.
+
+        The table grows to that number at once: Linux places the last part first when it resumes. The parts below
+        hold no entries until they are placed. A part placed before keeps its entries, where it was or elsewhere:
+        Linux places all again after a suspend that was cancelled, with grants in use.
+        """
         frames = self.status_frames if status else self.frames
-        if not 0 <= number < MAX_FRAMES or number > len(frames):
+        if not 0 <= number < MAX_FRAMES:
             raise XenError(EINVAL)
         offset = self.memory.place_extra(frame)
-        self.memory.bytes[offset : offset + PAGE] = bytes(PAGE)
-        frames[number : number + 1] = [offset]
+        frames.extend([_NOWHERE] * (number + 1 - len(frames)))
+        before, frames[number] = frames[number], offset
+        if before != offset:
+            content = bytes(PAGE) if before == _NOWHERE else bytes(self.memory.bytes[before : before + PAGE])
+            self.memory.bytes[offset : offset + PAGE] = content
 
     def forget(self) -> None:
         """Let go of the guest's frames; grants still in use can be ended, and mark nothing any more."""
@@ -91,7 +101,10 @@ class GrantTable:
         per_frame = PAGE // size
         if not 0 <= ref < len(frames) * per_frame:
             raise GrantError(GNTST_BAD_GNTREF)
-        return frames[ref // per_frame] + ref % per_frame * size
+        frame = frames[ref // per_frame]
+        if frame == _NOWHERE:
+            raise GrantError(GNTST_BAD_GNTREF)
+        return frame + ref % per_frame * size
 
     def look(self, ref: int, domid: int, write: bool) -> tuple[int, int, int]:
         """Return frame, offset and length of what is granted to a domain. Raises GrantError.

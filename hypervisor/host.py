@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from hypervisor.cpu.tsc import Clock
+from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domain import Domain, Machine, State
 from hypervisor.event_channel import EventChannels
 from hypervisor.hypercalls.table import dispatch
@@ -70,6 +71,7 @@ class Host(Machine):
         code_cache: int = 1 << 20,
         space: Memory | None = None,
         clock: Clock | None = None,
+        cpu: type[VCPU] = VCPU,
     ) -> Domain:
         """Return a new domain, paused, with RAM at these ranges of guest-physical bytes. Raises NoMemory.
 
@@ -82,8 +84,10 @@ class Host(Machine):
             domid = self._free_domid()
             space = space or Memory(ranges[-1][1])
             space.present = memory // PAGE
+            if len(ranges) > 1:
+                space.hole = (ranges[0][1], ranges[1][0])
             uuid_text = uuid_text or str(uuid.uuid4())
-            domain = Domain(domid, uuid_text, space, self, vcpus, clock, code_cache, ranges)
+            domain = Domain(domid, uuid_text, space, self, vcpus, clock, code_cache, ranges, cpu)
             domain.hypercall_table = dispatch
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE

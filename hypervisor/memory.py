@@ -18,12 +18,19 @@ import os
 import struct
 from collections.abc import Iterator
 
+from hypervisor import pagemap
+
 PAGE = 4096
 """Bytes of a frame; a frame number times this is an address."""
 EXTRA = 256
 """How many frames a domain may have beyond its memory."""
+_REMAPPED = 512
+"""From so many frames on, those that a clone gives back are mapped anew; fewer would need too many mappings."""
+_COPIED = 1 << 20
+"""Bytes moved at a time."""
+_ZEROS = bytes(PAGE)
 
-_MAP_FIXED = 0x10
+_MAP_FIXED, _MAP_ANONYMOUS = 0x10, 0x20
 _MAP_NORESERVE = 0x4000
 _FALLOC_FL_PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE, as fallocate(2) demands
 
@@ -64,8 +71,12 @@ class Memory:
         self.bytes = memoryview(self._array).cast("B")
         self.words = self.bytes.cast("Q")
         """The same as 64-bit words: the fastest way to a word, some 60 ns."""
+        self.hole = (size, size)
+        """Start and end of a part that is no memory; what the guest had written there nobody would count."""
         self.present = size // PAGE
         """How many frames the domain holds: ballooned-out ones are not counted."""
+        self.freed: bytearray | None = None
+        """While somebody copies the memory: 1 for each frame that was freed meanwhile, which reads as zero since."""
 
     def _map(self, fixed: int | None = None) -> int:
         kind = mmap.MAP_PRIVATE if self.private else mmap.MAP_SHARED
@@ -89,7 +100,8 @@ class Memory:
 
     def check(self, address: int, length: int) -> None:
         """Raise BadAddress unless the range lies in the memory."""
-        if address < 0 or length < 0 or address + length > self.size:
+        end = address + length
+        if address < 0 or length < 0 or end > self.size or (end > self.hole[0] and address < self.hole[1]):
             raise BadAddress(f"{length} bytes at {address:#x} of {self.size:#x}")
 
     def read(self, address: int, length: int) -> bytes:
@@ -125,6 +137,7 @@ class Memory:
     def offset(self, frame: int) -> int:
         """Return where in `bytes` a frame begins. Raises BadAddress."""
         if 0 <= frame < self.size // PAGE:
+            self.check(frame * PAGE, PAGE)
             return frame * PAGE
         if frame not in self.extra:
             raise BadAddress(f"there is no frame {frame:#x}")
@@ -151,27 +164,47 @@ class Memory:
     def free(self, frame: int, count: int = 1) -> None:
         """Give frames back to the host; they read as zero until written again. Raises BadAddress."""
         self.check(frame * PAGE, count * PAGE)
+        if self.freed is not None:
+            self.freed[frame : frame + count] = b"\1" * count
         if self.private:
-            # The file is somebody's frozen image: only our own copies can go.
-            self.bytes[frame * PAGE : (frame + count) * PAGE] = bytes(count * PAGE)
+            self._free_private(frame, count)
         elif _libc.fallocate(self._file, _FALLOC_FL_PUNCH_HOLE, frame * PAGE, count * PAGE):
             code = ctypes.get_errno()
             raise OSError(code, f"cannot free frames: {os.strerror(code)}")
+
+    def _free_private(self, frame: int, count: int) -> None:
+        """Let frames read as zero; the file is somebody's frozen image and stays as it is."""
+        if count >= _REMAPPED:
+            flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED | _MAP_ANONYMOUS
+            start = self.address + frame * PAGE
+            if _libc.mmap(start, count * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) == start:
+                return
+        for at in range(frame * PAGE, (frame + count) * PAGE, PAGE):
+            if bytes(self.bytes[at : at + PAGE]) != _ZEROS:
+                self.bytes[at : at + PAGE] = _ZEROS
 
     def used(self) -> int:
         """Return how many bytes the host holds for the domain's file (a clone's own pages not counted)."""
         return os.fstat(self._file).st_blocks * 512
 
     def extents(self) -> Iterator[tuple[int, int]]:
-        """Yield start and end of the ranges that were ever written, without a look at their content.
-
-        A clone has all of them: which of its pages are its own only the kernel knows.
-        """
+        """Yield start and end of the ranges that were ever written, in order, without a look at their content."""
         if self.private:
-            yield 0, self.size
-            return
+            yield from merged([*self._file_extents(self.size), *self._own(self.size)])
+        else:
+            yield from self._file_extents(self.size)
+
+    def _own(self, end: int) -> list[tuple[int, int]]:
+        """Return the ranges that a private mapping has copied; all, where the kernel does not tell."""
+        try:
+            return list(pagemap.own_pages(self.address, end))
+        except OSError:
+            return [(0, end)]
+
+    def _file_extents(self, end: int) -> Iterator[tuple[int, int]]:
+        """Yield start and end of the ranges before `end` that the file has."""
         at = 0
-        while at < self.size:
+        while at < end:
             try:
                 start = os.lseek(self._file, at, os.SEEK_DATA)
             except OSError as error:
@@ -179,22 +212,59 @@ class Memory:
                     return
                 raise
             at = os.lseek(self._file, start, os.SEEK_HOLE)
-            if start < self.size:
-                yield start, min(at, self.size)
+            if start < end:
+                yield start, min(at, end)
 
     # Copies
 
     def freeze(self) -> int:
         """Stop sharing writes with the file and return a file descriptor of what was written so far.
 
-        From here on this memory is private too; any number of clones can be made of the descriptor.
+        From here on this memory is private too; any number of clones can be made of the descriptor. The first
+        time takes microseconds; memory that is private already is copied to a file of its own, all that is in use
+        of it. No vCPU and no backend may write meanwhile. Raises OSError.
         """
-        if not self.private:
+        if self.private and self._own(self.size + EXTRA * PAGE):
+            file = self._copied()
+            os.close(self._file)
+            self._file = file
+            self._map(self.address)
+        elif not self.private:
             self.private = True
             self._map(self.address)
         return os.dup(self._file)
+
+    def _copied(self) -> int:
+        """Return a new file with the content of this private memory."""
+        whole = self.size + EXTRA * PAGE
+        file = os.memfd_create("domain")
+        try:
+            os.ftruncate(file, whole)
+            for start, end in merged([*self._file_extents(whole), *self._own(whole)]):
+                for at in range(start, end, _COPIED):
+                    part = bytes(self.bytes[at : min(at + _COPIED, end)])
+                    if part != bytes(len(part)):
+                        os.pwrite(file, part, at)
+        except OSError:
+            os.close(file)
+            raise
+        return file
 
     @classmethod
     def clone(cls, file: int, size: int) -> Memory:
         """Return memory that begins as a frozen file and copies on write; takes a descriptor of its own."""
         return cls(size, os.dup(file))
+
+
+def merged(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield ranges in order, those that touch or overlap joined."""
+    ranges.sort()
+    start = end = -1
+    for low, high in ranges:
+        if low > end and end > 0:
+            yield start, end
+        if low > end:
+            start = low
+        end = max(end, high)
+    if end > 0:
+        yield start, end

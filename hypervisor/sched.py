@@ -13,23 +13,24 @@ One lock guards all of this. It may be taken while the host's lock is held, neve
 
 from __future__ import annotations
 
-import math
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from hypervisor.alarm import Alarm
 from hypervisor.domain import Domain, State
 from hypervisor.run_queue import SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
 
 __all__ = ["RETRY", "SLICE", "WEIGHT", "WINDOW", "Entity", "Scheduler"]
 
+_log = logging.getLogger(__name__)
+
 RETRY = 0.0005
 SWITCH_INTERVAL = 0.0005
 """Python's thread switch interval while guests run: a hook waits this long for the lock, not 5 ms."""
-_LONGEST_WAIT = 3600.0
-"""Guests name any 64-bit time, which no operating system's wait takes."""
 MOST_WEIGHT = 65535
 
 
@@ -56,20 +57,18 @@ class Scheduler:
     queue: RunQueue = field(init=False)
     _deadlines: Deadlines = field(default_factory=Deadlines)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _ticker: threading.Condition = field(init=False)
+    _alarm: Alarm | None = None
+    """Rings for the ticker at the first deadline."""
     _off: threading.Condition = field(init=False)
     _waiters: int = 0
     """How many wait on `_off` for a domain to leave its pCPU."""
     _idle: list[_Pcpu] = field(default_factory=list)
     """The pCPUs without work, the one that slept last at the end: its caches are the warmest."""
-    _sleeps_until: float = 0.0
-    """When the ticker will look by itself."""
     _threads: list[threading.Thread] = field(default_factory=list)
     _stopping: bool = False
 
     def __post_init__(self) -> None:
         self.queue = RunQueue(self.pcpus)
-        self._ticker = threading.Condition(self._lock)
         self._off = threading.Condition(self._lock)
 
     def start(self) -> None:
@@ -79,7 +78,9 @@ class Scheduler:
         for number in range(self.pcpus):
             pcpu = _Pcpu(number, threading.Condition(self._lock))
             self._threads.append(threading.Thread(target=self._run_pcpu, args=(pcpu,), name=f"pcpu{number}"))
-        self._threads.append(threading.Thread(target=self._run_ticker, name="ticker"))
+        self._alarm = Alarm()
+        self._threads.append(threading.Thread(target=self._run_ticker, args=(self._alarm,), name="ticker"))
+        self._set_alarm()
         for thread in self._threads:
             thread.daemon = True
             thread.start()
@@ -90,7 +91,8 @@ class Scheduler:
             self._stopping = True
             for pcpu in self._idle:
                 pcpu.woken.notify()
-            self._ticker.notify()
+            if self._alarm is not None:
+                self._alarm.set(0.0)
         for thread in self._threads:
             while thread.is_alive():
                 for entity in list(self.queue.running):
@@ -99,6 +101,9 @@ class Scheduler:
                 thread.join(RETRY)
         self._threads.clear()
         self._idle.clear()
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
 
     # Domains
 
@@ -165,7 +170,16 @@ class Scheduler:
     # What follows is called with the lock held.
 
     def _consider(self, entity: Entity) -> None:
-        """Do what a domain needs now: stop it, queue it, or remember when to look again."""
+        """Do what a domain needs now: stop it, queue it, or remember when to look again. Raises nothing.
+
+        An error here is a bug of ours: the domain runs no more until something new happens, the threads go on.
+        """
+        try:
+            self._decide(entity)
+        except Exception:
+            _log.exception("domain %d cannot be scheduled", entity.domain.domid)
+
+    def _decide(self, entity: Entity) -> None:
         now = self.clock()
         if entity.pcpu is not None:
             self._watch(entity, now)
@@ -195,7 +209,7 @@ class Scheduler:
         """Stop a domain that runs if it is time to; set the time to look at it again."""
         domain, pcpu = entity.domain, entity.pcpu
         assert pcpu is not None
-        end = entity.cap_end
+        end = entity.run_end
         if self.queue.waiting(pcpu):
             end = min(end, entity.slice_end)
         timer = self._timer(entity, now)
@@ -204,7 +218,7 @@ class Scheduler:
         if end <= now or domain.events.queued or domain.state is not State.RUNNING or not entity.may_run_on(pcpu):
             domain.kick()
             end = now + RETRY
-        self._look_at(entity, None if end == math.inf else end)
+        self._look_at(entity, end)
 
     def _timer(self, entity: Entity, now: float) -> float | None:
         """Return when a domain's next timer is due."""
@@ -214,9 +228,11 @@ class Scheduler:
     def _look_at(self, entity: Entity, when: float | None) -> None:
         """Have the ticker look at a domain at a time, and then only."""
         self._deadlines.set(entity, when)
-        if when is not None and when < self._sleeps_until:
-            self._sleeps_until = when
-            self._ticker.notify()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None and not self._stopping:
+            self._alarm.set(self._deadlines.first())
 
     # The threads
 
@@ -261,17 +277,15 @@ class Scheduler:
             with self._lock:
                 now = self.clock()
                 entity.charge(used, now)
-                if now >= min(entity.slice_end, entity.cap_end) or not entity.may_run_on(entity.pcpu or 0):
+                if now >= min(entity.slice_end, entity.run_end) or not entity.may_run_on(entity.pcpu or 0):
                     return
 
-    def _run_ticker(self) -> None:
-        with self._lock:
-            while not self._stopping:
+    def _run_ticker(self, alarm: Alarm) -> None:
+        while not self._stopping:
+            alarm.wait()
+            with self._lock:
+                alarm.heard()
                 now = self.clock()
                 while (entity := self._deadlines.due(now)) is not None:
                     self._consider(entity)
-                first = self._deadlines.first()
-                self._sleeps_until = math.inf if first is None else first
-                wait = _LONGEST_WAIT if first is None else min(_LONGEST_WAIT, first - self.clock())
-                if wait > 0:
-                    self._ticker.wait(wait)
+                self._set_alarm()

@@ -25,6 +25,8 @@ import unicorn
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 
+from hypervisor.cpu.translation import UnknownCode, limit_blocks
+
 VERSION = "2.1.4"
 
 _CPU, _NO_EXIT_REQUEST = 440, 2034
@@ -235,6 +237,17 @@ class Overlay:
         self.flags = 2
 
 
+def hook_error(engine: Uc) -> BaseException | None:
+    """Return what a hook raised during the last run. The binding raises it itself only when the run ended well."""
+    error: BaseException | None = engine._hook_exception
+    return error
+
+
+def close_engine(engine: Uc) -> None:
+    """Free an engine now. Its hooks and it refer to each other: else it lives until Python collects garbage."""
+    engine._Uc__finalizer()  # the binding's own; it runs once
+
+
 def _handle(engine: Uc) -> int:
     handle = getattr(engine, "_uch", None)
     value = getattr(handle, "value", handle)
@@ -272,8 +285,9 @@ def self_check() -> None:
     if unicorn.__version__ != VERSION:
         raise UnsupportedUnicorn(f"Unicorn {unicorn.__version__} is installed; this program needs exactly {VERSION}")
     try:
+        limit_blocks()
         failed = [check.__doc__ for check in _CHECKS if not check()]
-    except (UcError, ValueError, struct.error) as error:
+    except (UcError, ValueError, struct.error, UnknownCode) as error:
         raise UnsupportedUnicorn(f"Unicorn does not behave as the build known here: {error}") from error
     if failed:
         raise UnsupportedUnicorn(f"Unicorn does not behave as the build known here: {'; '.join(map(str, failed))}")

@@ -20,7 +20,23 @@ from typing import Any, Protocol
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 
-from hypervisor.cpu.overlay import CS, R8, R10, R11, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, Overlay
+from hypervisor.cpu.overlay import (
+    CS,
+    R8,
+    R10,
+    R11,
+    RAX,
+    RBX,
+    RCX,
+    RDI,
+    RDX,
+    RSI,
+    RSP,
+    SS,
+    Overlay,
+    close_engine,
+    hook_error,
+)
 from hypervisor.memory import PAGE, BadAddress, Memory
 
 _WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
@@ -116,10 +132,13 @@ class VCPU:
                 if self.crash:
                     return Outcome.CRASHED
                 # A halt goes before a stop that came at the same time: the next run would begin behind it.
-                if overlay.halted and not overlay.interrupt_pending:
+                # An interrupt that is masked does not end one.
+                if overlay.halted and not (overlay.interrupt_pending and regs.eflags & _IF):
                     return Outcome.HALTED if regs.eflags & _IF else Outcome.OFF
                 # Else a stop that was meant for an earlier run, or a halt that an interrupt ends: go on.
         except UcError as error:
+            if (raised := hook_error(self.engine)) is not None:
+                raise raised from None
             self.crash = f"{error} at RIP {regs.rip:#x}"
             return Outcome.CRASHED
         finally:
@@ -142,12 +161,32 @@ class VCPU:
         self._stop = True
         self.engine.emu_stop()
 
+    def upcall(self, vector: int) -> None:
+        """Let the guest take its events: by an interrupt, if it has chosen a vector (0: none)."""
+        if vector:
+            self.overlay.interrupt(vector)
+
+    def close(self) -> None:
+        """Free the engine of a CPU that does not run. Later use raises AttributeError, and reads no freed memory."""
+        engine, overlay = self.engine, self.overlay
+        kept = {"number": self.number, "crash": self.crash, "running": False, "_stop": False}
+        vars(overlay).clear()
+        vars(self).clear()
+        vars(self).update(kept)
+        close_engine(engine)
+
     def map_extra(self, frame: int) -> None:
-        """Show the guest a frame beyond its memory; harmless when it is mapped already."""
+        """Show the guest a frame beyond its memory; harmless when it is mapped already.
+
+        Raises BadAddress where something of ours lies: the local APIC, the page for interrupts.
+        """
         if frame not in self._mapped:
-            self._mapped.add(frame)
             host = self.memory.address + self.memory.extra[frame]
-            self.engine.mem_map_ptr(frame * PAGE, PAGE, UC_PROT_ALL, host)
+            try:
+                self.engine.mem_map_ptr(frame * PAGE, PAGE, UC_PROT_ALL, host)
+            except UcError as error:
+                raise BadAddress(f"frame {frame:#x} cannot be mapped: {error}") from None
+            self._mapped.add(frame)
 
     # The guest's virtual memory, as its page tables have it now
 

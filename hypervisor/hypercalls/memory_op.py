@@ -11,8 +11,8 @@ from hypervisor.errors import EINVAL, ENOSYS, EPERM, XenError
 from hypervisor.event_channel import DOMID_SELF
 from hypervisor.memory import PAGE, BadAddress
 
-_MAX_EXTENTS = 1024
-"""Extents done in one call; Xen would continue a longer one by itself, which a guest cannot tell from this."""
+_MOST_FRAMES = 1024
+"""Frames moved in one call, which others wait for; Xen would continue it by itself, the guest has to ask again."""
 _SHARED_INFO, _GRANT_TABLE = 0, 1
 _STATUS = 1 << 31
 """XENMAPIDX_grant_table_status."""
@@ -71,7 +71,7 @@ def _reservation(domain: Domain, cpu: VCPU, address: int, start: int, populate: 
     if order > 9:
         raise XenError(EPERM)
     done = start
-    while done < min(extents, start + _MAX_EXTENTS):
+    while done < min(extents, start + max(1, _MOST_FRAMES >> order)):
         frame = struct.unpack("<Q", cpu.read(buffer + 8 * done, 8))[0]
         try:
             moved = domain.populate(frame, 1 << order) if populate else domain.release(frame, 1 << order)

@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domain import Domain
-from hypervisor.errors import EFAULT, ENOSYS, XenError
+from hypervisor.errors import E2BIG, EFAULT, EINVAL, ENOSYS, XenError
 from hypervisor.hypercalls import console_io, event_channel_op, grant_table_op, hvm_op, memory_op, sched_op, vcpu_op
 from hypervisor.hypercalls import version as xen_version
 from hypervisor.memory import BadAddress
+
+MULTICALL = 13
+NUMBERS = 64
+"""Numbers below this are counted; Xen's hypercall page has 56 of its own and 8 of the architecture's."""
 
 Hypercall = Callable[[Domain, VCPU, Sequence[int]], int]
 
@@ -30,18 +34,20 @@ def _multicall(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do a list of hypercalls; each result is written into its entry (public/xen.h, multicall_entry)."""
     address, count = arguments[0], arguments[1]
     if count > 64:
-        raise XenError(7)  # E2BIG: unbounded work in one call
+        raise XenError(E2BIG)
     for number in range(count):
         entry = address + 64 * number
         operation, _, *parameters = struct.unpack("<8Q", cpu.read(entry, 64))
-        result = dispatch(domain, cpu, operation & 0xFFFFFFFF, parameters[:5])
+        # As in Xen a list has no lists in it: five levels of 64 would be a billion calls, under the host's lock.
+        nested = operation & 0xFFFFFFFF == MULTICALL
+        result = -EINVAL if nested else dispatch(domain, cpu, operation & 0xFFFFFFFF, parameters[:5])
         cpu.write(entry + 8, struct.pack("<q", result))
     return 0
 
 
 TABLE: Mapping[int, Hypercall] = {
     12: memory_op.memory_op,
-    13: _multicall,
+    MULTICALL: _multicall,
     15: _set_timer_op,
     17: xen_version.xen_version,
     18: console_io.console_io,
@@ -57,7 +63,8 @@ TABLE: Mapping[int, Hypercall] = {
 def dispatch(domain: Domain, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
     """Do a hypercall for a vCPU and return its result; nothing that a guest passes raises."""
     function = TABLE.get(number)
-    domain.hypercalls[number] = domain.hypercalls.get(number, 0) + 1 if number < 64 else 0
+    if number < NUMBERS:
+        domain.hypercalls[number] = domain.hypercalls.get(number, 0) + 1
     if function is None:
         return -ENOSYS
     try:

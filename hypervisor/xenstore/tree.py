@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from hypervisor.xenstore.paths import parent, parts
+from hypervisor.xenstore.paths import home, parent, parts
 from hypervisor.xenstore.permissions import Permissions
 
 SPECIAL_NODES = ("@introduceDomain", "@releaseDomain")
@@ -132,14 +132,24 @@ class Tree:
         return node, above
 
     def mentioning(self, domid: int) -> Iterator[tuple[str, Node]]:
-        """Yield each node whose permissions name a domain, parents first; do not change the tree meanwhile.
+        """Yield each node whose permissions name a domain; do not change the tree meanwhile.
 
-        O(all nodes), but stops after the last one, and at once where there is none.
+        Those of its home come first, then the others, in both cases parents first. O(all nodes), but stops after the
+        last one, which is often in the home, and at once where there is none.
         """
         left = self.mentions.get(domid, 0)
-        stack = [(name or "/", node) for name, node in self._top.children.items()] if left > 0 else []
+        if left <= 0:
+            return
+        own = self.find(home(domid))
+        stack = [(name or "/", node) for name, node in self._top.children.items()]
+        if own is not None:
+            stack.append((home(domid), own))
+        first = own
         while stack and left > 0:
             path, node = stack.pop()
+            if node is own and node is not first:
+                continue
+            first = None
             if domid in node.permissions.domids:
                 left -= 1
                 yield path, node

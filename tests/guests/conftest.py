@@ -28,7 +28,7 @@ CACHE = Path(__file__).parents[2] / ".cache" / "guests"
 PACKAGES = CACHE.parent / "linux-guest" / "packages"
 """Where deploy/linux-guest keeps them too."""
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
-MODULES = ("kernel/drivers/block/xen-blkfront.ko",)
+MODULES = ("kernel/drivers/block/xen-blkfront.ko", "kernel/drivers/net/xen-netfront.ko")
 MIB = 1 << 20
 _SECONDS = 60
 """How long a guest may take for anything, before the test fails."""
@@ -42,6 +42,15 @@ echo ready
 while :; do sh </dev/hvc0 2>&1; done | cat >/dev/hvc0
 """
 
+_UDHCPC = """#!/bin/sh
+[ $1 = bound ] || exit 0
+ip addr replace $ip/$mask dev $interface
+ip link set mtu ${mtu:-1500} dev $interface
+[ -z "$router" ] || ip route replace default via $router dev $interface
+echo "search $domain" >/etc/resolv.conf
+for server in $dns; do echo "nameserver $server" >>/etc/resolv.conf; done
+"""
+
 
 # The files
 
@@ -50,12 +59,12 @@ def _run(*command: str, cwd: Path) -> str:
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
-def _fetch(into: Path) -> None:
-    """Download and unpack the kernel and busybox; `into` appears whole or not at all."""
-    depends = _run("apt-cache", "depends", KERNEL_PACKAGE, cwd=into.parent)
-    found = re.search(r"Depends: (linux-image-\S+-cloud-amd64)", depends)
+def _fetch(into: Path, kernel: str) -> None:
+    """Download and unpack a kernel's package and busybox; `into` appears whole or not at all."""
+    depends = _run("apt-cache", "depends", kernel, cwd=into.parent)
+    found = re.search(r"Depends: (linux-image-\d\S+)", depends)
     if found is None:
-        raise FileNotFoundError(f"{KERNEL_PACKAGE} depends on no kernel")
+        raise FileNotFoundError(f"{kernel} depends on no kernel")
     PACKAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into.parent) as directory:
         root = Path(directory) / "root"
@@ -82,20 +91,25 @@ class LinuxFiles:
         return next((self.root / "lib/modules").glob(f"*/{name}")).read_bytes()
 
 
-@pytest.fixture(scope="session")
-def linux_files() -> LinuxFiles:
-    """Debian's kernel and busybox, from the cache or fetched; skips where neither can be."""
-    root = CACHE / KERNEL_PACKAGE
+def fetched(kernel: str) -> LinuxFiles:
+    """Return a kernel of Debian's by its package, and busybox, from the cache or fetched; skip where neither can be."""
+    root = CACHE / kernel
     if not root.exists():
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
             pytest.skip("there is no apt to fetch a kernel with")
         CACHE.mkdir(parents=True, exist_ok=True)
         try:
-            _fetch(root)
+            _fetch(root, kernel)
         except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", "") or str(error)
             pytest.skip(f"no kernel could be fetched: {said.strip().splitlines()[-1]}")
     return LinuxFiles(root)
+
+
+@pytest.fixture(scope="session")
+def linux_files() -> LinuxFiles:
+    """Debian's kernel for clouds, and busybox."""
+    return fetched(KERNEL_PACKAGE)
 
 
 def archive(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
@@ -111,9 +125,10 @@ def archive(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
 
 def initrd(files: LinuxFiles, modules: Iterable[str] = MODULES, init: str = _INIT) -> bytes:
     """Return an initrd with busybox, modules to be loaded in their order, and an init."""
-    directories = [(name, 0o040755, b"") for name in ("bin", "proc", "sys", "dev", "mnt", "tmp", "modules")]
+    directories = [(name, 0o040755, b"") for name in ("bin", "proc", "sys", "dev", "mnt", "tmp", "etc", "modules")]
     busybox = (files.root / "bin/busybox").read_bytes()
     content = [("bin/busybox", 0o100755, busybox), ("init", 0o100755, init.encode())]
+    content.append(("etc/udhcpc", 0o100755, _UDHCPC.encode()))
     content += [
         (f"modules/{order:02}-{Path(name).name}", 0o100644, files.module(name)) for order, name in enumerate(modules)
     ]

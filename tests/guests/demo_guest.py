@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 from hypervisor.api import DirectBoot, DomainConfig
-from hypervisor.cpu.overlay import RAX
 from hypervisor.disks.disk import Disk
-from hypervisor.domain import Domain, Reason, State
+from hypervisor.domain import Domain, Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.memory import PAGE
 from hypervisor.pv.block import BlockDevice, number_of
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.xenbus import Backend, DeviceClass
@@ -169,32 +169,19 @@ class DemoGuest:
 
     def cancel(self) -> None:
         """Let a suspended domain go on as it is: SCHEDOP_shutdown returns 1."""
-        domain = self.domain
-        assert domain.reason is Reason.SUSPEND
-        with self.host.lock:
-            domain.vcpus[0].cpu.general[RAX] = 1
-            domain.state, domain.reason, domain.pauses = State.PAUSED, None, 1
-        self.host.unpause(domain)
+        self.toolstack.resume(self.config.uuid)
 
     def move(self) -> None:
-        """Let a suspended domain go on as another, with its own ring pages, ports, clock and xenstore.
-
-        What a restore does, as far as a guest can tell: memory and CPU are those of the old domain, all else is new.
-        """
-        old = self.domain
-        assert old.reason is Reason.SUSPEND
-        image, cpu = bytes(old.memory.bytes[: old.memory.size]), old.vcpus[0].cpu.engine.context_save()
-        shared = old.events.shared_info
+        """Let a suspended domain go on as another, from an image of it, with the same devices."""
+        old_domid = self.domain.domid
         plugged, self.devices = self.devices, {}
-        old_domid = old.domid
-        self.toolstack.destroy(self.config.uuid)
-        guest = self.guest = self._build()
-        assert guest.domain.domid != old_domid
-        memory = guest.domain.memory
-        memory.bytes[: memory.size] = image
-        for frame in (guest.domain.params[1], guest.domain.params[17], shared // PAGE):
-            memory.write(frame * PAGE, bytes(PAGE))
-        guest.domain.vcpus[0].cpu.engine.context_restore(cpu)
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "image"
+            self.toolstack.save(self.config.uuid, path)
+            self.toolstack.destroy(self.config.uuid)
+            self.guest = self.toolstack.restore(self.config, path)
+        assert self.domain.domid != old_domid
+        self.guest.console.listen(self._hear)
         for (_, number), (_, make) in plugged.items():
             self.plug(number, make)
         self.toolstack.unpause(self.config.uuid)

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,13 @@ from hypervisor.domain import Domain, Reason, State
 from hypervisor.guests import DEMO_MEMORY
 from hypervisor.host import Host
 from hypervisor.network.endpoint import Endpoint
+from hypervisor.network.port import access
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
 from hypervisor.network.udp import Datagram, UdpSocket
 from hypervisor.pv.block_queue import DiskThreads
+from hypervisor.pv.net import NetDevice
 from tests.guests.demo_guest import FEATURES, MIB, DemoGuest, checksum, pattern
-from tests.guests.netback import TestNIC
 
 
 @pytest.fixture
@@ -47,14 +49,15 @@ def guest(host: Host) -> DemoGuest:
 
 
 class Net:
-    """A network with an address service."""
+    """A network with an address service, which may be a VLAN of another's switch."""
 
-    def __init__(self) -> None:
-        self.switch = Switch(time.monotonic_ns)
-        self.service: AddressService | None = AddressService(self.switch, time.monotonic_ns)
+    def __init__(self, switch: Switch | None = None, vlan: int = 0) -> None:
+        self.switch = switch or Switch(time.monotonic_ns)
+        self.vlan = vlan
+        self.service: AddressService | None = AddressService(self.switch, time.monotonic_ns, membership=access(vlan))
 
-    def nic(self, mac: str = "00:16:3e:00:00:01") -> Callable[[Domain], TestNIC]:
-        return lambda domain: TestNIC(domain, self.switch, mac)
+    def nic(self, mac: str = "00:16:3e:00:00:01", **options: Any) -> Callable[[Domain], NetDevice]:
+        return lambda domain: NetDevice(domain, self.switch, mac, vlan=self.vlan, **options)
 
 
 @pytest.fixture
@@ -430,6 +433,56 @@ def test_two_nics_have_their_own_networks(guest: DemoGuest) -> None:
     backend.unplug(lambda: None)
     guest.wait_for(lambda: guest.read("attr/vif/1/ipv4/0") is None)
     assert guest.run("net")["nics"] == "1"
+
+
+@pytest.mark.parametrize("apart", ["nothing", "switches", "tags"])
+def test_two_guests_reach_each_other_unless_they_are_apart(host: Host, apart: str) -> None:
+    """On one switch without a tag or with the same; not on two switches, nor with two tags on one."""
+    net = Net(vlan=7 if apart == "tags" else 0)
+    other = {"nothing": net, "switches": Net()}.get(apart) or Net(net.switch, 8)
+    guests = [DemoGuest(host), DemoGuest(host)]
+    for number, (guest, joined) in enumerate(zip(guests, (net, other), strict=True)):
+        guest.plug(0, joined.nic(f"00:16:3e:00:00:0{number}"))
+        guest.boot()
+    addresses = [has_address(guest) for guest in guests]
+    received = "1" if apart == "nothing" else "0"
+    for guest, address in zip(guests, reversed(addresses), strict=True):
+        assert guest.run(f"ping {address}")["received"] == received
+        assert guest.run("ping 169.254.0.1")["received"] == "1"
+
+
+def test_a_nic_moves_between_networks_while_the_guest_runs(guest: DemoGuest, net: Net) -> None:
+    """It is where it was moved to, and a pulled cable cuts it off."""
+    other = Net()
+    backend = guest.plug(0, net.nic())
+    guest.boot()
+    has_address(guest)
+    device = backend.device
+    assert isinstance(device, NetDevice)
+    sent = net.switch.ports[0].counters.received
+    assert guest.run("ping 169.254.0.1")["received"] == "1"
+    before = sent.packets
+    device.move(other.switch, "other")
+    assert guest.run("dhcp eth0")["address"] and guest.run("ping 169.254.0.1")["received"] == "1"
+    assert sent.packets == before
+    device.carrier(False)
+    assert guest.run("ping 169.254.0.1")["received"] == "0"
+    device.carrier(True)
+    assert guest.run("ping 169.254.0.1")["received"] == "1"
+
+
+def test_a_nic_torn_out_does_not_hurt_the_guest(guest: DemoGuest, net: Net) -> None:
+    """Without its consent, in the middle of traffic; another one plugged later works."""
+    backend = guest.plug(0, net.nic())
+    guest.boot()
+    has_address(guest)
+    guest.start("ping 169.254.0.1 3")
+    backend.remove()
+    guest.finish()
+    guest.wait_for(lambda: guest.run("net")["nics"] == "0")
+    guest.plug(1, net.nic("00:16:3e:00:00:02"))
+    assert has_address(guest, 1)
+    assert guest.run("ping 169.254.0.1")["received"] == "1"
 
 
 def test_takes_an_address_from_the_toolstack(guest: DemoGuest, net: Net) -> None:

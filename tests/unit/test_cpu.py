@@ -327,6 +327,16 @@ def test_a_stop_at_a_halt_does_not_carry_the_cpu_past_it(cpu: VCPU) -> None:
     assert cpu.overlay.regs.rip == CODE + 3
 
 
+def test_a_masked_interrupt_does_not_end_a_halt(cpu: VCPU) -> None:
+    """cli, an interrupt that stays pending, hlt: the CPU is off, as Linux leaves it at the end."""
+    load(cpu, "fa ec f4")
+    cpu.platform.port_in = lambda asked, port, size: asked.overlay.interrupt(0x40) or 0
+    stopper = threading.Timer(5, cpu.stop)
+    stopper.start()
+    assert cpu.run() is Outcome.OFF
+    stopper.cancel()
+
+
 def test_an_instruction_that_ends_like_a_halt_is_none(cpu: VCPU) -> None:
     """mov ebx, 0xf4000000 before the stop."""
     load(cpu, "ec bb 00 00 00 f4 eb fe")

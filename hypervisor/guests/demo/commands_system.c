@@ -15,7 +15,7 @@ static void info_command(char *arguments)
         format(uuid + 2 * at, 3, "%02x", bytes[at]);
     store_get(name, sizeof name, "name");
     print("version: %s\r\nxen: %ld.%ld%s\r\n", VERSION, version >> 16, version & 0xFFFF, extra);
-    print("boot: pvh\r\ndomid: %u\r\nuuid: ", domid);
+    print("boot: %s\r\ndomid: %u\r\nuuid: ", paravirtual ? "pv" : "pvh", domid);
     for (uint32_t at = 0; at < 32; at++)
         print("%s%c", at == 8 || at == 12 || at == 16 || at == 20 ? "-" : "", uuid[at]);
     print("\r\nname: %s\r\nvcpus: 1\r\nmemory-kib: %lu\r\nuptime-ms: %lu\r\ntime-s: %lu\r\nresumes: %lu\r\n", name,

@@ -1,4 +1,4 @@
-/* The way in by PVH, the exception and event entries, and hypercalls. */
+/* The ways in by PVH and as a paravirtual domain, the exception and event entries, and hypercalls. */
 
 #define STACK_SIZE 16384
 
@@ -8,6 +8,26 @@
     .long 4, 4, 18
     .asciz "Xen"
     .long pvh_entry
+
+    /* For a paravirtual domain: 64-bit code, mapped one to one from address 0 (VIRT_BASE). */
+    .macro note type, value
+    .balign 4
+    .long 4, 8, \type
+    .asciz "Xen"
+    .quad \value
+    .endm
+    .macro note_text type, length, text
+    .balign 4
+    .long 4, \length, \type
+    .asciz "Xen"
+    .asciz "\text"
+    .endm
+    note 1, paravirtual_entry
+    note 3, 0
+    note 4, 0
+    note_text 5, 8, "xen-3.0"
+    note_text 6, 7, "kronos"
+    note_text 8, 8, "generic"
 
     /* 32-bit mode, paging off, EBX is the address of hvm_start_info (docs/misc/pvh.pandoc). */
     .section .text.entry, "ax"
@@ -67,6 +87,15 @@ long_mode:
     hlt
     jmp 3b
 
+    /* RSI is the address of start_info; all is mapped. */
+paravirtual_entry:
+    cld
+    movl $stack_top, %esp
+    movb $2, hypercall_by
+    movq %rsi, %rdi
+    xorl %ebp, %ebp
+    call paravirtual_main
+
     .section .rodata
     .balign 8
 boot_gdt:
@@ -85,11 +114,14 @@ hypercall:
     movq %rcx, %rdx
     movq %r8, %r10
     movq %r9, %r8
-    cmpb $0, hypercall_by_vmmcall
-    jne 1f
+    cmpb $1, hypercall_by
+    je 1f
+    ja 2f
     vmcall
     ret
 1:  vmmcall
+    ret
+2:  syscall
     ret
 
     /* An event is pending: say so, and let the main loop look. No other interrupt ever comes. */
@@ -98,6 +130,26 @@ upcall_entry:
     movb $0, shared_info_page
     movb $1, events_raised
     iretq
+
+    /* The same by Xen's callback, whose frame has RCX and R11 on top, and whose way back is the hypercall iret. */
+    .globl paravirtual_upcall_entry
+paravirtual_upcall_entry:
+    movb $0, shared_info_page
+    movb $1, events_raised
+    popq %rcx
+    popq %r11
+    pushq $0
+    pushq %rcx
+    pushq %r11
+    pushq %rax
+    movl $23, %eax
+    syscall
+
+    .globl paravirtual_failsafe_entry
+paravirtual_failsafe_entry:             /* RCX, R11, DS, ES, FS, GS: we have no users, so this is a bug */
+    addq $48, %rsp
+    pushq $0
+    jmp trap_13
 
     /* Exceptions: make all frames alike (number and error code), save the registers, and tell. */
     .macro trap number, has_code=0
@@ -115,6 +167,19 @@ trap_\number:
     trap \number, 1
     .endr
 
+    .irp number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27
+paravirtual_trap_\number:
+    popq %rcx
+    popq %r11
+    jmp trap_\number
+    .endr
+    .irp number, 28, 29, 30, 31
+paravirtual_trap_\number:
+    popq %rcx
+    popq %r11
+    jmp trap_\number
+    .endr
+
 trap_common:
     .irp register, rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15
     pushq %\register
@@ -130,6 +195,12 @@ trap_entries:
     .quad trap_\number
     .endr
     .quad trap_28, trap_29, trap_30, trap_31
+    .globl paravirtual_trap_entries
+paravirtual_trap_entries:
+    .irp number, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27
+    .quad paravirtual_trap_\number
+    .endr
+    .quad paravirtual_trap_28, paravirtual_trap_29, paravirtual_trap_30, paravirtual_trap_31
 
     .section .bss.pages, "aw", @nobits
     .balign 4096

@@ -17,7 +17,7 @@ void events_start(void)
 {
     for (uint32_t word = 0; word < COUNT_OF(shared_info_page.mask); word++)
         shared_info_page.mask[word] = UINT64_MAX;
-    __asm__ volatile("sti" ::: "memory");
+    events_on();
 }
 
 /* After a restore Xen knows no port of ours any more. */
@@ -79,10 +79,10 @@ bool event_wait(bool (*ready)(void), uint64_t deadline)
         if (now() >= deadline)
             return false;
         timer_arm(deadline);
-        __asm__ volatile("cli" ::: "memory");
+        events_off();
         if (!events_raised)
-            __asm__ volatile("sti; hlt" ::: "memory");
-        __asm__ volatile("sti" ::: "memory");
+            events_on_and_halt();
+        events_on();
     }
 }
 

@@ -37,8 +37,8 @@ int console_read(void);
 void print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* hypercall: entry.S; the rest: platform.c */
-enum { EVENT_VECTOR = 0xF3 };
-extern uint8_t hypercall_by_vmmcall;
+enum { EVENT_VECTOR = 0xF3, TRAPS = 32 };
+extern uint8_t hypercall_by; /* 0: vmcall, 1: vmmcall, 2: syscall */
 long hypercall(long number, ...);
 bool platform_start(void);
 void platform_map_shared(void);
@@ -46,6 +46,21 @@ bool hvm_param(uint32_t index, uint64_t *value);
 bool add_to_physmap(uint32_t space, uint64_t index, uint64_t frame);
 void shut_down(uint32_t reason) __attribute__((noreturn));
 extern struct shared_info shared_info_page;
+void events_off(void);
+void events_on(void);
+void events_on_and_halt(void);
+
+/* paravirtual.c */
+extern bool paravirtual;
+void paravirtual_protect(void);
+void paravirtual_map_rest(uint64_t top);
+uint64_t paravirtual_free_start(void);
+uint64_t paravirtual_mapped_end(void);
+uint64_t paravirtual_start_frame(void);
+bool paravirtual_map(void *page, uint64_t machine);
+bool paravirtual_param(uint32_t index, uint64_t *value);
+void paravirtual_map_shared(void);
+bool paravirtual_map_grants(void *page, uint64_t index);
 
 /* traps.c */
 void traps_start(void);
@@ -55,6 +70,7 @@ void triple_fault(void) __attribute__((noreturn));
 extern const char *command_line;
 extern uint64_t memory_frames, memory_free;
 void memory_start(const struct hvm_start_info *info);
+void paravirtual_memory_start(const struct start_info *info);
 uint64_t frame_take(void);
 void frame_give(uint64_t frame);
 uint64_t frames_take_high(uint64_t *top, uint32_t order);
@@ -97,6 +113,7 @@ void event_send(uint32_t port);
 uint32_t event_bind_timer(event_function function);
 
 /* main.c: waiting */
+void kernel_run(void) __attribute__((noreturn));
 void poll(void);
 bool wait_for(bool (*done)(void *argument), void *argument, uint64_t nanoseconds);
 void pause_for(uint64_t nanoseconds);

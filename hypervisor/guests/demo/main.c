@@ -28,10 +28,10 @@ void idle(uint64_t until)
     uint64_t next = timers_next();
     console_flush();
     timer_arm(next < until ? next : until);
-    __asm__ volatile("cli" ::: "memory");
+    events_off();
     if (!events_raised)
-        __asm__ volatile("sti; hlt" ::: "memory");
-    __asm__ volatile("sti" ::: "memory");
+        events_on_and_halt();
+    events_on();
 }
 
 /* Waits for something, at most some time or until Ctrl-C; tells whether it came true. UINT64_MAX: for ever, and
@@ -67,6 +67,12 @@ void kernel_main(const struct hvm_start_info *info)
     if (!platform_start() || info->magic != HVM_START_MAGIC)
         triple_fault();
     memory_start(info);
+    kernel_run();
+}
+
+/* All that comes after the start, of either kind. */
+void kernel_run(void)
+{
     platform_map_shared();
     events_start();
     clock_start();

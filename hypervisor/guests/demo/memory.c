@@ -36,6 +36,8 @@ static void copy_start_info(const struct hvm_start_info *info)
 /* Makes code read-only, everything else not executable, and address 0 and the page below the stack invalid. */
 static void protect(void)
 {
+    if (paravirtual)
+        return paravirtual_protect();
     for (uint64_t number = 0; number < 512; number++) {
         uint64_t address = number * PAGE, entry = address | PRESENT | WRITABLE | NO_EXECUTE;
         if (address >= (uint64_t)pvh_entry && address < (uint64_t)text_end)
@@ -53,6 +55,8 @@ static void protect(void)
 /* Maps RAM beyond the first GiB, which the entry code has mapped; a page of entries serves one GiB. */
 static void map_rest(void)
 {
+    if (paravirtual)
+        return paravirtual_map_rest(top_frame * PAGE);
     for (uint64_t gib = 1; gib * FRAMES_PER_GIB < top_frame && gib < 512; gib++) {
         uint64_t *directory = frame_address(frame_take());
         for (uint64_t number = 0; number < 512; number++)
@@ -74,17 +78,17 @@ static void set_used(uint64_t first, uint64_t end)
     }
 }
 
-void memory_start(const struct hvm_start_info *info)
+/* Takes the map, in order, for what it says; nothing before `free_start`, from the kernel on, is free. */
+static void prepare(uint64_t free_start, uint64_t most)
 {
-    copy_start_info(info);
     protect();
     for (uint32_t at = 0; at < map_entries; at++) {
         uint64_t end = (map[at].start + map[at].size) / PAGE;
         top_frame = end > top_frame ? end : top_frame;
     }
-    if (top_frame > 512 * FRAMES_PER_GIB)
-        top_frame = 512 * FRAMES_PER_GIB;
-    used = (uint64_t *)kernel_end;
+    if (top_frame > most)
+        top_frame = most;
+    used = (uint64_t *)free_start;
     uint64_t bytes = (top_frame / 64 + 1) * 8, at = 0;
     memset(used, 0, bytes);
     for (uint32_t entry = 0; entry < map_entries; entry++) { /* they come in order */
@@ -102,6 +106,20 @@ void memory_start(const struct hvm_start_info *info)
     memory_free = memory_frames - (last - first);
     next_frame = last;
     map_rest();
+}
+
+void memory_start(const struct hvm_start_info *info)
+{
+    copy_start_info(info);
+    prepare((uint64_t)kernel_end, 512 * FRAMES_PER_GIB);
+}
+
+/* The bits must lie in what Xen has mapped: 256 KiB of them are for 8 GiB. */
+void paravirtual_memory_start(const struct start_info *info)
+{
+    map[map_entries++] = (struct hvm_memory_map_entry){PAGE, (info->nr_pages - 1) * PAGE, HVM_MEMMAP_RAM, 0};
+    format(command_line_copy, sizeof command_line_copy, "%s", info->command_line);
+    prepare(paravirtual_free_start(), 8 * FRAMES_PER_GIB);
 }
 
 /* Takes a frame, which holds anything; the guest cannot go on without, so it crashes when there is none. */

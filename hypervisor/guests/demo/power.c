@@ -78,10 +78,11 @@ bool suspend(void)
     uint32_t reason = SHUTDOWN_SUSPEND;
     console_flush();
     now();
-    __asm__ volatile("cli" ::: "memory");
-    bool cancelled = hypercall(HYPERCALL_SCHED, SCHEDOP_SHUTDOWN, &reason);
+    events_off();
+    /* Xen is told where a paravirtual domain's start_info is, for what is new there after a restore. */
+    bool cancelled = hypercall(HYPERCALL_SCHED, SCHEDOP_SHUTDOWN, &reason, paravirtual ? paravirtual_start_frame() : 0);
     if (!cancelled)
         resume();
-    __asm__ volatile("sti" ::: "memory");
+    events_on();
     return !cancelled;
 }

@@ -24,7 +24,7 @@ struct __attribute__((packed)) table_pointer {
     void *base;
 };
 
-enum { SELECTOR_CODE = 8, SELECTOR_TASK = 24, GATE_INTERRUPT = 0x8E, TRAPS = 32 };
+enum { SELECTOR_CODE = 8, SELECTOR_TASK = 24, GATE_INTERRUPT = 0x8E };
 
 extern void (*const trap_entries[TRAPS])(void);
 void upcall_entry(void);
@@ -90,6 +90,8 @@ void trap_report(struct trap_frame *frame)
 void triple_fault(void)
 {
     struct table_pointer none = {0, NULL};
+    if (paravirtual)
+        hypercall(HYPERCALL_SET_TRAP_TABLE, 0);
     __asm__ volatile("lidt %0; ud2" ::"m"(none) : "memory");
     __builtin_unreachable();
 }

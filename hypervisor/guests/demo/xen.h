@@ -6,13 +6,15 @@ enum { DOMID_SELF = 0x7FF0, PAGE = 4096 };
 
 /* Hypercall numbers: __HYPERVISOR_* of public/xen.h. */
 enum {
-    HYPERCALL_MEMORY = 12, HYPERCALL_VERSION = 17, HYPERCALL_CONSOLE = 18, HYPERCALL_VCPU = 24,
-    HYPERCALL_SCHED = 29, HYPERCALL_EVENT = 32, HYPERCALL_HVM = 34,
+    HYPERCALL_SET_TRAP_TABLE = 0, HYPERCALL_MMU_UPDATE = 1, HYPERCALL_SET_CALLBACKS = 4, HYPERCALL_MEMORY = 12,
+    HYPERCALL_UPDATE_VA_MAPPING = 14, HYPERCALL_VERSION = 17, HYPERCALL_CONSOLE = 18, HYPERCALL_GRANT_TABLE = 20,
+    HYPERCALL_VCPU = 24, HYPERCALL_MMUEXT = 26, HYPERCALL_SCHED = 29, HYPERCALL_EVENT = 32, HYPERCALL_HVM = 34,
 };
 
 enum { XENVER_VERSION = 0, XENVER_EXTRAVERSION = 1, XENVER_GUEST_HANDLE = 8 };
 enum { VCPUOP_SET_SINGLESHOT_TIMER = 8, VCPUOP_STOP_SINGLESHOT_TIMER = 9 };
-enum { SCHEDOP_SHUTDOWN = 2 };
+enum { SCHEDOP_BLOCK = 1, SCHEDOP_SHUTDOWN = 2 };
+enum { MMUEXT_TLB_FLUSH_LOCAL = 6, GNTTABOP_SETUP_TABLE = 2, FLAT_KERNEL_CODE = 0xE033 };
 enum { SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT, SHUTDOWN_SUSPEND, SHUTDOWN_CRASH };
 enum {
     EVTCHNOP_BIND_VIRQ = 1, EVTCHNOP_CLOSE = 3, EVTCHNOP_SEND = 4, EVTCHNOP_ALLOC_UNBOUND = 6, EVTCHNOP_UNMASK = 9,
@@ -39,6 +41,20 @@ struct hvm_start_info {
 struct hvm_memory_map_entry {
     uint64_t start, size;
     uint32_t kind, reserved;
+};
+
+/* public/xen.h: what a paravirtual kernel finds; addresses are virtual ones, but for shared_info */
+struct start_info {
+    char magic[32];
+    uint64_t nr_pages, shared_info;
+    uint32_t flags;
+    uint64_t store_frame;
+    uint32_t store_port;
+    uint64_t console_frame;
+    uint32_t console_port;
+    uint64_t pt_base, nr_pt_frames, mfn_list, mod_start, mod_len;
+    char command_line[1024];
+    uint64_t first_p2m_pfn, nr_p2m_frames;
 };
 
 /* public/xen.h, for x86-64 with the 2-level event ABI. */
@@ -172,6 +188,7 @@ union net_rx_slot {
 };
 
 _Static_assert(sizeof(struct hvm_start_info) == 56, "hvm_start_info");
+_Static_assert(sizeof(struct start_info) == 1168, "start_info");
 _Static_assert(sizeof(struct vcpu_info) == 64, "vcpu_info");
 _Static_assert(sizeof(struct ring_header) == 64, "ring header");
 _Static_assert(sizeof(union blkif_slot) == 112, "blkif slot");

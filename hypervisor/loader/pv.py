@@ -1,0 +1,346 @@
+"""Build the memory of a paravirtual domain, and put its first CPU at the kernel's entry (public/xen.h, start_info).
+
+Layout as libxc's for 64-bit guests (tools/libs/guest/xg_dom_x86.c), by guest frames, which are machine frames too:
+
+    the kernel   where it was linked, mapped from its virtual base (note VIRT_BASE) on
+    initrd       here if the kernel wants it mapped, else behind all (note MOD_START_PFN)
+    p2m list     here, or behind all and mapped at the address of the note INIT_P2M
+    start_info, xenstore's ring, the console's ring, page tables (mapped read-only), one page of stack
+    …            mapped up to the next 4 MiB with 512 KiB of spare, for the kernel's first needs
+
+Frames below the kernel are plain RAM. Behind the RAM lie Xen's own frames (`paravirtual.area`): the domain's
+`Memory` is larger than its RAM by those, `ranges` says how large. `build` fills the memory, `attach` makes the
+domain a paravirtual one, `enter` puts a CPU at the kernel's entry.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass, replace
+
+from unicorn import x86_const as x86
+
+from hypervisor.cpu.overlay import CS, RSI, RSP
+from hypervisor.domain import Domain
+from hypervisor.hypercalls.paravirtual import dispatch
+from hypervisor.loader import bzimage, elf
+from hypervisor.loader.elf import Kernel, LoadError, Notes
+from hypervisor.loader.pvh import MemoryRange, Source, content
+from hypervisor.memory import PAGE, Memory
+from hypervisor.paravirtual.area import (
+    ACCESSED,
+    DIRTY,
+    KERNEL_CODE,
+    KERNEL_STACK,
+    LARGEST,
+    PRESENT,
+    RESERVED_GDT_PAGE,
+    USER,
+    VCPUS,
+    WRITABLE,
+    Area,
+)
+from hypervisor.paravirtual.cpu import PVCPU
+from hypervisor.paravirtual.cpuid import PVPolicy
+from hypervisor.paravirtual.page_tables import PageTables
+
+_RAM = 1
+_SPARE, _ALIGNED = 512 << 10, 4 << 20
+_TABLE = PRESENT | WRITABLE | USER | ACCESSED | DIRTY
+_PAGE_FLAGS = PRESENT | WRITABLE | ACCESSED
+_LINE = 1023
+"""Bytes of start_info's command line without the zero (MAX_GUEST_CMDLINE)."""
+_START_INFO = struct.Struct("<32sQQIxxxxQIxxxxQIxxxxQQQQQ1024sQQ")
+_MAGIC = b"xen-3.0-x86_64"
+_MODULE_BY_FRAME = 1 << 3
+"""SIF_MOD_START_PFN: mod_start is a frame, for the initrd is not mapped."""
+_SHARED_INFO_AT, _STORE_AT, _STORE_PORT_AT, _CONSOLE_AT, _CONSOLE_PORT_AT = 40, 56, 64, 72, 80
+
+
+@dataclass(frozen=True, slots=True)
+class PVImage:
+    """A domain's memory as built: what the hypervisor must know of it. Addresses are virtual, frames guest frames."""
+
+    area: Area
+    entry: int
+    start_info: int
+    start_info_frame: int
+    stack: int
+    """Where the first CPU's stack begins."""
+    root: int
+    """Frame of the top-level page table."""
+    xenstore: int
+    console: int
+    initrd: int
+    """Frame where the initrd begins; 0 for none."""
+    memory_map: tuple[MemoryRange, ...]
+    notes: Notes
+
+
+def ranges(ram: int) -> tuple[tuple[int, int], ...]:
+    """Return start and end of the guest-physical memory of a domain with so much RAM. Raises LoadError."""
+    if not _ALIGNED <= ram <= LARGEST or ram % PAGE:
+        raise LoadError(f"a PV domain cannot have {ram} bytes of RAM")
+    return ((0, Area(ram).size),)
+
+
+# Building
+
+
+def build(
+    memory: Memory,
+    kernel: Source,
+    initrd: Source | None,
+    command_line: str,
+    *,
+    ram: int,
+) -> PVImage:
+    """Load a kernel, an ELF file or a bzImage, with all that it finds in memory at its start.
+
+    The memory is fresh and as large as `ranges(ram)` says. Raises LoadError, with nothing written.
+    """
+    if ranges(ram)[0][1] != memory.size:
+        raise LoadError(f"a PV domain with {ram} bytes of RAM has not {memory.size} bytes of memory")
+    image = _placed(elf.parse(bzimage.extract(content(kernel))))
+    ramdisk = b"" if initrd is None else content(initrd)
+    line = _line(command_line)
+    plan = _Plan(image, ram, len(ramdisk))
+    entry = image.notes.entry
+    if entry is None:
+        raise LoadError("the kernel has no PV entry (note ENTRY)")
+    if not plan.base <= entry < plan.base + image.end:
+        raise LoadError(f"the kernel's PV entry {entry:#x} lies outside of the kernel")
+    _check_hypercall_page(image, plan)
+
+    area = Area(ram)
+    elf.load(image, memory)
+    area.build(memory)
+    memory.write(plan.initrd * PAGE, ramdisk)
+    memory.write(plan.p2m * PAGE, array("Q", range(area.frames)).tobytes())
+    _page_tables(memory, plan)
+    memory.write(plan.start_info * PAGE, _start_info(plan, area, line, len(ramdisk)))
+    if image.notes.hypercall_page is not None:
+        memory.write(image.notes.hypercall_page - plan.base, hypercall_page())
+    return PVImage(
+        area=area,
+        entry=entry,
+        start_info=plan.base + plan.start_info * PAGE,
+        start_info_frame=plan.start_info,
+        stack=plan.base + (plan.stack + 1) * PAGE,
+        root=plan.tables,
+        xenstore=plan.xenstore,
+        console=plan.console,
+        initrd=plan.initrd if ramdisk else 0,
+        memory_map=(MemoryRange(0, ram, _RAM),),
+        notes=image.notes,
+    )
+
+
+def _placed(kernel: Kernel) -> Kernel:
+    """Return a kernel whose physical addresses begin where its virtual base does (note PADDR_OFFSET)."""
+    offset = kernel.notes.paddr_offset or 0
+    if any(segment.physical < offset for segment in kernel.segments):
+        raise LoadError("the kernel lies below its own PADDR_OFFSET")
+    moved = tuple(replace(segment, physical=segment.physical - offset) for segment in kernel.segments)
+    return replace(kernel, segments=moved)
+
+
+def _line(text: str) -> bytes:
+    try:
+        line = text.encode()
+    except UnicodeEncodeError:
+        raise LoadError("the command line is no text") from None
+    if len(line) > _LINE or b"\0" in line:
+        raise LoadError(f"the command line has {len(line)} bytes or a zero among them; {_LINE} is the limit")
+    return line
+
+
+def _check_hypercall_page(kernel: Kernel, plan: _Plan) -> None:
+    address = kernel.notes.hypercall_page
+    if address is not None and (address & PAGE - 1 or not kernel.holds(address - plan.base)):
+        raise LoadError(f"the kernel's hypercall page {address:#x} lies outside of the kernel")
+
+
+class _Plan:
+    """Where everything goes, in frames. Raises LoadError when there is not enough RAM."""
+
+    def __init__(self, kernel: Kernel, ram: int, ramdisk: int) -> None:
+        notes = kernel.notes
+        self.base = notes.virt_base or 0
+        self.p2m_frames = -(-(ram // PAGE) * 8 // PAGE)
+        self.p2m_address = notes.init_p2m
+        self.by_frame = bool(notes.mod_start_pfn) and ramdisk > 0
+        ramdisk_frames = -(-ramdisk // PAGE)
+        if self.base % (2 << 20) or (self.p2m_address or 0) % (2 << 20):
+            raise LoadError(f"the kernel's virtual base {self.base:#x} is not on a boundary of 2 MiB")
+        self._next = -(-kernel.end // PAGE)
+        self.initrd = 0 if self.by_frame else self._take(ramdisk_frames)
+        self.p2m = 0 if self.p2m_address is not None else self._take(self.p2m_frames)
+        self.start_info, self.xenstore, self.console = self._take(1), self._take(1), self._take(1)
+        self.tables = self._next
+        self._count_tables()
+        if self.by_frame:
+            self.initrd = self._take(ramdisk_frames)
+        if self.p2m_address is not None:
+            self.p2m = self._take(self.p2m_frames)
+        needed = max(self._next * PAGE, self.end)
+        if needed > ram:
+            raise LoadError(f"kernel and initrd need some {-(-needed >> 20)} MiB of memory")
+        if self.base + self.end > 1 << 64:
+            raise LoadError(f"the kernel's virtual base {self.base:#x} is too high")
+
+    def _take(self, frames: int) -> int:
+        first, self._next = self._next, self._next + frames
+        return first
+
+    def mapped(self) -> list[tuple[int, int, int]]:
+        """Return virtual address, first frame and number of the runs of frames that are mapped."""
+        runs = [(self.base, 0, self.end // PAGE)]
+        if self.p2m_address is not None:
+            runs.append((self.p2m_address, self.p2m, self.p2m_frames))
+        return runs
+
+    def _count_tables(self) -> None:
+        """Set how many page tables there are and where the mapping ends, each of which depends on the other."""
+        self.table_frames = 4
+        while True:
+            end = (self.tables + self.table_frames + 1) * PAGE
+            self.end = -(-(end + _SPARE) // _ALIGNED) * _ALIGNED
+            needed = 1 + sum(
+                len({number for start, _, count in self.mapped() for number in _blocks(start, count, shift)})
+                for shift in (21, 30, 39)
+            )
+            if needed <= self.table_frames:
+                break
+            self.table_frames = needed
+        self._take(self.table_frames)
+        self.stack = self._take(1)
+        self._next = max(self._next, self.end // PAGE)
+
+
+def _blocks(start: int, frames: int, shift: int) -> range:
+    """Return the numbers of the blocks of 2^shift bytes that a run of pages touches."""
+    return range(start >> shift, (start + frames * PAGE - 1 >> shift) + 1)
+
+
+def _page_tables(memory: Memory, plan: _Plan) -> None:
+    """Write the page tables; the top-level one is the first."""
+    words = memory.words
+    following = plan.tables + 1
+    tables: dict[tuple[int, int], int] = {}
+
+    def table(address: int, shift: int) -> int:
+        """Return the frame of the table whose entries cover an address by blocks of 2^shift bytes."""
+        nonlocal following
+        if shift == 39:
+            return plan.tables
+        key = (shift, address >> shift + 9)
+        if key not in tables:
+            tables[key], following = following, following + 1
+            words[table(address, shift + 9) * 512 + (address >> shift + 9 & 511)] = tables[key] * PAGE | _TABLE
+        return tables[key]
+
+    for start, first, count in plan.mapped():
+        for number in range(0, count, 512):
+            run = range(first + number, first + min(number + 512, count))
+            at = table(start + number * PAGE, 12) * PAGE
+            memory.write(at, array("Q", (frame * PAGE | _PAGE_FLAGS for frame in run)).tobytes())
+    for frame in range(plan.tables, plan.tables + plan.table_frames):
+        address = plan.base + frame * PAGE
+        words[table(address, 12) * 512 + (address >> 12 & 511)] &= ~WRITABLE
+
+
+def _start_info(plan: _Plan, area: Area, line: bytes, ramdisk: int) -> bytes:
+    """Return start_info; the event channels' ports come later, with `attach`."""
+    module = 0
+    if ramdisk:
+        module = plan.initrd if plan.by_frame else plan.base + plan.initrd * PAGE
+    return _START_INFO.pack(
+        *(_MAGIC, area.frames, area.shared_info * PAGE, _MODULE_BY_FRAME if plan.by_frame else 0),
+        *(plan.xenstore, 0, plan.console, 0),
+        *(plan.base + plan.tables * PAGE, plan.table_frames),
+        plan.base + plan.p2m * PAGE if plan.p2m_address is None else plan.p2m_address,
+        *(module, ramdisk, line),
+        *((0, 0) if plan.p2m_address is None else (plan.p2m, plan.p2m_frames)),
+    )
+
+
+def hypercall_page() -> bytes:
+    """Return Xen's page of 32-byte calls, by number: SYSCALL with RCX and R11 kept; 23, iret, does not come back."""
+    page = bytearray()
+    for number in range(PAGE // 32):
+        if number == 23:  # push rcx; push r11; push rax; mov eax, 23; syscall
+            call = bytes.fromhex("51 41 53 50 b8") + struct.pack("<I", number) + bytes.fromhex("0f 05")
+        else:  # push rcx; push r11; mov eax, number; syscall; pop r11; pop rcx; ret
+            call = bytes.fromhex("51 41 53 b8") + struct.pack("<I", number) + bytes.fromhex("0f 05 41 5b 59 c3")
+        page += call.ljust(32, b"\xcc")
+    return bytes(page)
+
+
+# The domain and its CPUs
+
+
+def attach(domain: Domain, image: PVImage, store_port: int, console_port: int) -> None:
+    """Make a built domain, whose CPUs are `PVCPU`s, a paravirtual one: its shared page, hypercalls and CPUID."""
+    memory, area = domain.memory, image.area
+    if len(domain.vcpus) > VCPUS:
+        raise LoadError(f"a PV domain has at most {VCPUS} vCPUs")
+    tables = PageTables(memory, area)
+    for vcpu in domain.vcpus:
+        assert isinstance(vcpu.cpu, PVCPU)
+        vcpu.cpu.attach(area, tables, domain.events)
+    tables.pin(image.root, 4)
+    domain.hypercall_table = dispatch
+    domain.policy = PVPolicy(domain.clock.hz, len(domain.vcpus))
+    domain.ranges = ((0, area.ram),)
+    domain.memory_map = [(entry.start, entry.size, entry.kind) for entry in image.memory_map]
+    place_shared_page(domain, area)
+    connect(memory, image, store_port, console_port)
+
+
+def place_shared_page(domain: Domain, area: Area) -> None:
+    """Make the shared page as a guest finds it at its start: no port masked, but no vCPU takes events yet."""
+    domain.place_shared_info(area.shared_info)
+    at = area.shared_info * PAGE
+    domain.memory.write(at + 0xA00, bytes(0x200))
+    for vcpu in range(32):
+        domain.memory.bytes[at + vcpu * 64 + 1] = 1
+
+
+def connect(memory: Memory, image: PVImage, store_port: int, console_port: int, at: int | None = None) -> None:
+    """Write where Xen's pages and rings are into start_info, at a build and when a guest resumes.
+
+    `at` is start_info's frame, of which a guest says at each suspend where it is now. Raises BadAddress.
+    """
+    start = (image.start_info_frame if at is None else at) * PAGE
+    memory.write_u64(start + _SHARED_INFO_AT, image.area.shared_info * PAGE)
+    memory.write_u64(start + _STORE_AT, image.xenstore)
+    memory.write_u32(start + _STORE_PORT_AT, store_port)
+    memory.write_u64(start + _CONSOLE_AT, image.console)
+    memory.write_u32(start + _CONSOLE_PORT_AT, console_port)
+
+
+def enter(cpu: PVCPU, image: PVImage) -> None:
+    """Put the first CPU into the state in which a PV kernel starts: 64-bit mode, RSI is start_info's address."""
+    overlay, engine = cpu.overlay, cpu.engine
+    engine.reg_write(x86.UC_X86_REG_CR4, 0x620)  # PAE, OSFXSR, OSXMMEXCPT
+    engine.reg_write(x86.UC_X86_REG_CR3, image.root * PAGE)
+    engine.reg_write(x86.UC_X86_REG_MSR, (0xC0000080, 0x901))  # NXE, LME, SCE
+    engine.reg_write(x86.UC_X86_REG_CR0, 0x80050033)  # PG, AM, WP, NE, ET, MP, PE
+    for number, segment in enumerate(overlay.segments):
+        segment.selector, segment.base, segment.limit = 0, 0, 0
+        segment.flags = 0 if number != CS else segment.flags
+    overlay.set_code64(KERNEL_CODE, 0)
+    overlay.set_stack(KERNEL_STACK, 0)
+    gdt = overlay.regs.gdt
+    gdt.base, gdt.limit = image.area.window(cpu.number), (RESERVED_GDT_PAGE + 1) * PAGE - 1
+    overlay.regs.idt.base, overlay.regs.idt.limit = 0, 0
+    for number in range(16):
+        overlay.general[number] = 0
+    overlay.flags = 0x202
+    overlay.general[RSI], overlay.general[RSP] = image.start_info, image.stack
+    overlay.regs.rip = image.entry
+    cpu.tables.use(image.root, 4)
+    cpu.state.stack = image.stack
+    cpu.set_root(image.root * PAGE)

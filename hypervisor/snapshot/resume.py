@@ -1,0 +1,42 @@
+"""Letting a suspended domain go on where it is: after a checkpoint, or when a save has failed."""
+
+from __future__ import annotations
+
+from hypervisor.cpu.overlay import RAX
+from hypervisor.domain import Domain
+from hypervisor.host import Host
+from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
+from hypervisor.memory import PAGE
+
+
+def cancel(host: Host, domain: Domain) -> None:
+    """Let the guest find that its suspend was cancelled: nothing has changed, rings and ports are good. Runs at once.
+
+    Its hypercall returns 1, on the first vCPU as Xen does it (xc_domain_resume). For guests whose kernel says in
+    its note SUSPEND_CANCEL that it knows this, as Linux does. Raises ValueError unless the domain is suspended.
+    """
+    host.pause(domain)  # it may have shut down a moment ago, its thread is still leaving
+    try:
+        with host.lock:
+            domain.resume()
+            domain.vcpus[0].cpu.general[RAX] = 1
+        host.unpause(domain)
+    finally:
+        host.unpause(domain)
+
+
+def renew(host: Host, domain: Domain) -> None:
+    """Make the suspended domain one that its guest takes for new, and leave it paused: its hypercall returns 0.
+
+    Before, backends have let go of their rings (`Backend.restart`); afterwards console and xenstore need new ports
+    and their ends, then `Host.unpause`. Raises ValueError unless the domain is suspended.
+    """
+    host.pause(domain)
+    try:
+        with host.lock:
+            domain.resume()
+            domain.renew()
+            for key in (STORE_PFN, CONSOLE_PFN):
+                domain.memory.write(domain.params[key] * PAGE, bytes(PAGE))
+    finally:
+        host.unpause(domain)

@@ -1,0 +1,70 @@
+"""Writing a domain that is suspended to a stream.
+
+The domain stays as it is: destroy it then, or let it go on with `hypervisor.snapshot.resume`. Backends may
+still finish what they had begun; what they write into memory that is being copied the guest asks for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hypervisor.cpu.vcpu import VCPU
+from hypervisor.domain import Domain, Reason, State
+from hypervisor.host import Host
+from hypervisor.snapshot.context import DomainContext, Shape, capture
+from hypervisor.snapshot.pages import RUNS, PageWriter, encode_runs, parts
+from hypervisor.snapshot.records import Kind, Sink, Writer
+
+
+class NotSuspended(Exception):
+    """The domain cannot be saved: its guest has not suspended itself."""
+
+
+@contextmanager
+def held(host: Host, domain: Domain) -> Iterator[DomainContext]:
+    """Keep a suspended domain where it is and give its state. Raises NotSuspended."""
+    host.pause(domain)
+    try:
+        with host.lock:
+            if domain.state is not State.SHUTDOWN or domain.reason is not Reason.SUSPEND:
+                raise NotSuspended(f"domain {domain.domid} is not suspended")
+            if any(type(vcpu.cpu) is not VCPU for vcpu in domain.vcpus):
+                raise NotSuspended("a paravirtual domain cannot be saved: its CPUs have state beyond the registers")
+            context = capture(domain)
+        yield context
+    finally:
+        host.unpause(domain)
+
+
+def save(host: Host, domain: Domain, file: Sink, config: bytes = b"", compress: bool = True) -> int:
+    """Write a suspended domain, with bytes of the toolstack's; return the stream's length.
+
+    Takes a few MiB of memory besides the domain's own. Raises NotSuspended, and what the file raises.
+    """
+    with held(host, domain) as context:
+        writer = Writer(file)
+        begin(writer, domain, config)
+        pages = PageWriter(writer, compress)
+        for start, end in domain.memory.extents():
+            for part in parts(domain.memory, start, end):
+                pages.add_part(*part, zeros=False)
+        pages.flush()
+        finish(writer, context)
+        return writer.written
+
+
+def begin(writer: Writer, domain: Domain, config: bytes) -> None:
+    """Write what comes before the pages."""
+    writer.put(Kind.CONFIG, config)
+    writer.put(Kind.DOMAIN, Shape.of(domain).encode())
+
+
+def finish(writer: Writer, context: DomainContext) -> None:
+    """Write what comes after the pages."""
+    writer.put(Kind.STATE, context.encode())
+    for at in range(0, len(context.ballooned), RUNS):
+        writer.put(Kind.BALLOONED, encode_runs(context.ballooned[at : at + RUNS]))
+    for vcpu in context.vcpus:
+        writer.put(Kind.VCPU, vcpu.encode())
+    writer.put(Kind.END)

@@ -1,0 +1,118 @@
+"""The demo guest by its paravirtual entry: the same kernel and shell as by PVH, over other hypercalls."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from hypervisor.disks.anonymous import AnonymousDisk
+from hypervisor.domain import Reason
+from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
+from hypervisor.host import Host
+from hypervisor.pv.block import BlockDevice
+from hypervisor.pv.block_queue import DiskThreads
+from hypervisor.pv.xenbus import Backend
+from tests.guests.demo_guest import checksum, pattern
+from tests.guests.pv_guest import MIB, PVGuest
+
+_SECONDS = 30
+
+
+class Demo(PVGuest):
+    """A demo guest with a shell to type into."""
+
+    def __init__(self, host: Host, ram: int) -> None:
+        super().__init__(host, DEMO_KERNEL, ram=ram)
+        self._heard = bytearray()
+        self._news = threading.Condition()
+        self.console.listen(self._hear)
+
+    def _hear(self, data: bytes) -> None:
+        with self._news:
+            self._heard += data
+            self._news.notify_all()
+
+    def until(self, true: Callable[[], bool]) -> None:
+        """Wait until something is so, which the console, or time, tells."""
+        end = time.monotonic() + _SECONDS
+        while not true():
+            assert time.monotonic() < end, f"{self.domain.reason} {self.domain.crash} {bytes(self._heard[-500:])!r}"
+            with self._news:
+                self._news.wait(0.01)
+
+    def boot(self) -> Demo:
+        """Start it and wait for the prompt."""
+        self.host.unpause(self.domain)
+        self.until(lambda: self._heard.endswith(DEMO_PROMPT))
+        return self
+
+    def run(self, command: str) -> dict[str, str]:
+        """Run a command; return its lines "key: value"."""
+        self._heard.clear()
+        self.console.write(command.encode() + b"\r")
+        self.until(lambda: self._heard.endswith(DEMO_PROMPT))
+        return dict(re.findall(r"^([^:\r\n]+): ?(.*?)\r?$", self._heard.decode(), re.MULTILINE))
+
+    def end(self, command: str) -> Reason:
+        """Run a command that ends the domain."""
+        self.console.write(command.encode() + b"\r")
+        self.until(lambda: self.domain.reason is not None)
+        assert self.domain.reason is not None
+        return self.domain.reason
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    machine = Host(1 << 30, 2)
+    machine.start()
+    yield machine
+    for domain in list(machine.domains.values()):
+        machine.destroy(domain)
+    machine.stop()
+
+
+@pytest.mark.parametrize("mib", [4, 8, 96])
+def test_demo_boots_in_small_and_in_larger_memory_and_powers_off(host: Host, mib: int) -> None:
+    """All its RAM is mapped, of which Xen maps only the first 4 MiB."""
+    guest = Demo(host, mib * MIB).boot()
+    assert guest.run("info")["boot"] == "pv"
+    assert int(guest.run("mem")["total-kib"]) == mib * 1024 - 4, "all but page 0"
+    half = mib // 2
+    assert guest.run(f"touch {half}")["touched-kib"] == str(half * 1024)
+    assert guest.end("poweroff") is Reason.POWEROFF
+
+
+def test_demo_reads_and_writes_a_disk(host: Host) -> None:
+    """Grants by frame, in a table that Xen placed."""
+    threads, disk = DiskThreads(), AnonymousDisk(8 * MIB)
+    guest = Demo(host, 8 * MIB).boot()
+    device = BlockDevice(guest.domain, disk, threads.put, name="xvda")
+    with host.lock:
+        Backend(guest.domain, host.xenstore, device, device.number).plug()
+    guest.until(lambda: "state=connected" in guest.run("disks").get("xvda", ""))
+    assert guest.run(f"write xvda 0 {MIB} 5")["checksum"] == checksum(pattern(5, 0, MIB))
+    assert disk.read(0, MIB) == pattern(5, 0, MIB)
+    assert guest.run(f"verify xvda 0 {MIB} 5")["verify"] == "ok"
+    threads.stop()
+
+
+def test_demo_balloons(host: Host) -> None:
+    """Down by 4 MiB and up again."""
+    guest = Demo(host, 16 * MIB).boot()
+    full = guest.domain.memory.present
+    assert guest.run("balloon 12") == {"held-kib": str(12 << 10), "done": "ok"}
+    assert full - guest.domain.memory.present == 1024
+    assert guest.run("balloon 16") == {"held-kib": str(16 << 10), "done": "ok"}
+    assert guest.domain.memory.present == full
+    assert guest.run("touch 8")["touched-kib"] == "8192"
+
+
+def test_demo_reports_a_fault_of_its_own(host: Host) -> None:
+    """The exception comes by the trap table, and its report by both consoles."""
+    guest = Demo(host, 8 * MIB).boot()
+    assert guest.end("fault") is Reason.CRASH
+    assert b"panic: exception" in bytes(guest.domain.console_log)
