@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STATE ?= .state
 
-.PHONY: run test lint bench soak guests stubs reference clean
+.PHONY: run test lint bench soak fuzz guests stubs reference clean
 
 # A daemon on loopback for trying things out: root's password is xenroot.
 run: $(VENV)/run
@@ -26,6 +26,10 @@ bench: $(VENV)/dev
 # The tests that kill, fill and wait, hundreds of times.
 soak: $(VENV)/dev
 	XAPI_KILLS=300 $(BIN)/python -m pytest tests/durability $(ARGS)
+
+# Hostile guests, for as many minutes as wanted: make fuzz MINUTES=60
+fuzz: $(VENV)/dev
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
 
 # The demo guest's kernel, from C and assembly; the built file is committed.
 guests:

@@ -111,6 +111,8 @@ class NIC:
     """The IPv4 address that the network's address service keeps for it; empty for any."""
     static_ip: Mapping[str, str] = field(default_factory=dict)
     """What the guest's agent is to configure, as keys of XenServer's static-ip-setting."""
+    trunks: tuple[int, ...] = ()
+    """The VLANs for which the guest may tag frames itself."""
 
 
 Device = Disk | NIC

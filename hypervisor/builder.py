@@ -68,10 +68,10 @@ class PVHBuild:
         self._image: pvh.PVHImage | None = None
 
     def load(self, boot: Boot) -> tuple[int, int]:
-        """Load a kernel. The other vCPUs wait for a local APIC, which is not emulated: one is online."""
+        """Load a kernel, which starts all vCPUs but the first by itself."""
         vcpus = len(self.domain.vcpus)
         try:
-            image = pvh.build(self.domain.memory, boot.kernel, boot.ramdisk, boot.command_line, vcpus=vcpus, online=1)
+            image = pvh.build(self.domain.memory, boot.kernel, boot.ramdisk, boot.command_line, vcpus=vcpus)
         except LoadError as error:
             raise HostError("bad_kernel", str(error)) from error
         self.domain.memory_map = [(entry.start, entry.size, entry.kind) for entry in image.memory_map]

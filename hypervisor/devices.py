@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 from hypervisor.api import NIC, Device, DeviceState, Disk, HostError
@@ -16,6 +16,7 @@ from hypervisor.disks.disk import DiskError
 from hypervisor.domain import Domain
 from hypervisor.network.lock import LockMode
 from hypervisor.network.packets import mac_from_text
+from hypervisor.network.port import trunk
 from hypervisor.networks import Networks
 from hypervisor.pv.block import BlockDevice, number_of
 from hypervisor.pv.block_queue import Execute
@@ -161,7 +162,7 @@ class Devices:
         )
 
     def _nic(self, described: NIC) -> NetDevice:
-        return NetDevice(
+        device = NetDevice(
             self._domain,
             self._networks.switch(described.network),
             described.mac,
@@ -170,10 +171,12 @@ class Devices:
             mtu=described.mtu,
             kbps=described.rate,
             locking=LockMode(described.locking),
-            ipv4=map(IPv4Address, described.allowed_ipv4),
-            ipv6=map(IPv6Address, described.allowed_ipv6),
+            ipv4=[IPv4Network(each, strict=False) for each in described.allowed_ipv4],
+            ipv6=[IPv6Network(each, strict=False) for each in described.allowed_ipv6],
             carrier=described.carrier,
         )
+        device.port.membership = trunk(described.trunks)
+        return device
 
     def unplug(self, kind: type[Device], number: int, done: Callable[[], None], *, force: bool = False) -> None:
         """Take a device away; `done` is called, on some thread, when it is gone and its disk closed.
@@ -219,11 +222,13 @@ class Devices:
                 self._reserve(described)
                 device.move(self._networks.switch(described.network), described.network)
                 self._release(before)
+            with self._domain.machine.lock:
+                device.port.membership = trunk(described.trunks)
             device.limit_rate(described.rate)
             device.lock(
                 LockMode(described.locking),
-                map(IPv4Address, described.allowed_ipv4),
-                map(IPv6Address, described.allowed_ipv6),
+                [IPv4Network(each, strict=False) for each in described.allowed_ipv4],
+                [IPv6Network(each, strict=False) for each in described.allowed_ipv6],
             )
         except ValueError as error:
             raise HostError("failed", f"device {described.number}: {error}") from error

@@ -1,8 +1,8 @@
 """One domain: memory, vCPUs, event channels, grants, timers, and its life from building to its end.
 
-A domain runs on one thread at a time, its vCPUs in turn: they share memory whose translated code each
-engine caches for itself, and Unicorn has no atomic instructions between engines. `run` is what a pCPU
-thread calls; everything that a guest does arrives here under the host's lock.
+A domain runs on one thread at a time, its vCPUs in turn, in one engine (`hypervisor.cpu.shared` says why): so
+several vCPUs are as fast together as one. `run` is what a pCPU thread calls; everything that a guest does
+arrives here under the host's lock.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from enum import Enum, IntEnum
 from typing import Protocol
 
 from hypervisor.cpu.cpuid import Policy
+from hypervisor.cpu.shared import SharedEngine
 from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU, Outcome
 from hypervisor.errors import EINVAL, XenError
 from hypervisor.event_channel import VIRQ_TIMER, EventChannels, Peers
 from hypervisor.grant_table import GrantTable
 from hypervisor.memory import PAGE, BadAddress, Memory
+from hypervisor.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -80,8 +82,11 @@ class DomainVCPU:
     up: bool = False
     blocked: bool = False
     timer: int | None = None
+    poll_end: int | None = None
+    """When the wait for ports is over (`Domain.poll`)."""
     upcall_vector: int = 0
-    runstate_address: int = 0
+    runstate_places: tuple[tuple[int, int], ...] = ()
+    """Physical addresses and lengths of the parts of the vcpu_runstate_info that the guest wants filled."""
     state: int = _OFFLINE
     since: int = 0
     times: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
@@ -125,7 +130,14 @@ class Domain:
         self.events = EventChannels(domid, memory, machine, vcpus)
         self.grants = GrantTable(memory)
         self.policy = Policy(self.clock.hz, vcpus)
-        self.vcpus = [DomainVCPU(cpu(number, memory, self, code_cache, ranges)) for number in range(vcpus)]
+        self._sharing = cpu is VCPU and vcpus > 1
+        """Whether the vCPUs share an engine. Those of a PV domain do not: one of them runs, the others are offline."""
+        if self._sharing:
+            shared = SharedEngine(vcpus, memory, self, self.clock.now, code_cache, ranges)
+            self.vcpus = [DomainVCPU(each) for each in shared.cpus]
+        else:
+            self.vcpus = [DomainVCPU(cpu(number, memory, self, code_cache, ranges)) for number in range(vcpus)]
+        self._turns = Turns(vcpus)
         self.at_end: list[Callable[[], None]] = []
         """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
         self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
@@ -184,6 +196,11 @@ class Domain:
     def deadline(self) -> int | None:
         """Return the system time when a timer of the domain is next due."""
         times = [v.timer for v in self.vcpus if v.timer is not None] + list(self._watchdogs.values())
+        times += [v.poll_end for v in self.vcpus if v.poll_end is not None]
+        if self._sharing:
+            if self._turns.end is not None:
+                times.append(self._turns.end)
+            times += [v.cpu.deadline for v in self.vcpus if v.cpu.deadline is not None]
         return min(times, default=None)
 
     def run(self) -> bool:
@@ -217,25 +234,37 @@ class Domain:
             return None
         self.events.drain()
         self._fire_timers()
-        count = len(self.vcpus)
-        for step in range(1, count + 1):
-            number = (self._last + step) % count
-            vcpu = self.vcpus[number]
-            pending = self.events.upcall_pending(number)
-            if not vcpu.up or (vcpu.blocked and not pending):
-                continue
-            self._last = number
-            vcpu.blocked = False
-            self._set_runstate(number, _RUNNING)
-            if pending:
-                self._interrupt(vcpu)
-            self._current = vcpu
-            self._thread = threading.get_ident()
-            return vcpu
-        return None
+        able = self._able()
+        if self.state is not State.RUNNING or not able:  # a watchdog may just have ended it
+            return None
+        self._last = number = self._turns.next(able, self.clock.now()) if len(self.vcpus) > 1 else 0
+        vcpu = self.vcpus[number]
+        vcpu.blocked = False
+        self._set_runstate(number, _RUNNING)
+        if self.events.upcall_pending(number):
+            self._interrupt(vcpu)
+        self._current = vcpu
+        self._thread = threading.get_ident()
+        if self._sharing:
+            self._limit_turn(vcpu)
+        return vcpu
+
+    def _able(self) -> list[int]:
+        """Return the vCPUs that have something to do."""
+        pending = self.events.upcall_pending
+        return [n for n, vcpu in enumerate(self.vcpus) if vcpu.up and (not vcpu.blocked or pending(n))]
+
+    def _limit_turn(self, vcpu: DomainVCPU) -> None:
+        """Have the vCPU that runs stopped when its turn is over or when it waits, if another has something to do."""
+        limited = self._turns.end is not None
+        vcpu.cpu.exit_at_pause(limited)
+        if limited:
+            self.machine.attend(self.domid)
 
     def _leave(self, vcpu: DomainVCPU, outcome: Outcome) -> None:
         self._current = None
+        if len(self.vcpus) > 1:
+            self._turns.leave(self.clock.now(), gave_up=vcpu.cpu.gave_up)
         if outcome is Outcome.HALTED:
             vcpu.blocked = True
         elif outcome is Outcome.CRASHED:
@@ -243,25 +272,82 @@ class Domain:
             self.shut_down(Reason.CRASH)
         elif outcome is Outcome.OFF:
             vcpu.up = False
-            if not any(other.up for other in self.vcpus):
-                self.shut_down(Reason.POWEROFF)
+            self._check_power()
         self._set_runstate(vcpu.cpu.number, _BLOCKED if vcpu.blocked else _RUNNABLE if vcpu.up else _OFFLINE)
 
     def _interrupt(self, vcpu: DomainVCPU) -> None:
-        vcpu.cpu.upcall(vcpu.upcall_vector or self.callback_vector)
+        if vcpu.upcall_vector:
+            vcpu.cpu.own_upcall(vcpu.upcall_vector)
+        else:
+            vcpu.cpu.upcall(self.callback_vector)
+
+    def _check_power(self) -> None:
+        if not any(vcpu.up for vcpu in self.vcpus):
+            self.shut_down(Reason.POWEROFF)
 
     def upcall(self, number: int) -> None:
         """Let a vCPU take its pending events: now if it is the one that runs, else when it next does."""
+        self._unblock(number)
         vcpu = self.vcpus[number]
-        vcpu.blocked = False
         if vcpu is self._current:
             self._interrupt(vcpu)
+
+    def _unblock(self, number: int) -> None:
+        """Let a vCPU go on that waited for events or ports."""
+        vcpu = self.vcpus[number]
+        waited, vcpu.blocked, vcpu.poll_end = vcpu.blocked, False, None
+        self.events.polls.pop(number, None)
+        if waited and self._sharing and vcpu.up and vcpu is not self._current:
+            self._woke(number)
+
+    def _woke(self, number: int) -> None:
+        """Let a vCPU have its turn that has something to do from now on."""
+        self._set_runstate(number, _RUNNABLE)
+        able = [other for other in self._able() if other != number]
+        if self._turns.wake(number, able, self.clock.now()) and self._current is not None:
+            self._limit_turn(self._current)
 
     def block(self, number: int) -> None:
         """Let a vCPU wait for an event; from its own hypercall."""
         vcpu = self.vcpus[number]
         vcpu.blocked = True
         vcpu.cpu.halt_here()
+
+    def poll(self, number: int, ports: frozenset[int], until: int | None) -> None:
+        """Let a vCPU wait until one of the ports is pending, masked or not, or until a time; from its own hypercall."""
+        if not any(self.events.is_pending(port) for port in ports):
+            self.events.polls[number] = ports
+            self.vcpus[number].poll_end = until
+            self.block(number)
+            self.machine.attend(self.domid)
+
+    # What local APICs ask
+
+    def reset_cpu(self, number: int) -> None:
+        """Take a vCPU offline: INIT."""
+        with self.machine.lock:
+            vcpu = self.vcpus[number]
+            vcpu.up = vcpu.blocked = False
+            if vcpu is self._current:
+                vcpu.cpu.halt_here()
+            else:
+                self._set_runstate(number, _OFFLINE)
+            self._check_power()
+
+    def start_cpu(self, number: int, page: int) -> None:
+        """Bring a vCPU that is offline up in real mode: a startup IPI."""
+        with self.machine.lock:
+            vcpu = self.vcpus[number]
+            if not vcpu.up and vcpu is not self._current:
+                vcpu.cpu.start(page)
+                vcpu.up, vcpu.blocked = True, False
+                self._woke(number)
+
+    def wake_cpu(self, number: int) -> None:
+        """Let a vCPU take an interrupt of its local APIC."""
+        with self.machine.lock:
+            self._unblock(number)
+            self.vcpus[number].cpu.interrupted()
 
     def on_this_thread(self) -> bool:
         """True inside a hook of a vCPU of ours: then events can be raised at once."""
@@ -314,6 +400,10 @@ class Domain:
             if vcpu.timer is not None and vcpu.timer <= now:
                 vcpu.timer = None
                 self.events.raise_virq(VIRQ_TIMER, number)
+            if vcpu.poll_end is not None and vcpu.poll_end <= now:
+                self._unblock(number)
+            if vcpu.cpu.deadline is not None:
+                vcpu.cpu.expire()
         if any(when <= now for when in self._watchdogs.values()):
             self._watchdogs.clear()
             self.shut_down(Reason.WATCHDOG)
@@ -333,8 +423,8 @@ class Domain:
         at, clock = info + 32, self.clock
         version = struct.unpack_from("<I", self.memory.bytes, at)[0]
         struct.pack_into(
-            "<IIQQIbBH", self.memory.bytes, at, (version | 1) + 1 & 0xFFFFFFFF, 0, clock.start, clock.base, clock.multiplier,
-            clock.shift, 1, 0,
+            "<IIQQIbBH", self.memory.bytes, at, (version | 1) + 1 & 0xFFFFFFFF, 0, clock.start, clock.base,
+            clock.multiplier, clock.shift, 1, 0,
         )  # fmt: skip
 
     def write_wallclock(self) -> None:
@@ -347,14 +437,13 @@ class Domain:
 
     def _set_runstate(self, number: int, state: int) -> None:
         vcpu, now = self.vcpus[number], self.clock.now()
-        if vcpu.state == _BLOCKED and state == _RUNNING and vcpu.since < self.woken < now:
+        if vcpu.state == _BLOCKED and state in (_RUNNING, _RUNNABLE) and vcpu.since < self.woken < now:
             # It waited for a pCPU since then: that is the time that guests call stolen.
             vcpu.times[_BLOCKED] += self.woken - vcpu.since
             vcpu.state, vcpu.since = _RUNNABLE, self.woken
         vcpu.times[vcpu.state] += now - vcpu.since
         vcpu.state, vcpu.since = state, now
-        if vcpu.runstate_address:
-            self.write_runstate(number)
+        self.write_runstate(number)
 
     def run_times(self, number: int) -> list[int]:
         """Return how long a vCPU has been running, runnable, blocked and offline until now, in ns."""
@@ -375,13 +464,29 @@ class Domain:
         times[state] += max(0, self.clock.now() - since)
         return times[0], times[1], times[2], times[3]
 
+    def place_runstate(self, number: int, cpu: VCPU, address: int) -> None:
+        """Let a vCPU's run state be told at a virtual address of the calling vCPU's; 0 is nowhere. Raises BadAddress.
+
+        It is translated now: a user's page tables, which may be in use at another time, do not have the page.
+        """
+        places, size = [], len(self.runstate(number))
+        while address and size:
+            here = min(size, PAGE - address % PAGE)
+            places.append((cpu.translate(address), here))
+            address, size = address + here, size - here
+        for physical, length in places:
+            self.memory.check(physical, length)
+        self.vcpus[number].runstate_places = tuple(places)
+        self.write_runstate(number)
+
     def write_runstate(self, number: int) -> None:
-        """Fill the structure that a vCPU has registered; an address that is gone is forgotten."""
-        vcpu = self.vcpus[number]
-        try:
-            vcpu.cpu.write(vcpu.runstate_address, self.runstate(number))
-        except BadAddress:
-            vcpu.runstate_address = 0
+        """Fill the structure that a vCPU has registered."""
+        places = self.vcpus[number].runstate_places
+        if places:
+            state = self.runstate(number)
+            for physical, length in places:
+                self.memory.bytes[physical : physical + length] = state[:length]
+                state = state[length:]
 
     # Memory that comes and goes
 
@@ -455,7 +560,7 @@ class Domain:
         self.grants = GrantTable(self.memory)
         self._watchdogs.clear()
         for vcpu in self.vcpus:
-            vcpu.timer, vcpu.runstate_address = None, 0
+            vcpu.timer, vcpu.runstate_places = None, ()
 
     def close(self) -> None:
         """Free the memory and the engines of a domain that no thread runs."""

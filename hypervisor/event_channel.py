@@ -75,6 +75,8 @@ class EventChannels:
     channels: dict[int, Channel] = field(default_factory=dict)
     queued: deque[int | Callable[[], None]] = field(default_factory=deque)
     """Ports to raise and functions to call, in order, when the domain's thread next comes by."""
+    polls: dict[int, frozenset[int]] = field(default_factory=dict)
+    """By vCPU: the ports that it waits for (SCHEDOP_poll), masked or not."""
     _waiting: set[int] = field(default_factory=set)
     """The ports in `queued`."""
     _virqs: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -260,8 +262,19 @@ class EventChannels:
         channel = self.channels.get(port)
         if channel is None or self.shared_info < 0:
             return
-        if self._set_pending(port, True) and not self.memory.words[self._word(_MASK, port)] >> (port & 63) & 1:
+        if not self._set_pending(port, True):
+            return
+        if self.polls:
+            for vcpu in [vcpu for vcpu, ports in self.polls.items() if port in ports]:
+                self.peers.upcall(self.domid, vcpu)
+        if not self.memory.words[self._word(_MASK, port)] >> (port & 63) & 1:
             self._mark(channel.vcpu, port)
+
+    def is_pending(self, port: int) -> bool:
+        """Tell whether a port is pending, masked or not. Raises XenError for what is no port."""
+        if not 0 <= port < PORTS:
+            raise XenError(EINVAL)
+        return self.shared_info >= 0 and bool(self.memory.words[self._word(_PENDING, port)] >> (port & 63) & 1)
 
     def unmask(self, port: int) -> None:
         """Clear a port's mask and deliver what is pending behind it."""

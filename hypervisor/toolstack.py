@@ -30,7 +30,7 @@ from hypervisor.api import (
 )
 from hypervisor.control import Control, Request
 from hypervisor.devices import Devices, open_disk
-from hypervisor.disks.disk import Disk
+from hypervisor.disks.disk import SECTOR, Disk
 from hypervisor.domain import Domain, Reason, State
 from hypervisor.firmware import boot as firmware
 from hypervisor.firmware.errors import BootError
@@ -362,6 +362,8 @@ class Toolstack:
         try:
             with unfinished.open("xb") as file:
                 length = save(self.host, guest.domain, file, json.dumps(self._said(guest)).encode())
+                length += -length % SECTOR  # it is copied as a disk is
+                file.truncate(length)
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.rename(path)

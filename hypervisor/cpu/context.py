@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unicorn import UcError
 from unicorn import x86_const as x86
 
 from hypervisor.cpu.overlay import Segment as LiveSegment
@@ -134,6 +133,7 @@ class CPUContext:
 
 def read(cpu: VCPU) -> CPUContext:
     """Return the registers of a vCPU that does not run. Takes 0.2 ms."""
+    cpu.reside()
     overlay, engine = cpu.overlay, cpu.engine
     regs = overlay.regs
     live: Sequence[Any] = (*regs.segments, regs.ldt, regs.tr, regs.gdt, regs.idt)
@@ -152,12 +152,13 @@ def read(cpu: VCPU) -> CPUContext:
         fpu_registers=tuple(tuple(engine.reg_read(x86.UC_X86_REG_FP0 + number)) for number in range(8)),
         mxcsr=int(engine.reg_read(x86.UC_X86_REG_MXCSR)),
         xmm=tuple(int(engine.reg_read(x86.UC_X86_REG_XMM0 + number)) for number in range(16)),
-        apic=_read_apic(cpu),
+        apic=cpu.apic_page(_LOCAL_APIC),
     )
 
 
 def load(cpu: VCPU, context: CPUContext) -> None:
     """Put a new vCPU, one that never ran, into a state; its APIC's page, if the context has one, is mapped already."""
+    cpu.reside()
     overlay, engine = cpu.overlay, cpu.engine
     regs = overlay.regs
     overlay.cr[0], overlay.cr[2], overlay.cr[3], overlay.cr[4] = context.control
@@ -187,17 +188,10 @@ def load(cpu: VCPU, context: CPUContext) -> None:
     regs.eflags = context.rflags | 2  # between runs condition codes and DF are here: each run begins by taking them out
     overlay.derive_mode(context.cpl, context.shadowed)
     if context.apic:
-        engine.mem_write(_LOCAL_APIC, context.apic)
+        cpu.load_apic(_LOCAL_APIC, context.apic)
 
 
 def _read_msr(cpu: VCPU, number: int) -> int:
     if number in _LIVE:
         return int(getattr(cpu.overlay, _LIVE[number]).value)
     return int(cpu.engine.reg_read(x86.UC_X86_REG_MSR, number))
-
-
-def _read_apic(cpu: VCPU) -> bytes:
-    try:
-        return bytes(cpu.engine.mem_read(_LOCAL_APIC, PAGE))
-    except UcError:
-        return b""

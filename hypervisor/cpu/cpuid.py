@@ -16,6 +16,8 @@ _FEATURES_EDX = (0, 3, 4, 5, 6, 8, 9, 13, 15, 16, 19, 23, 24, 25, 26)
 """FPU PSE TSC MSR PAE CX8 APIC PGE CMOV PAT CLFLUSH MMX FXSR SSE SSE2."""
 _FEATURES_ECX = (0, 13, 31)
 """SSE3 CX16 HYPERVISOR."""
+_THREADS = 28
+"""HTT of leaf 1: the number of APICs next to it is good."""
 _EXTENDED_EDX = (11, 20, 29)
 """SYSCALL NX LM."""
 _SIGNATURE = 0x000306C1
@@ -43,8 +45,11 @@ class Policy:
         if leaf == 0:
             return 0x16, _VENDOR[0], _VENDOR[2], _VENDOR[1]
         if leaf == 1:
-            apic = number * 2 << 24 | self.vcpus << 16 | 8 << 8
-            return _SIGNATURE, apic, _bits(_FEATURES_ECX), _bits(_FEATURES_EDX)
+            several = self.vcpus > 1
+            apic = number * 2 << 24 | (min(2 * self.vcpus, 255) if several else 1) << 16 | 8 << 8
+            return _SIGNATURE, apic, _bits(_FEATURES_ECX), _bits(_FEATURES_EDX) | several << _THREADS
+        if leaf == 0xB and self.vcpus > 1:
+            return self._topology(number, subleaf)
         if leaf == 0x16:  # MHz: spares the guest a calibration against a timer that it does not have
             mhz = self.tsc_hz // 10**6
             return mhz, mhz, 100, 0
@@ -59,6 +64,14 @@ class Policy:
         if leaf == 0x80000008:
             return 0x3028, 0, 0, 0
         return 0, 0, 0, 0
+
+    def _topology(self, number: int, subleaf: int) -> Leaf:
+        """Answer leaf 0xB: a socket of cores with one thread each, whose APICs have even numbers, as in Xen."""
+        if subleaf == 0:
+            return 1, 1, 1 << 8, 2 * number
+        if subleaf == 1:
+            return (2 * self.vcpus - 1).bit_length(), self.vcpus, 2 << 8 | 1, 2 * number
+        return 0, 0, subleaf & 0xFF, 2 * number
 
     def _xen(self, leaf: int, number: int, subleaf: int) -> Leaf:
         """Answer Xen's leaves (public/arch-x86/cpuid.h)."""

@@ -11,8 +11,15 @@ Two techniques were weighed. Unicorn still has QEMU's SVM code, so that a guest 
 for every intercept, MSRs and nested page faults included; but it delivers no more than this overlay for
 what Linux needs, adds a VMCB, a host save area and a stub to every engine, and reading or writing an MSR
 from a hook recurses (measured in the study: a crash). The overlay alone boots Linux at the same speed, so
-it carries the CPU; SVM is kept for what only it can do (MSR exits, page protection below the guest's own
-tables), to be entered from here when introspection or nested virtualisation asks for it.
+it carries the CPU; SVM is kept for what only it can do (exits for PAUSE, which CPUs that share an engine use;
+MSR exits; page protection below the guest's own tables). It needs no ``vmrun``: QEMU looks for intercepts
+whenever hflags has its bit for guest mode.
+
+**Several CPUs in one engine.** All that is a CPU's own, from the registers to what SVM intercepts, is one piece
+of memory, `_ENV_SIZE` bytes from `_ENV` on; what is behind it (features) and before it (the TLB) is the engine's.
+`Overlay.leave` and `Overlay.take` copy that piece out and in and flush the TLB. The pointers to hardware
+breakpoints in it go along, but the engine's list of them does not: one that a guest sets is seen by its other
+CPUs too, which take an exception 1 that their DR6 does not explain.
 """
 
 from __future__ import annotations
@@ -22,10 +29,21 @@ import struct
 from typing import Any
 
 import unicorn
-from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
+from unicorn import (
+    UC_ARCH_X86,
+    UC_CTL_IO_WRITE,
+    UC_CTL_TLB_FLUSH,
+    UC_HOOK_INSN,
+    UC_HOOK_INTR,
+    UC_MODE_64,
+    UC_PROT_ALL,
+    Uc,
+    UcError,
+)
 from unicorn import x86_const as x86
+from unicorn.unicorn_py3.unicorn import uclib
 
-from hypervisor.cpu.translation import UnknownCode, limit_blocks
+from hypervisor.cpu.translation import UnknownCode, mend
 
 VERSION = "2.1.4"
 
@@ -35,7 +53,11 @@ _INTERRUPT_REQUEST, _ENV_POINTER, _HALTED, _ENV = 28, 296, 33176, 35408
 """In the CPU object: pending interrupts; the pointer to its registers; whether HLT ended the last run (the
 only word that differs between an engine that halted and one that was stopped); the registers themselves."""
 _STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS = 4824, 4840, 4848, 4856, 4864
-_EFER, _ERROR_CODE, _EXCEPTION_IS_INT, _OLD_EXCEPTION, _VMCB = 592, 5384, 5388, 5496, 5504
+_EFER, _ERROR_CODE, _EXCEPTION_IS_INT, _OLD_EXCEPTION, _VMCB, _INTERCEPT = 592, 5384, 5388, 5496, 5504, 5520
+_ENV_SIZE = 5568
+"""offsetof(CPUX86State, end_reset_fields): a CPU's own state ends here, for uc_context_save too, whose
+structure has so many bytes more:"""
+_CONTEXT_HEADER = 40
 
 _EXPECTED_VIRQ = 0x100
 """CPU_INTERRUPT_VIRQ of target/i386/cpu.h: deliver the vector named in the VMCB as soon as IF allows."""
@@ -49,7 +71,10 @@ RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 R8, R9, R10, R11, R12, R13, R14, R15 = range(8, 16)
 ES, CS, SS, DS, FS, GS = range(6)
 
-_INHIBIT_IRQ = 1 << 3
+_INHIBIT_IRQ, _SVM_GUEST = 1 << 3, 1 << 21
+_PAUSE_INTERCEPT = 1 << 23
+PAUSE_EXIT = 0x177
+"""What UC_HOOK_INTR is called with at an intercepted PAUSE: EXCP_VMEXIT + SVM_EXIT_PAUSE; RIP is at it."""
 _CC_OP_EFLAGS = 1
 """CC_OP_EFLAGS of target/i386/cpu.h: the condition codes are the flags in cc_src."""
 _CC_FLAGS = 0x8D5
@@ -113,6 +138,23 @@ class Overlay:
             raise UnsupportedUnicorn("Unicorn keeps its CPU elsewhere than in the build known here")
         env = cpu + _ENV
         self.engine = engine
+        self._vector = 0
+        self._see(env)
+        self._halted = ctypes.c_uint32.from_address(cpu + _HALTED)
+        self._interrupt_request = ctypes.c_uint32.from_address(cpu + _INTERRUPT_REQUEST)
+        self._interrupt_soon = ctypes.c_uint16.from_address(env - 14)  # icount_decr.u16.high
+        # Without this, a stop from another thread lands after a memory access and the instruction
+        # runs again: an increment counts twice (measured: 400 of 450 stops). With it a block ends whole.
+        no_exit_request = ctypes.c_uint8.from_address(handle + _NO_EXIT_REQUEST)
+        if no_exit_request.value != 0:
+            raise UnsupportedUnicorn("Unicorn's no_exit_request is not where it was in the build known here")
+        no_exit_request.value = 1
+        engine.mem_map(VMCB_PAGE, 4096, UC_PROT_ALL)
+        ctypes.c_uint64.from_address(env + _VMCB).value = VMCB_PAGE
+
+    def _see(self, env: int) -> None:
+        """Lay the members over registers at a host address."""
+        self.address = env
         self.regs = _Registers.from_address(env)
         self.general = self.regs.general
         self.segments = self.regs.segments
@@ -126,22 +168,33 @@ class Overlay:
         self.cstar = ctypes.c_uint64.from_address(env + _CSTAR)
         self.fmask = ctypes.c_uint64.from_address(env + _FMASK)
         self.kernel_gs = ctypes.c_uint64.from_address(env + _KERNEL_GS)
-        self._halted = ctypes.c_uint32.from_address(cpu + _HALTED)
-        self._interrupt_request = ctypes.c_uint32.from_address(cpu + _INTERRUPT_REQUEST)
-        self._interrupt_soon = ctypes.c_uint16.from_address(env - 14)  # icount_decr.u16.high
-        # Without this, a stop from another thread lands after a memory access and the instruction
-        # runs again: an increment counts twice (measured: 400 of 450 stops). With it a block ends whole.
-        no_exit_request = ctypes.c_uint8.from_address(handle + _NO_EXIT_REQUEST)
-        if no_exit_request.value != 0:
-            raise UnsupportedUnicorn("Unicorn's no_exit_request is not where it was in the build known here")
-        no_exit_request.value = 1
-        engine.mem_map(VMCB_PAGE, 4096, UC_PROT_ALL)
-        ctypes.c_uint64.from_address(env + _VMCB).value = VMCB_PAGE
+        self._intercept = ctypes.c_uint64.from_address(env + _INTERCEPT)
+
+    # Several CPUs in turn
+
+    def leave(self, place: Parked) -> None:
+        """Copy the registers out, between runs, with the interrupt that the CPU has not taken yet."""
+        ctypes.memmove(place.address, self.address, _ENV_SIZE)
+        place.vector = self._vector if self.interrupt_pending else 0
+        self.cancel_interrupt()
+
+    def take(self, place: Parked) -> None:
+        """Copy registers in, between runs. Code that was translated for another CPU stays: it depends on none."""
+        ctypes.memmove(self.address, place.address, _ENV_SIZE)
+        self.engine.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
+        if place.vector:
+            self.interrupt(place.vector)
+
+    def exit_at_pause(self, on: bool) -> None:
+        """Let PAUSE call UC_HOOK_INTR with `PAUSE_EXIT`, or do nothing."""
+        self.regs.hflags |= _SVM_GUEST
+        self._intercept.value = _PAUSE_INTERCEPT if on else 0
 
     # Interrupts
 
     def interrupt(self, vector: int) -> None:
         """Let the CPU take an interrupt as soon as the guest accepts one; a later vector replaces it."""
+        self._vector = vector
         self.engine.mem_write(VMCB_PAGE + _VMCB_VECTOR, struct.pack("<I", vector))
         self._interrupt_request.value |= _EXPECTED_VIRQ
         self._interrupt_soon.value = 0xFFFF
@@ -211,7 +264,8 @@ class Overlay:
         """
         regs, segments, cr0 = self.regs, self.segments, self.cr[0]
         eflags = regs.eflags
-        hflags = level | (_INHIBIT_IRQ if shadowed else 0) | (cr0 & 1) << 7 | (cr0 << 8) & 0xE00
+        hflags = regs.hflags & _SVM_GUEST
+        hflags |= level | (_INHIBIT_IRQ if shadowed else 0) | (cr0 & 1) << 7 | (cr0 << 8) & 0xE00
         hflags |= eflags & 0x23100 | (self.cr[4] >> 9 & 1) << 22 | (self.efer.value >> 10 & 1) << 14
         if hflags & 1 << 14 and segments[CS].flags & 1 << 21:
             hflags |= 0x8030
@@ -235,6 +289,69 @@ class Overlay:
             segment.selector, segment.base, segment.limit = (8 if number == CS else 16), 0, 0xFFFFFFFF
             segment.flags = 0xCF9B00 if number == CS else 0xCF9300
         self.flags = 2
+
+    def enter_real(self, page: int, signature: int) -> None:
+        """Put the CPU into real mode at the start of a page below 1 MiB, as INIT and a startup IPI do.
+
+        Source: Intel SDM volume 3, table 10-1; the FPU and most MSRs stay as they are. `signature` is that of CPUID.
+        """
+        regs = self.regs
+        for number in range(16):
+            self.general[number] = signature if number == RDX else 0
+        for number, value in enumerate((0x10, 0, 0, 0, 0)):
+            self.cr[number] = value
+        self.efer.value = 0
+        for number, segment in enumerate(self.segments):
+            segment.selector, segment.base, segment.limit, segment.flags = 0, 0, 0xFFFF, 0x9300
+            if number == CS:
+                segment.selector, segment.base, segment.flags = page << 8, page << 12, 0x9B00
+        for table, kind in ((regs.gdt, 0), (regs.idt, 0), (regs.ldt, 0x8200), (regs.tr, 0x8B00)):
+            table.selector, table.base, table.limit, table.flags = 0, 0, 0xFFFF, kind
+        self.old_exception.value = -1
+        self.exception_is_int.value = 0
+        regs.rip, self.flags = 0, 2
+        self.derive_mode(0, False)
+
+
+class Parked(Overlay):
+    """The registers of a CPU that its engine does not run now, as `Overlay` shows those of the one that it runs.
+
+    Between runs only: then the condition codes are in `eflags` too. An interrupt waits in `vector`, 0 for none.
+    """
+
+    def __init__(self, live: Overlay) -> None:
+        self.engine = live.engine
+        self.vector = 0
+        self._kept = (ctypes.c_ubyte * _ENV_SIZE)()
+        self._see(ctypes.addressof(self._kept))
+        ctypes.memmove(self.address, live.address, _ENV_SIZE)
+
+    def interrupt(self, vector: int) -> None:
+        """Let the CPU take an interrupt when it runs again and accepts one."""
+        self.vector = vector
+
+    @property
+    def halted(self) -> bool:
+        """False: whoever halted has been told so."""
+        return False
+
+    @property
+    def interrupt_pending(self) -> bool:
+        """True while an interrupt waits."""
+        return self.vector != 0
+
+    def cancel_interrupt(self) -> None:
+        """Take the interrupt back."""
+        self.vector = 0
+
+    @property
+    def flags(self) -> int:
+        """RFLAGS."""
+        return int(self.regs.eflags)
+
+    @flags.setter
+    def flags(self, value: int) -> None:
+        self.regs.eflags = value | 2
 
 
 def hook_error(engine: Uc) -> BaseException | None:
@@ -285,7 +402,7 @@ def self_check() -> None:
     if unicorn.__version__ != VERSION:
         raise UnsupportedUnicorn(f"Unicorn {unicorn.__version__} is installed; this program needs exactly {VERSION}")
     try:
-        limit_blocks()
+        mend()
         failed = [check.__doc__ for check in _CHECKS if not check()]
     except (UcError, ValueError, struct.error, UnknownCode) as error:
         raise UnsupportedUnicorn(f"Unicorn does not behave as the build known here: {error}") from error
@@ -394,6 +511,35 @@ def _interrupts() -> bool:
     return bool(taken == 1 and frame == _CODE + 3 and not overlay.interrupt_pending and regs.rip == handler + 9)
 
 
-_CHECKS = (_registers, _system_registers, _faults, _whole_blocks, _halts, _interrupts)
+def _turns() -> bool:
+    """two CPUs in turn in one engine, and the exit at PAUSE"""
+    # movq xmm0, rbx; fninit; fild qword [rbx]; pause; movq rax, xmm0; fistp qword [rbx + 8]; hlt
+    engine, overlay = _machine("66 48 0f 6e c3 db e3 df 2b f3 90 66 48 0f 7e c0 df 7b 08 f4")
+    exits = []
+
+    def leave(engine: Uc, vector: int, _: Any) -> None:
+        exits.append((vector, overlay.regs.rip))
+        overlay.regs.rip += 2
+        engine.emu_stop()
+
+    engine.hook_add(UC_HOOK_INTR, leave)
+    overlay.regs.rip = _CODE
+    overlay.exit_at_pause(True)
+    overlay.cr[2] = 77
+    places = [Parked(overlay), Parked(overlay)]
+    for number, place in enumerate(places):
+        place.general[RBX] = _DATA + 64 * number
+        engine.mem_write(place.general[RBX], struct.pack("<QQ", 1000 + number, 0))
+    for place in [*places, *places]:
+        overlay.take(place)
+        engine.emu_start(overlay.regs.rip, 0)
+        overlay.leave(place)
+    results = [struct.unpack("<Q", engine.mem_read(place.general[RAX] + 8, 8))[0] for place in places]
+    own = [place.general[RAX] == _DATA + 64 * number for number, place in enumerate(places)]
+    size = uclib.uc_context_size(engine._uch) - _CONTEXT_HEADER
+    return exits == [(PAUSE_EXIT, _CODE + 9)] * 2 and results == [1000, 1001] and all(own) and size == _ENV_SIZE
+
+
+_CHECKS = (_registers, _system_registers, _faults, _whole_blocks, _halts, _interrupts, _turns)
 
 self_check()

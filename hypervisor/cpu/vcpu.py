@@ -77,6 +77,15 @@ class Platform(Protocol):
         """Write an I/O port of 1, 2 or 4 bytes."""
 
 
+def new_engine(memory: Memory, code_cache: int, ranges: Sequence[tuple[int, int]]) -> Uc:
+    """Return an engine over these ranges of the memory, or all of it."""
+    engine = Uc(UC_ARCH_X86, UC_MODE_64)
+    engine.ctl_set_tcg_buffer_size(code_cache)
+    for start, end in ranges or ((0, memory.size),):
+        engine.mem_map_ptr(start, end - start, UC_PROT_ALL, memory.address + start)
+    return engine
+
+
 class _Undeliverable(Exception):
     """An exception's gate, stack or frame cannot be used."""
 
@@ -97,20 +106,8 @@ class VCPU:
         code_cache: int = 1 << 20,
         ranges: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.number = number
-        self.memory = memory
-        self.platform = platform
-        self.crash = ""
-        """Why the CPU crashed, for people."""
-        self.engine = engine = Uc(UC_ARCH_X86, UC_MODE_64)
-        engine.ctl_set_tcg_buffer_size(code_cache)
-        for start, end in ranges or ((0, memory.size),):
-            engine.mem_map_ptr(start, end - start, UC_PROT_ALL, memory.address + start)
-        self.overlay = Overlay(engine)
-        self.general = self.overlay.general
-        self.running = False
-        self._stop = False
-        self._mapped: set[int] = set()
+        engine = new_engine(memory, code_cache, ranges)
+        self._begin(number, memory, platform, Overlay(engine), set())
         hook = engine.hook_add
         hook(UC_HOOK_INTR, self._on_exception)
         hook(UC_HOOK_INSN_INVALID, self._on_invalid)
@@ -119,7 +116,24 @@ class VCPU:
         hook(UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
         hook(UC_HOOK_INSN, self._on_out, None, 1, 0, x86.UC_X86_INS_OUT)
 
+    def _begin(self, number: int, memory: Memory, platform: Platform, overlay: Overlay, mapped: set[int]) -> None:
+        self.number = number
+        self.memory = memory
+        self.platform = platform
+        self.crash = ""
+        """Why the CPU crashed, for people."""
+        self.engine = overlay.engine
+        self.overlay = overlay
+        self.general = overlay.general
+        self.running = False
+        self._stop = False
+        self._mapped = mapped
+        """Frames beyond the memory that the engine has."""
+
     # Running
+
+    def reside(self) -> None:
+        """Make sure that the engine's registers are this CPU's, between runs; they always are, unless it is shared."""
 
     def run(self) -> Outcome:
         """Execute until something has to be decided outside. Raises nothing that the guest can cause."""
@@ -166,6 +180,34 @@ class VCPU:
         if vector:
             self.overlay.interrupt(vector)
 
+    # What only vCPUs that share an engine do (`hypervisor.cpu.shared`)
+
+    gave_up = False
+    """True when the last run ended because the guest waits for another vCPU."""
+    deadline: int | None = None
+    """When the local APIC's timer interrupts; `expire` is to be called then."""
+
+    def own_upcall(self, vector: int) -> None:
+        """Let the guest take its events by a vector that this vCPU has chosen."""
+        self.upcall(vector)
+
+    def give_up(self) -> None:
+        """From a hook: let `run` come back, for the guest waits for another vCPU."""
+        self.halt_here()
+
+    def exit_at_pause(self, on: bool) -> None:
+        """Let PAUSE end the run, or do nothing."""
+
+    def expire(self) -> None:
+        """Do what the local APIC's timer does when it is due."""
+
+    def interrupted(self) -> None:
+        """Hear that an interrupt of the local APIC's waits."""
+
+    def start(self, page: int) -> None:
+        """Put the CPU at the start of a page in real mode."""
+        raise NotImplementedError("this vCPU runs alone: no other one can start it")
+
     def close(self) -> None:
         """Free the engine of a CPU that does not run. Later use raises AttributeError, and reads no freed memory."""
         engine, overlay = self.engine, self.overlay
@@ -187,6 +229,24 @@ class VCPU:
             except UcError as error:
                 raise BadAddress(f"frame {frame:#x} cannot be mapped: {error}") from None
             self._mapped.add(frame)
+
+    # The local APIC: a page of memory, which answers with an identity and does nothing
+
+    def map_apic(self, address: int, page: bytes) -> None:
+        """Show the guest a local APIC with these registers; once."""
+        self.engine.mem_map(address, PAGE)
+        self.engine.mem_write(address, page)
+
+    def apic_page(self, address: int) -> bytes:
+        """Return the registers of the local APIC; nothing if there is none."""
+        try:
+            return bytes(self.engine.mem_read(address, PAGE))
+        except UcError:
+            return b""
+
+    def load_apic(self, address: int, page: bytes) -> None:
+        """Set the registers of the local APIC. Raises UcError if there is none."""
+        self.engine.mem_write(address, page)
 
     # The guest's virtual memory, as its page tables have it now
 

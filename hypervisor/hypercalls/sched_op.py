@@ -9,12 +9,15 @@ from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domain import Domain, Reason
 from hypervisor.errors import EINVAL, ENOSYS, XenError
 
+_MOST_POLLED = 128
+"""As in Xen's do_poll."""
+
 
 def sched_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do one of SCHEDOP_*."""
     command, address = arguments[0] & 0xFFFFFFFF, arguments[1]
     if command == 0:  # yield
-        cpu.halt_here()
+        cpu.give_up()
     elif command == 1:  # block, with events unmasked
         info = domain.events.info_of(cpu.number)
         if info >= 0:
@@ -27,8 +30,11 @@ def sched_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
             raise XenError(EINVAL)
         if command == 2:
             domain.shut_down(Reason(reason))
-    elif command == 3:  # poll: wait for a port or a time; a spurious end is allowed, so it is a yield
-        cpu.halt_here()
+    elif command == 3:  # poll: {handle of u32 ports; u32 count; u64 timeout}
+        at, count, timeout = struct.unpack("<QIxxxxQ", cpu.read(address, 24))
+        if count > _MOST_POLLED:
+            raise XenError(EINVAL)
+        domain.poll(cpu.number, frozenset(struct.unpack(f"<{count}I", cpu.read(at, 4 * count))), timeout or None)
     elif command == 6:
         return domain.set_watchdog(*struct.unpack("<II", cpu.read(address, 8)))
     else:

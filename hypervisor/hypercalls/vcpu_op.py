@@ -23,8 +23,7 @@ def vcpu_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     if command == 3:  # is_up
         return int(domain.vcpus[number].up)
     if command == 5:  # register_runstate_memory_area: a virtual address of the caller
-        domain.vcpus[number].runstate_address = struct.unpack("<Q", cpu.read(address, 8))[0]
-        domain.write_runstate(number)
+        domain.place_runstate(number, cpu, struct.unpack("<Q", cpu.read(address, 8))[0])
     elif command in (7, 9):  # stop_periodic_timer, stop_singleshot_timer
         if command == 9:
             domain.set_timer(number, None)

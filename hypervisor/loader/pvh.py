@@ -265,13 +265,12 @@ def _start_info(
 
 
 def map_hardware(cpu: VCPU) -> None:
-    """Give a new CPU, made with the domain's `ranges`, its own local APIC's page.
+    """Give a new CPU, made with the domain's `ranges`, its own local APIC.
 
-    To be called once for each CPU before it runs, in a restored domain too. The APIC is a plain page that
-    answers with an identity: guests that take interrupts by event channels ask no more of it.
+    To be called once for each CPU before it runs, in a restored domain too. With one CPU the APIC is a plain page
+    that answers with an identity: guests that take interrupts by event channels ask no more of it.
     """
-    cpu.engine.mem_map(acpi.LOCAL_APIC, PAGE)
-    cpu.engine.mem_write(acpi.LOCAL_APIC, _local_apic(acpi.apic_number(cpu.number)))
+    cpu.map_apic(acpi.LOCAL_APIC, _local_apic(acpi.apic_number(cpu.number)))
 
 
 def _local_apic(number: int) -> bytes:
@@ -287,6 +286,7 @@ def _local_apic(number: int) -> bytes:
 
 def enter(cpu: VCPU, image: PVHImage) -> None:
     """Put the first CPU into the state in which a PVH kernel starts (docs/misc/pvh.pandoc)."""
+    cpu.reside()
     overlay = cpu.overlay
     overlay.enter_flat32()
     for number in range(16):

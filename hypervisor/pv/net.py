@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypervisor.domain import Domain
 from hypervisor.errors import XenError
 from hypervisor.grant_table import Grant, GrantError
 from hypervisor.memory import PAGE
 from hypervisor.network.frame import ETHERNET_HEADER, MAX_PACKET, PLAIN, VLAN_HEADER, Frame, Offloads
-from hypervisor.network.lock import Lock, LockMode
+from hypervisor.network.lock import Lock, LockMode, addresses
 from hypervisor.network.packets import is_host_mac, mac_from_text
 from hypervisor.network.port import UNTAGGED, Port, access
 from hypervisor.network.ratelimit import DEFAULT_TIMESLICE_US, TokenBucket
@@ -77,8 +77,8 @@ class NetDevice:
         kbps: int = 0,
         timeslice_us: int = DEFAULT_TIMESLICE_US,
         locking: LockMode = LockMode.UNLOCKED,
-        ipv4: Iterable[IPv4Address] = (),
-        ipv6: Iterable[IPv6Address] = (),
+        ipv4: Iterable[IPv4Address | IPv4Network] = (),
+        ipv6: Iterable[IPv6Address | IPv6Network] = (),
         carrier: bool = True,
     ) -> None:
         """Make a NIC. Raises ValueError for a MAC that is none, and an MTU, tag or rate out of range."""
@@ -270,11 +270,16 @@ class NetDevice:
             self.port.limit_rate(bucket)
             self._has_credit()
 
-    def lock(self, mode: LockMode, ipv4: Iterable[IPv4Address] = (), ipv6: Iterable[IPv6Address] = ()) -> None:
+    def lock(
+        self,
+        mode: LockMode,
+        ipv4: Iterable[IPv4Address | IPv4Network] = (),
+        ipv6: Iterable[IPv6Address | IPv6Network] = (),
+    ) -> None:
         """Hold the guest to its MAC and these addresses, let it do what it likes, or keep it silent."""
-        addresses = frozenset(each.packed for each in ipv4), frozenset(each.packed for each in ipv6)
+        own = addresses(map(IPv4Network, ipv4)), addresses(map(IPv6Network, ipv6))
         with self.domain.machine.lock:
-            self.port.lock = Lock(mode, self.mac_bytes, *addresses)
+            self.port.lock = Lock(mode, self.mac_bytes, *own)
 
 
 def _offloads(frontend: Frontend, scattered: bool) -> Offloads:

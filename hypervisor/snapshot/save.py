@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hypervisor.cpu.shared import SharingVCPU
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domain import Domain, Reason, State
 from hypervisor.host import Host
@@ -29,7 +30,7 @@ def held(host: Host, domain: Domain) -> Iterator[DomainContext]:
         with host.lock:
             if domain.state is not State.SHUTDOWN or domain.reason is not Reason.SUSPEND:
                 raise NotSuspended(f"domain {domain.domid} is not suspended")
-            if any(type(vcpu.cpu) is not VCPU for vcpu in domain.vcpus):
+            if any(type(vcpu.cpu) not in (VCPU, SharingVCPU) for vcpu in domain.vcpus):
                 raise NotSuspended("a paravirtual domain cannot be saved: its CPUs have state beyond the registers")
             context = capture(domain)
         yield context

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.benchmarks import beside, calls, durable, listeners, records, scale
+from tests.benchmarks import beside, calls, durable, guests, listeners, records, scale
 from tests.benchmarks.figures import Figure, markdown, ms
 from tests.benchmarks.stage import Stage, say
 
@@ -29,6 +29,7 @@ BENCHMARKS: Mapping[str, Callable[[Stage], list[Figure]]] = {
     "records": records.benchmark,
     "beside": beside.benchmark,
     "scale": scale.benchmark,
+    "guests": guests.benchmark,
 }
 FILES = 8192
 """Open files that a thousand listeners need, of both ends."""

@@ -212,6 +212,7 @@ static void connected(struct device *device)
     nic->connected = true;
     event_send(nic->rings->port);
     ip_up(nic);
+    settings_look();
 }
 
 static void release_buffers(struct buffer *buffers, uint32_t count)

@@ -72,6 +72,7 @@ void dhcp_receive(struct packet *packet, const uint8_t *data, uint32_t length);
 
 /* settings.c: addresses that the toolstack gives */
 void settings_start(void);
+void settings_look(void);
 
 /* metrics.c */
 void metrics_start(void);

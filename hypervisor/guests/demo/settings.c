@@ -11,8 +11,8 @@ static void apply(uint32_t number, const char *path, bool fixed)
     char text[40];
     uint32_t address = 0, gateway = 0;
     uint64_t prefix = 32;
-    bool okay = nics[number].device && nics[number].connected;
-    if (okay && fixed) {
+    bool okay = true;
+    if (fixed) {
         okay = store_get(text, sizeof text, "%s/address", path) > 0 && parse_address(text, &address) && address;
         const char *slash = text;
         while (*slash && *slash != '/')
@@ -25,7 +25,7 @@ static void apply(uint32_t number, const char *path, bool fixed)
         dhcp_stop(station);
         station->fixed = true;
         ip_configure(station, address, prefix ? BROADCAST << (32 - prefix) : 0, gateway);
-    } else if (okay) {
+    } else if (okay && station->fixed) {
         dhcp_start(station);
     }
     store_put(okay ? "0" : "1", "%s/error-code", path);
@@ -35,9 +35,15 @@ static void apply(uint32_t number, const char *path, bool fixed)
 static void changed(struct watch *watch, const char *unused)
 {
     (void)watch, (void)unused;
+    settings_look();
+}
+
+/* What is for a NIC that is not connected yet waits until it is. */
+void settings_look(void)
+{
     for (uint32_t number = 0; number < NICS; number++) {
         char path[64], enabled[72];
-        if (!nics[number].device)
+        if (!nics[number].device || !nics[number].connected)
             continue;
         format(path, sizeof path, "xenserver/device/vif/%u/static-ip-setting", number);
         format(enabled, sizeof enabled, "%s/enabled", path);
