@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -48,12 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reactor.stop()
 
     service.ready.addErrback(refused)
+    reactor.addSystemEventTrigger("before", "shutdown", _told_to_stop)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.callWhenRunning(service.startService)
     reactor.run()
     for problem in problems:
         print(f"xapi: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _told_to_stop() -> None:
+    """Let no second request disturb a clean end, but a second Ctrl-C end it at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def begin_logging(level: str) -> None:

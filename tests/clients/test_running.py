@@ -37,6 +37,14 @@ def test_signal_ends_it_cleanly(start: Start, clients: Clients, number: int) -> 
     assert not daemon.socket.exists()
 
 
+def test_a_second_term_does_not_disturb_a_clean_end(start: Start) -> None:
+    """A service manager and a process group both tell it."""
+    daemon = start().ready()
+    daemon.process.send_signal(signal.SIGTERM)
+    log = daemon.stop(signal.SIGTERM)
+    assert not [line for line in log if "error" in line.lower() or "Traceback" in line]
+
+
 def test_listening_and_files(start: Start) -> None:
     """What it keeps is its owner's alone."""
     daemon = start("--tls", "127.0.0.1:0").ready()

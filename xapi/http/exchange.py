@@ -1,12 +1,13 @@
 """What the HTTP server and its application exchange, and how an answer is framed for the wire."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol
 from twisted.logger import Logger
 
 _TURN = 512 * 1024  # bytes a pulled answer writes in one reactor turn
@@ -49,13 +50,23 @@ class Response:
     length: int | None = None
 
 
+@dataclass(slots=True, eq=False)
+class Takeover:
+    """Answer a CONNECT or an upgrade with 200, and let another protocol have the connection from then on.
+
+    `make` returns that protocol; it gets the transport by `makeConnection`.
+    """
+
+    make: Callable[[], IProtocol]
+
+
 class Application(Protocol):
     """Answer requests; the errors of both methods are logged and answered 500."""
 
     def body_limit(self, method: str, path: str) -> int:
         """Return how many bytes of body such a request may have; asked only of requests that have one."""
 
-    def respond(self, request: Request) -> Response | Deferred[Response]:
+    def respond(self, request: Request) -> Response | Takeover | Deferred[Any]:
         """Answer a request; a Deferred is cancelled if the client goes away."""
 
 

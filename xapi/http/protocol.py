@@ -15,7 +15,14 @@ from urllib.parse import unquote_to_bytes
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from twisted.internet import protocol, tcp, unix
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IPullProducer, IReactorTime, IUNIXTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocol,
+    IPullProducer,
+    IReactorTime,
+    IUNIXTransport,
+)
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -25,6 +32,7 @@ from xapi.http.exchange import (
     Limits,
     Request,
     Response,
+    Takeover,
     answer_head,
     discard,
     error_response,
@@ -126,6 +134,7 @@ class HTTPServer(protocol.Protocol):
         self._paused = False
         self._since = 0.0
         self._timer: IDelayedCall | None = None
+        self._successor: IProtocol | None = None
 
     def connectionMade(self) -> None:
         """Start the idle clock; an answer in two segments must not wait for an acknowledgement."""
@@ -151,11 +160,16 @@ class HTTPServer(protocol.Protocol):
             self._sender = None
         if self._pending is not None:
             self._pending.cancel()
+        if self._successor is not None:
+            self._successor.connectionLost(reason)
 
     # Receiving
 
     def dataReceived(self, data: bytes) -> None:
         """Parse, answer what is complete, and bound what is not."""
+        if self._successor is not None:
+            self._successor.dataReceived(data)
+            return
         if self._ending:
             self._hold_back(len(data))  # dropped, so that a client's going away is still seen
             return
@@ -398,7 +412,7 @@ class HTTPServer(protocol.Protocol):
         else:
             self._answer(response)
 
-    def _answered(self, response: Response) -> None:
+    def _answered(self, response: Response | Takeover) -> None:
         self._pending = None
         if self._gone:
             discard(getattr(response, "body", None))
@@ -414,15 +428,18 @@ class HTTPServer(protocol.Protocol):
             self._deliver(error_response(500))
             self._drain()
 
-    def _answer(self, response: Response) -> None:
+    def _answer(self, response: Response | Takeover) -> None:
         try:
             self._deliver(response)
         except Exception:  # nothing has been written yet
             _log.failure("the application's answer cannot be sent")
             self._deliver(error_response(500))
 
-    def _deliver(self, response: Response) -> None:
+    def _deliver(self, response: Response | Takeover) -> None:
         """Write an answer at once, or begin to send it."""
+        if isinstance(response, Takeover):
+            self._hand_over(response)
+            return
         if self._closing:
             discard(response.body)
             return
@@ -462,6 +479,16 @@ class HTTPServer(protocol.Protocol):
         self._sender = _Sender(self, pieces, body)
         self._arm()
         self.wire.registerProducer(self._sender, False)
+
+    def _hand_over(self, takeover: Takeover) -> None:
+        """Let another protocol have the connection; whoever did not wait for the answer is not understood."""
+        if self._waiting or self._stage or self._refusal is not None:
+            self._deliver(error_response(400, "Bytes came before the answer to CONNECT"))
+            return
+        self.wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        self._read_on()
+        self._successor = takeover.make()
+        self._successor.makeConnection(self.wire)
 
     def _write(self, data: bytes) -> None:
         """Write a small answer, at once where the socket takes it.

@@ -24,8 +24,8 @@ from xapi.call import Origin
 from xapi.errors import Fault
 from xapi.events import Batch, NextEvents, json_event, xml_event
 from xapi.fragments import RecordOf, Records, Refs
-from xapi.http import jsonrpc, xmlrpc
-from xapi.http.exchange import Request, Response
+from xapi.http import console, jsonrpc, xmlrpc
+from xapi.http.exchange import Request, Response, Takeover
 from xapi.types import STRING, DecodeError
 
 if TYPE_CHECKING:
@@ -67,12 +67,13 @@ class RPC:
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
+        self._consoles = console.Consoles(daemon)
 
     def body_limit(self, method: str, path: str) -> int:
         """Return how many bytes of body a request may have."""
         return BODY_LIMIT
 
-    def respond(self, request: Request) -> Answer:
+    def respond(self, request: Request) -> Response | Takeover | Deferred[Any]:
         """Answer one request."""
         if request.method == "POST":
             body = request.body
@@ -81,6 +82,8 @@ class RPC:
             return self._xml(request)
         if request.method == "OPTIONS":
             return Response(200, b"", b"text/plain", _PREFLIGHT)
+        if request.method == "CONNECT" and request.path in console.PATHS:
+            return Deferred.fromCoroutine(self._consoles.respond(request, origin_of(request)))
         return _UNREAD if request.method in ("GET", "HEAD") else _NOT_ALLOWED
 
     # XML-RPC
