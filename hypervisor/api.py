@@ -265,9 +265,6 @@ class Backend(Protocol):
     async def adjust(self, uuid: str, change: Change) -> None:
         """Change a domain that runs."""
 
-    async def sysrq(self, uuid: str, key: str) -> None:
-        """Send a magic SysRq by its letter."""
-
     async def console(self, uuid: str) -> ByteStream:
         """Return a domain's console."""
 

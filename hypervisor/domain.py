@@ -80,6 +80,8 @@ class DomainVCPU:
 
     cpu: VCPU
     up: bool = False
+    held: bool = False
+    """True for one that is not up but has a state to go on from (VCPUOP_initialise, VCPUOP_down)."""
     blocked: bool = False
     timer: int | None = None
     poll_end: int | None = None
@@ -130,9 +132,9 @@ class Domain:
         self.events = EventChannels(domid, memory, machine, vcpus)
         self.grants = GrantTable(memory)
         self.policy = Policy(self.clock.hz, vcpus)
-        self._sharing = cpu is VCPU and vcpus > 1
+        self.sharing = cpu is VCPU and vcpus > 1
         """Whether the vCPUs share an engine. Those of a PV domain do not: one of them runs, the others are offline."""
-        if self._sharing:
+        if self.sharing:
             shared = SharedEngine(vcpus, memory, self, self.clock.now, code_cache, ranges)
             self.vcpus = [DomainVCPU(each) for each in shared.cpus]
         else:
@@ -197,7 +199,7 @@ class Domain:
         """Return the system time when a timer of the domain is next due."""
         times = [v.timer for v in self.vcpus if v.timer is not None] + list(self._watchdogs.values())
         times += [v.poll_end for v in self.vcpus if v.poll_end is not None]
-        if self._sharing:
+        if self.sharing:
             if self._turns.end is not None:
                 times.append(self._turns.end)
             times += [v.cpu.deadline for v in self.vcpus if v.cpu.deadline is not None]
@@ -234,10 +236,10 @@ class Domain:
             return None
         self.events.drain()
         self._fire_timers()
-        able = self._able()
-        if self.state is not State.RUNNING or not able:  # a watchdog may just have ended it
+        number = self._choose()
+        if number is None or self.state is not State.RUNNING:  # a watchdog may just have ended it
             return None
-        self._last = number = self._turns.next(able, self.clock.now()) if len(self.vcpus) > 1 else 0
+        self._last = number
         vcpu = self.vcpus[number]
         vcpu.blocked = False
         self._set_runstate(number, _RUNNING)
@@ -245,9 +247,20 @@ class Domain:
             self._interrupt(vcpu)
         self._current = vcpu
         self._thread = threading.get_ident()
-        if self._sharing:
+        if self.sharing:
             self._limit_turn(vcpu)
         return vcpu
+
+    def _choose(self) -> int | None:
+        """Return the vCPU that is to run now, None for none."""
+        if self.sharing:
+            able = self._able()
+            return self._turns.next(able, self.clock.now()) if able else None
+        pending = self.events.upcall_pending
+        for number, vcpu in enumerate(self.vcpus):
+            if vcpu.up and (not vcpu.blocked or pending(number)):
+                return number
+        return None
 
     def _able(self) -> list[int]:
         """Return the vCPUs that have something to do."""
@@ -263,7 +276,7 @@ class Domain:
 
     def _leave(self, vcpu: DomainVCPU, outcome: Outcome) -> None:
         self._current = None
-        if len(self.vcpus) > 1:
+        if self.sharing:
             self._turns.leave(self.clock.now(), gave_up=vcpu.cpu.gave_up)
         if outcome is Outcome.HALTED:
             vcpu.blocked = True
@@ -297,7 +310,7 @@ class Domain:
         vcpu = self.vcpus[number]
         waited, vcpu.blocked, vcpu.poll_end = vcpu.blocked, False, None
         self.events.polls.pop(number, None)
-        if waited and self._sharing and vcpu.up and vcpu is not self._current:
+        if waited and self.sharing and vcpu.up and vcpu is not self._current:
             self._woke(number)
 
     def _woke(self, number: int) -> None:
@@ -321,18 +334,32 @@ class Domain:
             self.block(number)
             self.machine.attend(self.domid)
 
-    # What local APICs ask
-
-    def reset_cpu(self, number: int) -> None:
-        """Take a vCPU offline: INIT."""
-        with self.machine.lock:
-            vcpu = self.vcpus[number]
-            vcpu.up = vcpu.blocked = False
+    def hold_cpu(self, number: int) -> None:
+        """Take a vCPU offline that keeps its state (VCPUOP_down)."""
+        vcpu = self.vcpus[number]
+        if vcpu.up:
+            vcpu.up, vcpu.held = False, True
             if vcpu is self._current:
                 vcpu.cpu.halt_here()
             else:
                 self._set_runstate(number, _OFFLINE)
             self._check_power()
+
+    def release_cpu(self, number: int) -> None:
+        """Let a vCPU run from the state that it has (VCPUOP_up)."""
+        vcpu = self.vcpus[number]
+        if not vcpu.up:
+            vcpu.up, vcpu.held = True, False
+            if not vcpu.blocked:
+                self._woke(number)
+
+    # What local APICs ask
+
+    def reset_cpu(self, number: int) -> None:
+        """Take a vCPU offline: INIT."""
+        with self.machine.lock:
+            self.hold_cpu(number)
+            self.vcpus[number].held = self.vcpus[number].blocked = False
 
     def start_cpu(self, number: int, page: int) -> None:
         """Bring a vCPU that is offline up in real mode: a startup IPI."""
@@ -340,8 +367,8 @@ class Domain:
             vcpu = self.vcpus[number]
             if not vcpu.up and vcpu is not self._current:
                 vcpu.cpu.start(page)
-                vcpu.up, vcpu.blocked = True, False
-                self._woke(number)
+                vcpu.blocked = False
+                self.release_cpu(number)
 
     def wake_cpu(self, number: int) -> None:
         """Let a vCPU take an interrupt of its local APIC."""
@@ -444,13 +471,6 @@ class Domain:
         vcpu.times[vcpu.state] += now - vcpu.since
         vcpu.state, vcpu.since = state, now
         self.write_runstate(number)
-
-    def run_times(self, number: int) -> list[int]:
-        """Return how long a vCPU has been running, runnable, blocked and offline until now, in ns."""
-        vcpu = self.vcpus[number]
-        times = list(vcpu.times)
-        times[vcpu.state] += self.clock.now() - vcpu.since
-        return times
 
     def runstate(self, number: int) -> bytes:
         """Return vcpu_runstate_info (public/vcpu.h)."""

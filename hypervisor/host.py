@@ -60,7 +60,13 @@ class Host(Machine):
     def free_memory(self) -> int:
         """Return bytes that no domain holds or may grow to."""
         with self.lock:
-            return self.memory - sum(limit * PAGE for limit in self._limits.values())
+            held = (max(limit, self.domains[domid].memory.present) for domid, limit in self._limits.items())
+            return self.memory - sum(held) * PAGE
+
+    def set_limit(self, domain: Domain, memory: int) -> None:
+        """Let a domain grow to so many bytes; what it holds beyond is the host's again when its balloon gives it."""
+        with self.lock:
+            self._limits[domain.domid] = memory // PAGE
 
     def create(
         self,
@@ -182,7 +188,7 @@ class Host(Machine):
                 _log.exception("a listener failed when domain %d shut down", domain.domid)
 
     def may_grow(self, domain: Domain, frames: int) -> bool:
-        """Let a domain grow as far as its maximum, which was set aside for it."""
+        """Let a domain grow as far as its limit, which is set aside for it."""
         return domain.memory.present + frames <= self._limits.get(domain.domid, 0)
 
     def time_of_day(self) -> int:

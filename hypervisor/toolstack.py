@@ -225,6 +225,8 @@ class Toolstack:
         for each in described:
             devices.plug(each)
         self._schedule(domain, config.weight, config.cap, config.affinity)
+        with self.host.lock:
+            self._limit(guest, config.memory_target)
         return guest
 
     def _schedule(self, domain: Domain, weight: int | None, cap: int | None, affinity: tuple[int, ...] | None) -> None:
@@ -278,7 +280,7 @@ class Toolstack:
         with self.host.lock:
             shutdown = REASONS[domain.reason] if domain.reason is not None else None
             power = Power.SHUTDOWN if shutdown else Power.PAUSED if domain.state is State.PAUSED else Power.RUNNING
-            times = [domain.run_times(number) for number in range(len(domain.vcpus))]
+            times = [domain.runstate_times(number) for number in range(len(domain.vcpus))]
             return DomainState(
                 uuid=uuid,
                 domid=domain.domid,
@@ -290,7 +292,7 @@ class Toolstack:
                 memory_target=guest.target,
                 memory_max=config.memory_max,
                 vcpus=sum(vcpu.up for vcpu in domain.vcpus),
-                cpu_time=tuple(each[0] / 1e9 for each in times),
+                cpu_time=tuple(vcpu.cpu_time for vcpu in domain.vcpus),
                 run_times={
                     name: sum(each[at] for each in times) / len(times) / 1e9 for at, name in enumerate(_RUN_STATES)
                 },
@@ -334,6 +336,8 @@ class Toolstack:
         guest = self.guest(uuid)
         if change.memory_target is not None:
             with self.host.lock:
+                # First the limit, or the guest could be told of memory that another has taken meanwhile.
+                self._limit(guest, change.memory_target)
                 guest.control.set_memory_target(change.memory_target >> 10)
                 guest.target = change.memory_target
         if change.weight is not None or change.cap is not None or change.affinity is not None:
@@ -346,6 +350,15 @@ class Toolstack:
             guest.devices.change_medium(change.medium, done)
         else:
             done()
+
+    def _limit(self, guest: Guest, target: int) -> None:
+        """Set memory aside for a target. Raises HostError when the host has not so much."""
+        host, domain = self.host, guest.domain
+        xens = domain.memory.size - guest.config.memory_max if guest.kind == "pv" else 0
+        more = target + xens - max(guest.target + xens, domain.memory.present * PAGE)
+        if more > host.free_memory():
+            raise HostError("no_memory", f"{more} bytes more asked for, {host.free_memory()} are free")
+        host.set_limit(domain, target + xens)
 
     def _write(self, guest: Guest, keys: Mapping[str, str]) -> None:
         with self.host.lock, self.host.xenstore.transaction() as transaction:

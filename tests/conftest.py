@@ -13,6 +13,7 @@ import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
+from tests.fakes import FakeBackend
 from xapi import datamodel
 from xapi.call import Origin
 from xapi.daemon import Daemon, make_store
@@ -51,6 +52,7 @@ class Pool:
     """A daemon in memory, and short ways to call it."""
 
     def __init__(self, directory: Path) -> None:
+        self.backends: dict[str, FakeBackend] = {}
         self.clock = Clock()
         self.clock.rightNow = NOW.timestamp()
         self.journal = InstantJournal()
@@ -59,9 +61,30 @@ class Pool:
         self.turn()
         passwords = Passwords(directory / "passwords")
         passwords.set("root", "xenroot")
-        self.daemon = Daemon(datamodel.load(), self.db, self.clock, passwords, maybeDeferred, pool_secret="pool-secret")
+        self.guests = directory / "guests"
+        self.guests.mkdir()
+        self.daemon = Daemon(
+            datamodel.load(),
+            self.db,
+            self.clock,
+            passwords,
+            maybeDeferred,
+            pool_secret="pool-secret",
+            make_backend=self.make_backend,
+            guest_directory=self.guests,
+            storage_directory=directory / "storage",
+        )
         self.origin = Origin("127.0.0.1")
         self.session = self.login()
+
+    def make_backend(self, host: Any) -> FakeBackend:
+        """Return the fake behind a host; there is one for each."""
+        return self.backends.setdefault(host._ref, FakeBackend())
+
+    @property
+    def backend(self) -> FakeBackend:
+        """The fake behind the first host."""
+        return self.make_backend(next(iter(self.db.host)))
 
     def turn(self) -> None:
         """Let the reactor turn until nothing more is due now."""

@@ -1,6 +1,6 @@
 """The settings of one daemon: one frozen value, from a TOML file and the command line.
 
-The file has the long options as keys, with underscores, and two more that only it has::
+The file has the long options as keys, with underscores, and some more that only it has::
 
     state = "/var/lib/xapi"
     listen = ["tcp:80:interface=192.0.2.10"]
@@ -10,6 +10,12 @@ The file has the long options as keys, with underscores, and two more that only 
     log_level = "info"
     directory = "/etc/xapi/directory.toml"     # users for pool.enable_external_auth, see xapi.directory
     fragment_budget = 536870912                # bytes of rendered records to keep
+    guest_directory = "/var/lib/xapi/guests"   # kernels and RAM disks that VMs may name
+    storage_directory = "/srv/xapi"            # the hosts' local storage
+    plugin_directory = "/etc/xapi.d/plugins"   # programs for host.call_plugin
+    extension_directory = "/etc/xapi.d/extensions"  # programs for host.call_extension
+    plugin_seconds = 3600                      # how long one may run
+    network_boot = "demo"                      # what boots from a network: a kernel's path, "demo", or "" for none
 
 What the command line says goes before the file.
 """
@@ -27,7 +33,10 @@ from typing import Any, NoReturn
 from platformdirs import user_state_path
 
 from xapi.fragments import BUDGET
+from xapi.plugins import SECONDS
 
+DEMO = "demo"
+"""The guest that comes with the hypervisor, in place of a kernel's path."""
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
 
 
@@ -51,6 +60,32 @@ class Config:
     log_level: str = "info"
     directory: Path | None = None
     fragment_budget: int = BUDGET
+    guest_directory: Path | None = None
+    storage_directory: Path | None = None
+    network_boot: str = DEMO
+    plugin_directory: Path | None = None
+    extension_directory: Path | None = None
+    plugin_seconds: int = SECONDS
+
+    @property
+    def plugins(self) -> Path:
+        """The directory of the programs that host.call_plugin runs."""
+        return self.plugin_directory or self.state / "plugins"
+
+    @property
+    def extensions(self) -> Path:
+        """The directory of the programs that host.call_extension runs."""
+        return self.extension_directory or self.state / "extensions"
+
+    @property
+    def guests(self) -> Path:
+        """The directory of the kernels that VMs may name."""
+        return self.guest_directory or self.state / "guests"
+
+    @property
+    def storage(self) -> Path:
+        """The directory of the hosts' local storage."""
+        return self.storage_directory or self.state / "storage"
 
     @property
     def database_url(self) -> str:
@@ -130,13 +165,23 @@ _KINDS: Mapping[str, type] = {
     "vms": int,
     "seed": int,
     "fragment_budget": int,
+    "plugin_seconds": int,
 }
 
 
 def make(settings: Mapping[str, Any]) -> Config:
     """Return a Config of plain values. Raises ConfigError."""
     values = dict(settings)
-    for name in ("state", "inventory", "root_password_file", "directory"):
+    for name in (
+        "state",
+        "inventory",
+        "root_password_file",
+        "directory",
+        "guest_directory",
+        "storage_directory",
+        "plugin_directory",
+        "extension_directory",
+    ):
         if values.get(name) is not None:
             values[name] = Path(values[name]).absolute()
     values.setdefault("state", user_state_path("xapi"))
@@ -146,6 +191,8 @@ def make(settings: Mapping[str, Any]) -> Config:
     config = Config(**values)
     if config.hosts < 1 or config.vms < 0:
         raise ConfigError("a pool has at least 1 host and 0 VMs")
+    if config.plugin_seconds < 1:
+        raise ConfigError("plugin_seconds must be at least 1")
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level must be one of {', '.join(LOG_LEVELS)}")
     return config

@@ -8,18 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from xapi import registry
+from xapi import lifecycle, memory, registry
+from xapi.backends import Backends, nowhere
 from xapi.dispatch import Dispatcher, Method
 from xapi.events import Events
 from xapi.fragments import BUDGET, Fragments, RecordOf, Records, Refs
+from xapi.metrics import Sampler
+from xapi.networks import Networks
 from xapi.operations import refusal
+from xapi.plugins import Plugins, run_nothing
+from xapi.reconcile import Reconciler
 from xapi.sessions import Sessions
+from xapi.storage import Storage
 from xapi.store.memory import Store
 from xapi.tasks import Tasks
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
+    from hypervisor.api import Backend
     from xapi.datamodel import Model
     from xapi.passwords import Passwords
     from xapi.store.memory import Journal
@@ -34,6 +41,7 @@ def make_store(
     """Return an empty store that keeps the derived fields of the toolstack's objects."""
     store = Store(model, journal, call_soon, generation)
     refusal.register(store)
+    memory.register(store)
     return store
 
 
@@ -51,6 +59,10 @@ class Daemon:
         pool_secret: str,
         directory_path: Path | None = None,
         fragment_budget: int = BUDGET,
+        make_backend: Callable[[Any], Backend] = nowhere,
+        guest_directory: Path = Path("/boot/guest"),
+        storage_directory: Path = Path("/var/run/sr-mount"),
+        plugins: Plugins | None = None,
     ) -> None:
         self.model = model
         self.db = db
@@ -60,6 +72,15 @@ class Daemon:
         self.sessions = Sessions(db, model, clock, passwords, in_thread, pool_secret)
         self.tasks = Tasks(db, clock)
         self.events = Events(db, self.sessions, clock)
+        self.guest_directory = guest_directory
+        """Where kernels lie that VMs name; no VM gets at anything else of the host's."""
+        self.backends = Backends(make_backend, self._attend)
+        self.reconciler = Reconciler(db, clock, self.backends)
+        self.reconciler.follow = lambda vm, reason: lifecycle.follow(self, vm, reason)
+        self.networks = Networks(db, self.backends)
+        self.metrics = Sampler(db, clock, self.backends)
+        self.storage = Storage(storage_directory)
+        self.plugins = plugins or Plugins(Path("/dev/null"), Path("/dev/null"), run_nothing)
         self.dispatcher = Dispatcher(self, registry.functions(model))
         self.method_names = ["system.listMethods"] + [
             message.full_name for message in model.messages if message.life.state != "Removed"
@@ -77,6 +98,9 @@ class Daemon:
             records = b"".join(map(self.fragments.xml, result)).decode()
             return f"<value><struct>{records}</struct></value>"
         return method.result.xml(result)
+
+    def _attend(self, uuid: str) -> None:
+        self.reconciler.attend(uuid)
 
     def sweep(self) -> None:
         """Forget what is over."""

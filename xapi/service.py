@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import secrets
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -25,13 +26,17 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
 
-from xapi import datamodel, garbage
+from hypervisor.api import Backend
+from xapi import datamodel, garbage, lifecycle, metrics
+from xapi.backends.local import LocalBackend, Threads
+from xapi.backends.local_storage import LocalStorage
 from xapi.config import Config, ConfigError
 from xapi.daemon import SWEEP, Daemon, make_store
 from xapi.directory import Directory
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
 from xapi.inventory import declaration, fresh, scale
+from xapi.plugins import Plugins, Runner
 from xapi.state import State
 from xapi.store.database import open_database
 from xapi.store.memory import Store
@@ -55,6 +60,7 @@ class XapiService(MultiService):
         self.daemon = daemon
         self.writer = writer
         self.growth: Iterator[Any] = iter(())
+        self.programs: Runner | None = None
         self._pool = pool
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
@@ -66,6 +72,8 @@ class XapiService(MultiService):
         """Write, finish a large first inventory, then listen."""
         super().startService()  # type: ignore[no-untyped-call]
         sys.setswitchinterval(SWITCH_INTERVAL)
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each layer of an open disk takes one
         self._pool.start()
         self.writer.start(self.daemon.db)
         Deferred.fromCoroutine(self._begin()).addErrback(self._cannot_begin)
@@ -76,6 +84,7 @@ class XapiService(MultiService):
         durable: Deferred[None] = Deferred()
         db.when_flushed(db.last_written, lambda fault: durable.errback(fault) if fault else durable.callback(None))
         await durable
+        lifecycle.forget_lost_domains(self.daemon)
         garbage.settle()
         addresses = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
         if self.config.tls:
@@ -87,6 +96,7 @@ class XapiService(MultiService):
         addresses.append(f"unix:{socket}")
         for seconds, tick in (
             (SWEEP, self.daemon.sweep),
+            (metrics.EVERY, self.daemon.metrics.tick),
             (RESERVE_EVERY, self._reserve),
             (garbage.EVERY, garbage.Collector().look),
         ):
@@ -96,6 +106,7 @@ class XapiService(MultiService):
             self._timers.append(timer)
         log.info("Ready: {addresses}", addresses=" ".join(addresses))
         self.ready.callback(addresses)
+        lifecycle.begin(self.daemon)
 
     def _cannot_begin(self, failure: Any) -> None:
         log.critical("cannot start: {error}", error=failure.value)
@@ -136,7 +147,11 @@ class XapiService(MultiService):
             timer.stop()
         for port in self._ports:
             await maybeDeferred(port.stopListening)
+        if self.programs is not None:
+            self.programs.stop()
         self.daemon.tasks.end_all()
+        for backend in self.daemon.backends.made():
+            await deferToThreadPool(self._reactor, self._pool, cast("LocalBackend", backend).stop)
         await deferToThreadPool(self._reactor, self._pool, self.writer.stop)
         self._pool.stop()
         (self.config.socket).unlink(missing_ok=True)
@@ -192,15 +207,26 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
         growth = _first_inventory(store, config, declared, reactor)
         passwords, invented = state.passwords(given)
         pool = ThreadPool(0, THREADS, "xapi")
+
+        def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+            return deferToThreadPool(reactor, pool, function, *arguments)
+
+        threads = Threads(in_thread, reactor.callFromThread, reactor.callLater)
+        storage = LocalStorage(in_thread, reactor.callFromThread, lambda: int(reactor.seconds() * 1e9))
+        programs = Runner(reactor, config.socket, config.plugin_seconds)
         daemon = Daemon(
             model,
             store,
             reactor,
             passwords,
-            lambda function, *arguments: deferToThreadPool(reactor, pool, function, *arguments),
+            in_thread,
             pool_secret=state.pool_secret(),
             directory_path=config.directory,
             fragment_budget=config.fragment_budget,
+            make_backend=lambda host: _make_backend(store, host, threads, storage, config),
+            guest_directory=config.guests,
+            storage_directory=config.storage,
+            plugins=Plugins(config.plugins, config.extensions, programs.run),
         )
     except BaseException:
         database.close()
@@ -211,7 +237,17 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
         announce(f"root's password is {invented} (kept in {config.state / 'root-password'})")
     service = XapiService(config, state, daemon, writer, pool, reactor)
     service.growth = growth
+    service.programs = programs
     return service
+
+
+def _make_backend(store: Store, host: Any, threads: Threads, storage: LocalStorage, config: Config) -> Backend:
+    """Return an emulated host with the memory that its record says, running."""
+    metrics = store.host_metrics.get(host.metrics)
+    memory = metrics.memory_total if metrics is not None else 0
+    backend = LocalBackend(memory, threads, storage, network_boot=config.network_boot)
+    backend.start()
+    return backend
 
 
 def _first_inventory(store: Store, config: Config, declared: Any, reactor: Any) -> Iterator[Any]:

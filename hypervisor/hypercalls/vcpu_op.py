@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domain import Domain
-from hypervisor.errors import EINVAL, ENOENT, ENOSYS, XenError
+from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSYS, XenError
+from hypervisor.hypercalls import vcpu_context
 from hypervisor.memory import PAGE
 
 _ETIME = 62
@@ -20,9 +21,11 @@ def vcpu_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     command, number, address = arguments[0] & 0xFFFFFFFF, arguments[1] & 0xFFFFFFFF, arguments[2]
     if number >= len(domain.vcpus):
         raise XenError(ENOENT)
-    if command == 3:  # is_up
+    if command <= 2:
+        _start_or_stop(domain, cpu, command, number, address)
+    elif command == 3:  # is_up
         return int(domain.vcpus[number].up)
-    if command == 5:  # register_runstate_memory_area: a virtual address of the caller
+    elif command == 5:  # register_runstate_memory_area: a virtual address of the caller
         domain.place_runstate(number, cpu, struct.unpack("<Q", cpu.read(address, 8))[0])
     elif command in (7, 9):  # stop_periodic_timer, stop_singleshot_timer
         if command == 9:
@@ -43,3 +46,22 @@ def vcpu_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     else:
         raise XenError(ENOSYS)
     return 0
+
+
+def _start_or_stop(domain: Domain, cpu: VCPU, command: int, number: int, address: int) -> None:
+    """Do VCPUOP_initialise, _up or _down; a PV domain's vCPUs but the first stay offline."""
+    vcpu = domain.vcpus[number]
+    if not domain.sharing:
+        raise XenError(ENOSYS)
+    if command == 0:
+        context = cpu.read(address, vcpu_context.SIZE)
+        if vcpu.up or vcpu.held or vcpu.cpu is cpu:
+            raise XenError(EEXIST)
+        vcpu_context.load(vcpu.cpu, context)
+        vcpu.held, vcpu.blocked = True, False
+    elif command == 2:
+        domain.hold_cpu(number)
+    elif vcpu.up or vcpu.held:
+        domain.release_cpu(number)
+    else:
+        raise XenError(EINVAL)

@@ -14,6 +14,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from tests.api.storage_pool import Disks, Threads, fit
 from tests.conftest import Pool
 from xapi.http.protocol import HTTPFactory, HTTPServer
 from xapi.http.rpc import RPC
@@ -150,3 +151,9 @@ def wire(pool: Pool) -> Connection:
 def session(pool: Pool) -> str:
     """Root's session as an XML-RPC value."""
     return text(pool.session)
+
+
+@pytest.fixture
+def disks(pool: Pool) -> Disks:
+    """A fresh pool whose hosts have storage."""
+    return fit(pool, Threads())

@@ -10,7 +10,7 @@ import pytest
 
 from tests.api.conftest import Connection
 from tests.conftest import Pool
-from xapi.classes import message
+from xapi import alerts
 from xapi.types import EPOCH, format_datetime
 
 
@@ -110,7 +110,7 @@ def test_filters_that_are_none(pool: Pool, filters: dict[str, str]) -> None:
 
 def test_oldest_alerts_go(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit."""
-    monkeypatch.setattr(message, "MOST", 3)
+    monkeypatch.setattr(alerts, "MOST", 3)
     refs = [alert(pool) for _ in range(5)]
     assert list(pool.db.message.rows) == refs[2:]
 

@@ -18,7 +18,21 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.benchmarks import beside, calls, durable, guests, listeners, records, scale
+from tests.benchmarks import (
+    api_vms,
+    beside,
+    boot,
+    calls,
+    disks,
+    durable,
+    exits,
+    guests,
+    listeners,
+    moves,
+    nets,
+    records,
+    scale,
+)
 from tests.benchmarks.figures import Figure, markdown, ms
 from tests.benchmarks.stage import Stage, say
 
@@ -29,7 +43,13 @@ BENCHMARKS: Mapping[str, Callable[[Stage], list[Figure]]] = {
     "records": records.benchmark,
     "beside": beside.benchmark,
     "scale": scale.benchmark,
+    "boot": boot.benchmark,
+    "exits": exits.benchmark,
+    "disks": disks.benchmark,
+    "nets": nets.benchmark,
+    "moves": moves.benchmark,
     "guests": guests.benchmark,
+    "vms": api_vms.benchmark,
 }
 FILES = 8192
 """Open files that a thousand listeners need, of both ends."""

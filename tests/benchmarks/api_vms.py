@@ -180,7 +180,10 @@ def _small_calls(pool: Pool) -> list[Figure]:
     pool.booted(2)
     for vm in vms:
         pool.type(vm, b"spin 600\r")
+    cpu = pool.daemon.cpu
     spinning = pool.small()
+    if pool.daemon.cpu - cpu < SMALL_SECONDS / 4:
+        raise RuntimeError("the guests do not spin")
     pool.end(vms)
     vms = pool.clone(IDLE, CLIENTS)["values"]
     pool.start(vms, CLIENTS)
@@ -211,9 +214,14 @@ def _plugs(pool: Pool, vms: list[str]) -> list[Figure]:
     """Plug a drive into each of some guests and take it out again; the guests' drivers take part."""
     srs = pool.call("SR.get_all_records")
     storage = next(ref for ref, record in srs.items() if record["type"] == "ext")
-    described = {"name_label": "disk", "name_description": "", "SR": storage, "virtual_size": str(8 << 20),
-                 "type": "user", "sharable": False, "read_only": False, "other_config": {}, "sm_config": {}}  # fmt: skip
-    disks = pool.do("VDI.create", *(({**described},) for _ in range(DRIVES)), clients=CLIENTS)
+    described: dict[str, Any] = {
+        "name_label": "disk",
+        "name_description": "",
+        "SR": storage,
+        "virtual_size": str(8 << 20),
+    }
+    described |= {"type": "user", "sharable": False, "read_only": False, "other_config": {}, "sm_config": {}}
+    disks = pool.do("VDI.create", *((described,) for _ in range(DRIVES)), clients=CLIENTS)
     drives = [{"VM": vm, "VDI": vdi, "userdevice": "autodetect", "empty": False, "bootable": False, "type": "Disk",
                "mode": "RW", "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {}}
               for vm, vdi in zip(vms, disks["values"])]  # fmt: skip

@@ -7,9 +7,9 @@ does the same to the disk object in a loop, with nothing around it.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from hypervisor import api
@@ -17,7 +17,7 @@ from hypervisor.devices import disk_name, open_disk
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.disk import Disk
 from hypervisor.storage.repositories import Repositories
-from tests.benchmarks import linux
+from tests.benchmarks import linux, machine
 from tests.benchmarks.figures import Figure, percent
 from tests.benchmarks.linux import Linux, NotHere
 from tests.benchmarks.machine import MIB, Machine
@@ -40,8 +40,8 @@ def benchmark(stage: Stage) -> list[Figure]:
         return [Figure(f"block rings: not measured, {error}", "")]
     say("disks of a Linux guest")
     figures = []
-    with Machine() as machine:
-        guest = Linux(machine, found.kernel, ramdisk).boot()
+    with Machine() as made:
+        guest = Linux(made, found.kernel, ramdisk).boot()
         for number, kind in enumerate(KINDS):
             figures += _kind(guest, _described(stage.directory, kind, number), kind)
     return figures
@@ -63,9 +63,11 @@ def _kind(guest: Linux, described: api.Disk, kind: str) -> list[Figure]:
     guest.machine.toolstack.plug(guest.uuid, described)
     guest.wait_for(f"[ -b /dev/{name} ]")
     ours = [_guest_rate(guest, name, mode, size) for mode, size in WAYS]
-    guest.machine.toolstack.unplug(guest.uuid, described, _nothing, force=True)
-    guest.wait_for(f"[ ! -b /dev/{name} ]")
-    disk = open_disk(replace(described), Repositories())
+    closed = threading.Event()
+    guest.machine.toolstack.unplug(guest.uuid, described, closed.set)
+    if not closed.wait(machine.SECONDS):
+        raise TimeoutError(f"the guest keeps {name}")
+    disk = open_disk(described, Repositories())
     assert disk is not None
     limits = [_bare_rate(disk, mode, size) for mode, size in WAYS]
     disk.close()
@@ -101,7 +103,3 @@ def _bare_rate(disk: Disk, mode: str, size: int) -> float:
         operate(offsets[count % 1024], buffer)
         count += 1
     return count / taken
-
-
-def _nothing() -> None:
-    """Wait for nobody: the guest is asked whether its disk has gone."""

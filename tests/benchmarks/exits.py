@@ -64,10 +64,10 @@ def benchmark(stage: Stage) -> list[Figure]:
     raw = run("tests.benchmarks.exits")
     note = "Limit: a Unicorn engine with nothing but a Python hook that makes the exit good by the public interface."
     figures = [_figure(f"exits a second: {kind.name}", raw[kind.name], note) for kind in KINDS]
-    figures.append(_figure("exits a second: HLT, woken on the same thread by an event; limit: emu_start to HLT",
-                           raw["halt"], "Ours: event queued, raised, interrupt taken, handler, HLT again."))  # fmt: skip
-    figures.append(_figure("round trips a second of an event to a halted guest on a pCPU and of its event back; "
-                           "limit: two threads with semaphores", raw["wake"], ""))  # fmt: skip
+    halt = "exits a second: HLT, woken on the same thread by an event; limit: emu_start to HLT"
+    figures.append(_figure(halt, raw["halt"], "Ours: event queued, raised, interrupt taken, handler, HLT again."))
+    wake = "round trips a second of an event to a halted guest on a pCPU and its event back; limit: two threads"
+    figures.append(_figure(wake, raw["wake"], "Limit: two threads that hand each other a semaphore."))
     return figures
 
 

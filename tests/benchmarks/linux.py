@@ -104,7 +104,12 @@ class Linux:
 
     def numbers(self, command: str) -> dict[str, int]:
         """Run a command and return its lines `name: number`."""
-        return {name: int(value) for name, value in re.findall(r"(\w+): (\d+)", self.run(command))}
+        return read_numbers(self.run(command))
+
+
+def read_numbers(text: str) -> dict[str, int]:
+    """Return the lines `name: number` of a text."""
+    return {name: int(value) for name, value in re.findall(r"(\w+): (\d+)", text)}
 
 
 def write(directory: Path, name: str, data: bytes) -> Path:
@@ -112,4 +117,3 @@ def write(directory: Path, name: str, data: bytes) -> Path:
     path = directory / name
     path.write_bytes(data)
     return path
-

@@ -87,7 +87,7 @@ def _figures(stage: Stage, machine: Machine, subject: Subject) -> list[Figure]:
     machine.destroy(terminal)
     note = "The file is compressed (zstd) and synced; the limit writes or reads as many bytes, synced too when written."
     p50 = statistics.median
-    name, size = subject.name, f"{taken.size / 1e6:.1f} MB"
+    name, size = subject.name, f"{taken.size / 1000:,.0f} KB"
     return [
         _against(f"{name}: save to a file of {size}", p50(taken.save), p50(taken.write), note),
         _against(f"{name}: restore from it, paused", p50(taken.restore), p50(taken.read), note),

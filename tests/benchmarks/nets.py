@@ -1,7 +1,7 @@
 """The network rings: packets and bytes of Debian guests' own driver, to and from a station, and between two guests.
 
 Packets are UDP datagrams of guest_load.c, counted where they arrive; bytes are TCP, with segmentation left to the
-other side, from busybox's dd and nc. The limit is the switch alone: frames of one port counted at the other.
+other side, from busybox's nc and wget. The limit is the switch alone: frames of one port counted at the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS = 3
 SMALL = 18
 """Bytes of a datagram in a frame of the least size."""
 LARGE = 1472
-TRANSFER = 48 << 20
+TRANSFER = 16 << 20
 STATION, UDP_PORT, TCP_PORT = "10.9.0.9", 5001, 5002
 NETWORK = "bench"
 BURST = 64
@@ -71,19 +71,15 @@ class Station:
         """Send datagrams to a guest as fast as it takes them."""
         to, data = IPv4Address(address).packed, bytes(size)
         end = time.monotonic() + seconds
-        port = next(port for port in self._guest_ports())
+        switch = self.endpoint.port.switch
+        assert switch is not None
         while time.monotonic() < end:
-            if port.queued > MOST_WAITING:
+            if any(port.queued > MOST_WAITING for port in switch.ports):
                 time.sleep(0.0005)
                 continue
             with self.lock:
                 for _ in range(BURST):
                     self.socket.send(to, UDP_PORT, data)
-
-    def _guest_ports(self) -> list[Port]:
-        switch = self.endpoint.port.switch
-        assert switch is not None
-        return [port for port in switch.ports if port is not self.endpoint.port]
 
     def stop(self) -> None:
         """End the thread."""
@@ -143,23 +139,21 @@ def _to_station(guest: Linux, station: Station, size: int) -> float:
 
 
 def _from_station(guest: Linux, station: Station, size: int) -> float:
-    guest.terminal.type(f"load take {UDP_PORT} {SECONDS}; echo E''ND=$?\n".encode())
+    guest.start(f"load take {UDP_PORT} {SECONDS}")
     guest.terminal.expect(b"ready: 1")
     station.flood("10.9.0.1", size, SECONDS + 2)
     return _taken(guest)
 
 
 def _between(sender: Linux, taker: Linux, size: int) -> float:
-    taker.terminal.type(f"load take {UDP_PORT} {SECONDS}; echo E''ND=$?\n".encode())
+    taker.start(f"load take {UDP_PORT} {SECONDS}")
     taker.terminal.expect(b"ready: 1")
     sender.run(f"load send 10.9.0.2 {UDP_PORT} {size} {SECONDS + 1}")
     return _taken(taker)
 
 
 def _taken(guest: Linux) -> float:
-    import re
-
-    found = {name: int(value) for name, value in re.findall(r"(\w+): (\d+)", guest.finish())}
+    found = linux.read_numbers(guest.finish())
     return found["packets"] / found["ns"] * 1e9
 
 
@@ -174,15 +168,15 @@ def _tcp_to_station(guest: Linux, station: Station) -> float:
     return TRANSFER / (time.monotonic() - begun)
 
 
-def _tcp_between(sender: Linux, taker: Linux) -> float:
-    taker.start(f"nc -l -p {TCP_PORT} | wc -c")
+def _tcp_between(server: Linux, client: Linux) -> float:
+    """Return bytes a second of a file in memory that the second guest fetches from the first by HTTP."""
+    server.run(f"dd if=/dev/zero of=/tmp/file bs=65536 count={TRANSFER >> 16} 2>/dev/null; httpd -h /tmp")
     begun = time.monotonic()
-    sender.wait_for("nc 10.9.0.2 1 </dev/null 2>/dev/null || true")
-    begun = time.monotonic()
-    sender.run(f"dd if=/dev/zero bs=65536 count={TRANSFER >> 16} 2>/dev/null | nc 10.9.0.2 {TCP_PORT}")
-    if int(taker.finish()) != TRANSFER:
-        raise RuntimeError("not all bytes have arrived")
-    return TRANSFER / (time.monotonic() - begun)
+    fetched = client.run("wget -q -O - http://10.9.0.1/file | wc -c")
+    taken = time.monotonic() - begun
+    if int(fetched.split()[-1]) != TRANSFER:
+        raise RuntimeError(f"not all bytes have arrived: {fetched}")
+    return TRANSFER / taken
 
 
 def _switch_rate(size: int) -> float:

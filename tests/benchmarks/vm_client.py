@@ -1,4 +1,4 @@
-"""A client of VM messages, a process of its own: ``python -m tests.benchmarks.vm_client`` with its work as JSON on stdin.
+"""A client of VM messages, a process of its own: ``python -m tests.benchmarks.vm_client``, its work as JSON on stdin.
 
 Some connections, kept alive, take one call after the other from one list; each waits for its answer.
 """

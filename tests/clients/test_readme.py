@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_the_start_is_the_five_blocks_that_are_tested_here() -> None:
-    assert [language for language, _ in BLOCKS[:5]] == ["sh", "sh", "", "python", ""]
+def test_the_start_is_the_seven_blocks_that_are_tested_here() -> None:
+    assert [language for language, _ in BLOCKS[:7]] == ["sh", "sh", "", "python", "", "python", ""]
     assert BLOCKS[0][1] == "make run\n"
 
 
@@ -63,6 +63,10 @@ def test_curl_logs_in_and_reads(daemon: None) -> None:
 
 def test_the_python_client_changes_follows_and_waits(daemon: None) -> None:
     assert run([sys.executable, "-W", "ignore"], BLOCKS[3][1]) == BLOCKS[4][1]
+
+
+def test_a_guest_runs_and_its_shell_answers(daemon: None) -> None:
+    assert run([sys.executable, "-W", "ignore"], BLOCKS[5][1]) == BLOCKS[6][1]
 
 
 def test_help_names_every_option_of_the_readme() -> None:

@@ -141,13 +141,15 @@ def initrd(files: LinuxFiles, modules: Iterable[str] = MODULES, init: str = _INI
 class Linux:
     """A booted guest with a shell on its console."""
 
-    def __init__(self, toolstack: Toolstack, kernel: Path, ramdisk: Path, memory: int = 256 * MIB) -> None:
+    def __init__(
+        self, toolstack: Toolstack, kernel: Path, ramdisk: Path, memory: int = 256 * MIB, vcpus: int = 1
+    ) -> None:
         line = "console=hvc0 quiet loglevel=4 cryptomgr.notests"
         boot = DirectBoot(str(kernel), str(ramdisk), line)
         self.uuid = str(uuid.uuid4())
         self.toolstack = toolstack
         self.host = toolstack.host
-        guest = toolstack.build(DomainConfig(self.uuid, "guest", memory, memory, 1, boot))
+        guest = toolstack.build(DomainConfig(self.uuid, "guest", memory, memory, vcpus, boot))
         self.domain, self.console = guest.domain, guest.console
         self._heard = bytearray()
         self._news = threading.Condition()

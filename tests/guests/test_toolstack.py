@@ -204,7 +204,9 @@ def test_a_guest_goes_on_from_an_image_with_its_devices(toolstack: Toolstack, tm
     assert "received: 1" in again.run("ping 192.0.2.1 1")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:200] + b"!" + data[201:], lambda _: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-600], lambda data: data[:200] + b"!" + data[201:], lambda _: b""]
+)
 def test_a_damaged_image_leaves_nothing(toolstack: Toolstack, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     """It is refused, and the sound one can be restored afterwards."""
     described, image = config(), tmp_path / "image"
@@ -275,6 +277,22 @@ def test_a_balloon_follows_its_target(toolstack: Toolstack) -> None:
     guest.until(lambda: guest.state.memory_actual <= 12 * MIB)
     toolstack.adjust(guest.uuid, Change(memory_target=16 * MIB), lambda: None)
     guest.until(lambda: guest.state.memory_actual == 16 * MIB)
+
+
+def test_what_a_balloon_gave_back_another_domain_can_have(toolstack: Toolstack) -> None:
+    """And the first cannot take it again then."""
+    guest = Running(toolstack, config(memory_max=600 * MIB, memory_target=600 * MIB))
+    with pytest.raises(HostError, match="are free"):
+        toolstack.build(config(memory_max=600 * MIB, memory_target=600 * MIB))
+    toolstack.adjust(guest.uuid, Change(memory_target=300 * MIB), lambda: None)
+    guest.until(lambda: guest.state.memory_actual <= 300 * MIB)
+    other = config(memory_max=600 * MIB, memory_target=600 * MIB)
+    toolstack.build(other)
+    with pytest.raises(HostError, match="are free"):
+        toolstack.adjust(guest.uuid, Change(memory_target=600 * MIB), lambda: None)
+    toolstack.destroy(other.uuid)
+    toolstack.adjust(guest.uuid, Change(memory_target=600 * MIB), lambda: None)
+    guest.until(lambda: guest.state.memory_actual == 600 * MIB)
 
 
 def test_a_card_moves_to_another_network(toolstack: Toolstack) -> None:

@@ -10,7 +10,8 @@ from xapi import datamodel
 from xapi.inventory.declaration import NIC, SR, VDI, VM, Declaration, Disk, Host, HostNIC, Network, Pool
 from xapi.inventory.fresh import populate
 from xapi.inventory.scale import grow
-from xapi.inventory.templates import default_templates, mac_address, memory_overhead, read_size
+from xapi.inventory.templates import default_templates, mac_address, read_size
+from xapi.memory import memory_overhead
 from xapi.store.memory import Store
 from xapi.types import NULL, MapType, RefType, SetType
 

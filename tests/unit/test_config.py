@@ -69,6 +69,12 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         log_level = "debug"
         directory = "d.toml"
         fragment_budget = 5
+        guest_directory = "g"
+        storage_directory = "/srv"
+        network_boot = ""
+        plugin_directory = "/p"
+        extension_directory = "e"
+        plugin_seconds = 6
         """,
     )
     here = Path.cwd()
@@ -76,6 +82,8 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         "state": Path("/s"), "listen": ("l:1",), "tls": ("t:1",), "database": "postgresql:///x",
         "inventory": here / "i.toml", "hosts": 2, "vms": 3, "seed": 4, "root_password_file": here / "p",
         "log_level": "debug", "directory": here / "d.toml", "fragment_budget": 5,
+        "guest_directory": here / "g", "storage_directory": Path("/srv"), "network_boot": "",
+        "plugin_directory": Path("/p"), "extension_directory": here / "e", "plugin_seconds": 6,
     }  # fmt: skip
     assert settings.database_url == "postgresql:///x"
 
@@ -137,6 +145,9 @@ def test_help_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
         config.from_command_line(["--help"])
     assert caught.value.code == 0
     shown: Any = capsys.readouterr().out
-    only_in_files = {"directory", "fragment_budget"}
+    only_in_files = {
+        "directory", "fragment_budget", "guest_directory", "network_boot", "storage_directory",
+        "plugin_directory", "extension_directory", "plugin_seconds",
+    }  # fmt: skip
     for field in dataclasses.fields(Config):
         assert (f"--{field.name.replace('_', '-')}" in shown) == (field.name not in only_in_files)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import ip_address, ip_network
 
 import pytest
 
-from hypervisor.network.lock import Lock, LockMode
+from hypervisor.network.lock import Lock, LockMode, addresses
 from hypervisor.network.packets import ipv4_header
 
 OWN = b"\x02\0\0\0\0\x01"
@@ -125,3 +126,15 @@ def test_without_any_address_nothing_passes(data: bytes) -> None:
 @pytest.mark.parametrize(("destination", "permitted"), [(OWN, True), (GROUP, True), (ALIEN, False)])
 def test_a_locked_guest_hears_only_what_is_meant_for_it(destination: bytes, permitted: bool) -> None:
     assert LOCK.permits_to(destination + ALIEN + b"\x08\x00") is permitted
+
+
+def test_prefixes_hold_their_addresses_and_no_others() -> None:
+    """Of both families; one of another length is in none, and an empty one is false like an empty set."""
+    found = addresses([ip_network("192.0.2.0/30"), ip_network("198.51.100.7/32")])
+    inside = ["192.0.2.0", "192.0.2.3", "198.51.100.7"]
+    assert all(ip_address(each).packed in found for each in inside)
+    assert not any(ip_address(each).packed in found for each in ["192.0.2.4", "198.51.100.6", "::192.0.2.1"])
+    assert b"" not in found and "192.0.2.1" not in found
+    assert ip_address("2001:db8::ffff").packed in addresses([ip_network("2001:db8::/64")])
+    assert bytes(4) in addresses([ip_network("0.0.0.0/0")])
+    assert not addresses([])

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 from xapi import errors, records
+from xapi.alerts import keep
 from xapi.call import Call
 from xapi.fragments import RecordOf, Records, Refs
 from xapi.registry import message
 from xapi.store.query import select
 from xapi.types import Ref, parse_datetime
-
-MOST = 10_000
-"""Alerts kept; beyond it the oldest go."""
 
 _CLASSES = {"vm": "VM", "host": "host", "sr": "SR", "pool": "pool", "vmpp": "VMPP", "vmss": "VMSS"}
 _CLASSES |= {"pvs_proxy": "PVS_proxy", "vdi": "VDI", "certificate": "Certificate"}
@@ -31,10 +29,8 @@ def create(call: Call, name: str, priority: int, cls: str, obj_uuid: str, body: 
     if not 1 <= priority <= 5:
         raise errors.INVALID_VALUE("priority", str(priority))
     _check_object(call, cls, obj_uuid)
-    table = call.db.message
-    for oldest in list(table)[: max(0, len(table) - MOST + 1)]:
-        table.delete(oldest._ref)
-    return table.create(name=name, priority=priority, cls=cls, obj_uuid=obj_uuid, body=body, timestamp=call.now)._ref
+    made = keep(call.db, name=name, priority=priority, cls=cls, obj_uuid=obj_uuid, body=body, timestamp=call.now)
+    return cast("Ref[records.message]", made._ref)
 
 
 def _check_object(call: Call, cls: str, obj_uuid: str) -> None:

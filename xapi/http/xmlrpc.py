@@ -91,17 +91,21 @@ def parse_call(body: bytes) -> tuple[str, list[Any]]:
         return name.decode(), [value.decode() for value in _PLAIN_VALUE.findall(values)]
     if b"<!DOCTYPE" in body or b"\0" in body:
         raise errors.INTERNAL_ERROR("malformed XML-RPC call: DOCTYPE and NUL are not allowed")
-    # One parser a call: lxml's parsers keep an error log, and making one takes a microsecond.
-    parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True, collect_ids=False
-    )
     try:
-        return _call(etree.fromstring(body, parser))
+        return _call(_parse(body))
     except (etree.XMLSyntaxError, ValueError) as error:
         _refuse_invalid_utf8(body)
         raise errors.INTERNAL_ERROR(f"malformed XML-RPC call: {error}") from None
     except _Malformed as error:
         raise errors.INTERNAL_ERROR(f"malformed XML-RPC call: {error}") from None
+
+
+def _parse(body: bytes) -> etree._Element:
+    # One parser a call: lxml's parsers keep an error log, and making one takes a microsecond.
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True, collect_ids=False
+    )
+    return etree.fromstring(body, parser)
 
 
 def _refuse_invalid_utf8(body: bytes) -> None:
@@ -211,3 +215,61 @@ _READ = {
 def encode(kind: Type, value: Any) -> bytes:
     """Return ``<value>…</value>`` of a typed value."""
     return kind.xml(value).encode()
+
+
+# As a client: of programs that speak XML-RPC
+
+
+class AnswerError(Exception):
+    """What was answered is no answer; the text says why."""
+
+
+class AnswerFault(Exception):
+    """XML-RPC's own kind of error."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+
+def call(name: str, parameters: Sequence[Any]) -> bytes:
+    """Return a call of plain values: str, bool, int, float, None, lists and dicts."""
+    params = "".join(f"<param>{_plain(value)}</param>" for value in parameters)
+    text = f"<?xml version='1.0'?><methodCall><methodName>{escape(name)}</methodName><params>{params}</params></methodCall>"
+    return text.encode(errors="replace")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return f"<value><string>{escape(value)}</string></value>"
+    if isinstance(value, bool):
+        return f"<value><boolean>{int(value)}</boolean></value>"
+    if isinstance(value, int):
+        return f"<value><int>{value}</int></value>" if abs(value) < 1 << 31 else _plain(str(value))
+    if isinstance(value, float):
+        return f"<value><double>{value!r}</double></value>"
+    if isinstance(value, dict):
+        members = (f"<member><name>{escape(str(key))}</name>{_plain(each)}</member>" for key, each in value.items())
+        return f"<value><struct>{''.join(members)}</struct></value>"
+    if isinstance(value, list):
+        return f"<value><array><data>{''.join(map(_plain, value))}</data></array></value>"
+    return "<value><nil/></value>"
+
+
+def parse_answer(body: bytes) -> Any:
+    """Return the one value of an answer. Raises AnswerError, AnswerFault."""
+    if b"<!DOCTYPE" in body or b"\0" in body:
+        raise AnswerError("DOCTYPE and NUL are not allowed")
+    try:
+        root = _parse(body.strip())
+        found = root[0] if root.tag == "methodResponse" and len(root) == 1 else None
+        if found is not None and found.tag == "fault" and len(found) == 1:
+            fault: Any = _value(found[0])
+            if isinstance(fault, dict):
+                raise AnswerFault(str(fault.get("faultCode", "")), str(fault.get("faultString", "")))
+        if found is not None and found.tag == "params" and len(found) == 1 and len(found[0]) == 1:
+            return _value(found[0][0])
+    except (etree.XMLSyntaxError, ValueError, _Malformed) as error:
+        raise AnswerError(str(error)) from None
+    raise AnswerError("neither params nor fault")

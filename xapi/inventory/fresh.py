@@ -42,8 +42,8 @@ from xapi.inventory.templates import (
     default_templates,
     import_templates,
     mac_address,
-    memory_overhead,
 )
+from xapi.memory import memory_overhead
 from xapi.store.memory import Store
 from xapi.types import NULL
 
@@ -531,7 +531,7 @@ class _Builder:
                 sharable=vdi.sharable,
                 tags=vdi.tags,
                 other_config=vdi.other_config,
-                **({"location": vdi.name, "physical_utilisation": vdi.size} if sr.type == "iso" else {}),
+                **({"location": vdi.name} if sr.type == "iso" else {}),
             )
         return row
 
@@ -641,7 +641,7 @@ def add_tools_sr(rows: Rows, hosts: Iterable[Any]) -> None:
         **_NO_SPACE,
     )
     name = "guest-tools.iso"
-    facts = {"location": name, "physical_utilisation": _TOOLS_SIZE, "read_only": True, "is_tools_iso": True}
+    facts = {"location": name, "read_only": True, "is_tools_iso": True}
     add_image(rows, sr, name, _TOOLS_SIZE, **facts)
 
 

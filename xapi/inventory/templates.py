@@ -15,11 +15,11 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+from xapi.memory import memory_overhead
 from xapi.store.memory import Store
 from xapi.types import EPOCH, NULL
 
 MIB = 2**20
-PAGE = 4096
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": MIB, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -51,23 +51,6 @@ class Rows:
         """Make an object of the class; the uuid may be given."""
         values.setdefault("uuid", self.uuid())
         return self.store.tables[table].create(f"OpaqueRef:{self.uuid()}", **values)
-
-
-def pages_in_mib(pages: int) -> int:
-    """Return the MiB that hold so many pages."""
-    return -(-pages * PAGE // MIB)
-
-
-def memory_overhead(domain_type: str, static_max: int, vcpus: int, shadow_multiplier: float) -> int:
-    """Return the bytes that a VM needs beyond its own memory, all of them whole MiB."""
-    static = -(-static_max // MIB)
-    shadow = max(1, int(pages_in_mib(256 * vcpus + 2 * static) * shadow_multiplier))
-    total = shadow + 1 + pages_in_mib(38 * vcpus)
-    if domain_type != "pv":
-        total += 1
-    if domain_type == "pv_in_pvh":
-        total += 23 + static // 90
-    return total * MIB
 
 
 def mac_address(seed: str, device: int) -> str:
@@ -142,6 +125,8 @@ class Template:
     vcpus: int
     boot: Mapping[str, str]
     bootloader: str
+    kernel: str
+    ramdisk: str
     args: str
     platform: Mapping[str, str]
     other_config: Mapping[str, str]
@@ -174,6 +159,8 @@ class Template:
             "HVM_boot_policy": "BIOS order" if self.domain == "hvm" else "",
             "HVM_boot_params": dict(self.boot),
             "PV_bootloader": self.bootloader,
+            "PV_kernel": self.kernel,
+            "PV_ramdisk": self.ramdisk,
             "PV_args": self.args,
             "platform": dict(self.platform),
             "recommendations": recommendations_xml(self.recommendations),
@@ -218,6 +205,8 @@ def _template(layers: list[dict[str, Any]]) -> Template:
         int(text("vcpus")),
         merged("boot"),
         text("bootloader"),
+        text("kernel"),
+        text("ramdisk"),
         text("args"),
         merged("platform"),
         merged("other_config"),

@@ -23,11 +23,11 @@ def refuse(db: Store, appliance: VM_appliance, operation: str, *, strict: bool, 
         return errors.OPERATION_NOT_ALLOWED("Appliance has no VMs.")
     states = {db.VM[ref].power_state for ref in appliance.VMs}
     if operation == "start" and "Halted" not in states:
-        return errors.OPERATION_NOT_ALLOWED("No VM of the appliance is halted.")
+        return errors.OPERATION_NOT_ALLOWED("There are no halted VMs in this appliance.")
     if operation == "clean_shutdown" and "Running" not in states:
-        return errors.OPERATION_NOT_ALLOWED("No VM of the appliance is running.")
+        return errors.OPERATION_NOT_ALLOWED("There are no running VMs in this appliance.")
     if operation in ("hard_shutdown", "shutdown") and states == {"Halted"}:
-        return errors.OPERATION_NOT_ALLOWED("All VMs of the appliance are halted already.")
+        return errors.OPERATION_NOT_ALLOWED("All VMs in this appliance are halted.")
     return None
 
 

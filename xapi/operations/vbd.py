@@ -49,7 +49,7 @@ def refuse(db: Store, vbd: VBD, operation: str, *, strict: bool, called: bool) -
     """Return why an operation may not start, or None; sharing is checked only when it is `called`."""
     refused = _refuse(_facts(db, vbd, named=True), operation)
     if refused is None and called and operation in ATTACHING:
-        return _refuse_sharing(db, vbd)
+        return None if vbd.currently_attached or vbd.empty else refuse_sharing(db, vbd, db.VDI.get(vbd.VDI))
     return refused
 
 
@@ -142,10 +142,9 @@ def _facts(db: Store, vbd: VBD, *, named: bool) -> Facts:
     )
 
 
-def _refuse_sharing(db: Store, vbd: VBD) -> Fault | None:
+def refuse_sharing(db: Store, vbd: VBD, vdi: VDI | None) -> Fault | None:
     """Refuse a second user of a disk that would write to it, or would read what the first one writes."""
-    vdi = None if vbd.empty else db.VDI.get(vbd.VDI)
-    if vdi is None or vbd.currently_attached:
+    if vdi is None:
         return None
     writes = vbd.mode == "RW"
     vm = db.VM.get(vbd.VM)

@@ -1,0 +1,313 @@
+"""A VM's power: what each message does to rows, domains and claims; the backend is a fake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from hypervisor.api import DirectBoot, HostError, Shutdown
+from tests.conftest import Pool
+from xapi.errors import Fault
+from xapi.types import NULL
+
+MIB = 1 << 20
+
+
+def make_vm(pool: Pool, **fields: Any) -> Any:
+    """Return the row of a halted VM that boots the demo guest."""
+    given = {
+        "name_label": "guest", "domain_type": "pvh", "PV_kernel": "demo", "memory_static_min": 16 * MIB,
+        "memory_static_max": 64 * MIB, "memory_dynamic_min": 64 * MIB, "memory_dynamic_max": 64 * MIB,
+        "VCPUs_max": 1, "VCPUs_at_startup": 1, "power_state": "Halted", "domid": -1,
+    }  # fmt: skip
+    with pool.db.atomic():
+        metrics = pool.db.VM_metrics.create()
+        row = pool.db.VM.create(**(given | {"metrics": metrics._ref} | fields))
+    pool.turn()
+    return row
+
+
+@pytest.fixture
+def vm(pool: Pool) -> Any:
+    return make_vm(pool)
+
+
+def running(pool: Pool, **fields: Any) -> Any:
+    row = make_vm(pool, **fields)
+    pool("VM.start", row._ref, False, False)
+    return row
+
+
+def alerts(pool: Pool) -> list[str]:
+    return [row.name for row in pool.db.message]
+
+
+def test_a_started_vm_runs(pool: Pool, vm: Any) -> None:
+    """Its rows say where, since when and as what."""
+    pool("VM.start", vm._ref, False, False)
+    host = next(iter(pool.db.host))
+    assert (vm.power_state, vm.domid, vm.resident_on) == ("Running", 1, host._ref)
+    assert (vm.scheduled_to_be_resident_on, dict(vm.current_operations)) == (NULL, {})
+    metrics = pool.db.VM_metrics[vm.metrics]
+    assert (metrics.current_domain_type, metrics.memory_actual, metrics.VCPUs_number) == ("pvh", 64 * MIB, 1)
+    assert pool.db.VM_guest_metrics[vm.guest_metrics].os_version == {"name": "fake"}
+    assert {pool.db.console[ref].protocol for ref in vm.consoles} == {"rfb", "vt100"}
+    assert alerts(pool) == ["VM_STARTED"]
+    assert pool.backend.doms[vm.uuid].config.boot == DirectBoot("demo", "", "", "pvh")
+
+
+def test_start_paused_leaves_it_paused(pool: Pool, vm: Any) -> None:
+    """Until unpause."""
+    pool("VM.start", vm._ref, True, False)
+    assert vm.power_state == "Paused"
+    pool("VM.unpause", vm._ref)
+    assert vm.power_state == "Running"
+    pool("VM.pause", vm._ref)
+    assert vm.power_state == "Paused"
+
+
+def test_start_of_a_running_vm_is_refused(pool: Pool) -> None:
+    """The state table, not the message, refuses."""
+    vm = running(pool)
+    expected = ["VM_BAD_POWER_STATE", vm._ref, "halted", "running"]
+    assert pool.fails("VM.start", vm._ref, False, False) == expected
+
+
+@pytest.mark.parametrize("step", ["network", "build", "unpause"])
+def test_a_start_that_fails_leaves_nothing(pool: Pool, vm: Any, step: str) -> None:
+    """No domain, no claim, no host that expects it."""
+    network = next(iter(pool.db.network))
+    with pool.db.atomic():
+        pool.db.VIF.create(VM=vm._ref, device="0", MAC="02:00:00:00:00:01", network=network._ref)
+    pool.backend.fail[step] = HostError("failed", "by the test")
+    assert pool.fails("VM.start", vm._ref, False, False) == ["INTERNAL_ERROR", "failed: by the test"]
+    assert (vm.power_state, vm.resident_on, vm.scheduled_to_be_resident_on) == ("Halted", NULL, NULL)
+    assert not pool.backend.doms
+    assert not any(row.current_operations for table in ("VM", "VIF", "host") for row in pool.db.tables[table])
+    del pool.backend.fail[step]
+    pool("VM.start", vm._ref, False, False)
+    assert vm.power_state == "Running"
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [("bad_kernel", "BOOTLOADER_FAILED"), ("bootloader_failed", "BOOTLOADER_FAILED"),
+     ("no_memory", "HOST_NOT_ENOUGH_FREE_MEMORY")],
+)  # fmt: skip
+def test_what_the_host_cannot_do_has_its_error(pool: Pool, vm: Any, code: str, fault: str) -> None:
+    """As xapi names it."""
+    pool.backend.fail["build"] = HostError(code, "text")
+    assert pool.fails("VM.start", vm._ref, False, False)[0] == fault
+
+
+def test_a_clean_shutdown_halts(pool: Pool) -> None:
+    """Consoles go, guest metrics stay until the next start."""
+    vm = running(pool)
+    pool("VM.clean_shutdown", vm._ref)
+    assert (vm.power_state, vm.domid, vm.resident_on, list(vm.consoles)) == ("Halted", -1, NULL, [])
+    assert vm.guest_metrics in pool.db.VM_guest_metrics
+    assert not pool.backend.doms
+    assert "VM_SHUTDOWN" in alerts(pool)
+
+
+def test_a_deaf_guest_is_not_shut_down(pool: Pool) -> None:
+    """The VM goes on, and can be shut down hard."""
+    vm = running(pool)
+    pool.backend.deaf = True
+    assert pool.fails("VM.clean_shutdown", vm._ref) == ["VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT", vm._ref]
+    assert (vm.power_state, dict(vm.current_operations)) == ("Running", {})
+    pool("VM.hard_shutdown", vm._ref)
+    assert vm.power_state == "Halted"
+
+
+def test_shutdown_ends_a_deaf_guest(pool: Pool) -> None:
+    """Clean, then hard."""
+    vm = running(pool)
+    pool.backend.deaf = True
+    pool("VM.shutdown", vm._ref)
+    assert vm.power_state == "Halted"
+
+
+@pytest.mark.parametrize("name", ["VM.clean_reboot", "VM.hard_reboot"])
+def test_a_reboot_makes_a_new_domain_on_the_same_host(pool: Pool, name: str) -> None:
+    """The domid changes, resident_on does not."""
+    vm = running(pool)
+    where, domid = vm.resident_on, vm.domid
+    pool(name, vm._ref)
+    assert (vm.power_state, vm.resident_on) == ("Running", where)
+    assert vm.domid != domid
+    assert "VM_REBOOTED" in alerts(pool)
+
+
+def test_a_reboot_that_fails_halts(pool: Pool) -> None:
+    """The old domain is gone by then."""
+    vm = running(pool)
+    pool.backend.fail["build"] = HostError("bad_kernel", "gone")
+    assert pool.fails("VM.hard_reboot", vm._ref)[0] == "BOOTLOADER_FAILED"
+    assert (vm.power_state, vm.resident_on) == ("Halted", NULL)
+
+
+def test_a_call_waits_for_the_operation_that_is_in_its_way(pool: Pool, vm: Any) -> None:
+    """As with xapi, the second caller sees no error."""
+    gate: Deferred[None] = Deferred()
+    pool.backend.held["build"] = gate
+    first = pool.start("VM.start", pool.session, vm._ref, False, False)
+    pool.turn()
+    assert list(vm.current_operations.values()) == ["start"]
+    second = pool.start("VM.hard_shutdown", pool.session, vm._ref)
+    third = pool.start("VM.pause", pool.session, vm._ref)
+    results: list[Any] = []
+    third.addBoth(results.append)
+    pool.turn()
+    second.addErrback(lambda failure: failure.value)
+    gate.callback(None)
+    pool.outcome(first)
+    pool.turn()
+    assert results, "it still waits"
+
+
+def test_an_object_that_stays_held_is_told_in_the_end(pool: Pool, vm: Any) -> None:
+    """After the call's patience."""
+    pool.backend.held["build"] = Deferred()
+    pool.start("VM.start", pool.session, vm._ref, False, False)
+    pool.turn()
+    failed: list[Any] = []
+    pool.start("VM.start", pool.session, vm._ref, False, False).addErrback(lambda failure: failed.append(failure.value))
+    for _ in range(20):
+        pool.clock.advance(20)
+    assert isinstance(failed[0], Fault)
+    assert failed[0].description[:3] == ["OTHER_OPERATION_IN_PROGRESS", "VM", vm._ref]
+
+
+@pytest.mark.parametrize(
+    ("why", "field", "action", "after"),
+    [
+        (Shutdown.POWEROFF, "actions_after_shutdown", "destroy", "Halted"),
+        (Shutdown.POWEROFF, "actions_after_shutdown", "restart", "Running"),
+        (Shutdown.REBOOT, "actions_after_reboot", "restart", "Running"),
+        (Shutdown.REBOOT, "actions_after_reboot", "destroy", "Halted"),
+        (Shutdown.CRASH, "actions_after_crash", "destroy", "Halted"),
+        (Shutdown.CRASH, "actions_after_crash", "restart", "Running"),
+        (Shutdown.WATCHDOG, "actions_after_crash", "restart", "Running"),
+    ],
+)
+def test_a_guest_that_goes_down_by_itself_is_followed(
+    pool: Pool, why: Shutdown, field: str, action: str, after: str
+) -> None:
+    """As the VM's actions say."""
+    vm = running(pool, **{field: action})
+    domid = vm.domid
+    pool.backend.goes_down(vm.uuid, why)
+    pool.turn()
+    assert vm.power_state == after
+    assert vm.domid != domid
+    assert ("VM_CRASHED" in alerts(pool)) is (why in (Shutdown.CRASH, Shutdown.WATCHDOG))
+
+
+def test_a_preserved_domain_stays(pool: Pool) -> None:
+    """For whoever wants to look at it."""
+    vm = running(pool, actions_after_crash="preserve")
+    pool.backend.goes_down(vm.uuid, Shutdown.CRASH)
+    pool.turn()
+    assert vm.uuid in pool.backend.doms
+
+
+def test_a_domain_that_vanished_halts_its_vm(pool: Pool) -> None:
+    """Whatever took it away."""
+    vm = running(pool)
+    del pool.backend.doms[vm.uuid]
+    pool.backend.attention(vm.uuid)
+    pool.turn()
+    assert (vm.power_state, vm.resident_on) == ("Halted", NULL)
+
+
+def test_what_the_guest_says_reaches_its_metrics(pool: Pool) -> None:
+    """Addresses under the names that clients look for."""
+    vm = running(pool)
+    pool.backend.doms[vm.uuid].guest["attr/vif/0/ipv4/0"] = "192.0.2.7"
+    pool.backend.attention(vm.uuid)
+    pool.turn()
+    networks = pool.db.VM_guest_metrics[vm.guest_metrics].networks
+    assert networks == {"0/ip": "192.0.2.7", "0/ipv4/0": "192.0.2.7"}
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "/boot/guest/../../etc/passwd", "missing"])
+def test_a_kernel_outside_the_guest_directory_is_refused(pool: Pool, name: str) -> None:
+    """Nothing else of the host's is read."""
+    (pool.guests.parent / "secret").write_bytes(b"")
+    vm = make_vm(pool, PV_kernel=name)
+    assert pool.fails("VM.start", vm._ref, False, False)[:2] == ["BOOTLOADER_FAILED", vm._ref]
+    assert vm.power_state == "Halted"
+
+
+def test_a_kernel_of_the_guest_directory_is_booted(pool: Pool) -> None:
+    """By its name, or by the path that it would have on an XCP host."""
+    (pool.guests / "vmlinuz").write_bytes(b"")
+    for name in ("vmlinuz", "/boot/guest/vmlinuz", str(pool.guests / "vmlinuz")):
+        vm = running(pool, PV_kernel=name, PV_args="quiet")
+        boot = pool.backend.doms[vm.uuid].config.boot
+        assert boot == DirectBoot(str(pool.guests / "vmlinuz"), "", "quiet", "pvh")
+
+
+@pytest.mark.parametrize("step", ["shutdown", "save"])
+def test_a_suspend_that_fails_lets_the_guest_go_on(
+    pool: Pool, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image is left, and the domain runs."""
+
+    async def make(call: Any, vm: Any, host: Any) -> Any:
+        return pool.db.VDI.create(type="suspend"), str(tmp_path / "image")
+
+    async def written(call: Any, vdi: Any) -> None:
+        assert (tmp_path / "image").exists()
+
+    async def destroy(call: Any, vdi: Any) -> None:
+        pool.db.VDI.delete(vdi._ref)
+
+    storage = pool.daemon.storage
+    for name, fake in (("make_suspend_image", make), ("suspend_image_written", written), ("destroy", destroy)):
+        monkeypatch.setattr(storage, name, fake)
+    vm = running(pool)
+    disks = len(pool.db.VDI)
+    pool.backend.fail[step] = HostError("no_space", "full")
+    assert pool.fails("VM.suspend", vm._ref)[0] == "SR_FULL"
+    assert (vm.power_state, dict(vm.current_operations), len(pool.db.VDI)) == ("Running", {}, disks)
+    assert pool.backend.doms[vm.uuid].shutdown is None
+    del pool.backend.fail[step]
+    pool("VM.suspend", vm._ref)
+    assert vm.power_state == "Suspended"
+
+
+def test_power_state_reset_is_refused_while_there_is_a_domain(pool: Pool) -> None:
+    """Else a VM could run twice."""
+    vm = running(pool)
+    assert pool.fails("VM.power_state_reset", vm._ref) == ["DOMAIN_EXISTS", vm._ref, str(vm.domid)]
+
+
+def test_the_toolstack_that_starts_again_halts_what_ran_in_the_old_one(pool: Pool) -> None:
+    """The guests lived in that process; what was under way is over."""
+    from xapi import lifecycle
+
+    vm = running(pool)
+    with pool.db.atomic():
+        vm.current_operations = {"OpaqueRef:old": "suspend"}
+    assert lifecycle.forget_lost_domains(pool.daemon) == [vm._ref]
+    assert (vm.power_state, vm.domid, dict(vm.current_operations)) == ("Halted", -1, {})
+
+
+def test_vms_start_with_their_host_when_pool_and_vm_say_so(pool: Pool) -> None:
+    """And only they."""
+    from xapi import lifecycle
+
+    wanted, other = make_vm(pool, other_config={"auto_poweron": "true"}), make_vm(pool)
+    lifecycle.begin(pool.daemon)
+    pool.turn()
+    assert wanted.power_state == "Halted"
+    with pool.db.atomic():
+        next(iter(pool.db.pool)).other_config = {"auto_poweron": "true"}
+    lifecycle.begin(pool.daemon)
+    pool.turn()
+    assert (wanted.power_state, other.power_state) == ("Running", "Halted")

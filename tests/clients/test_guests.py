@@ -1,0 +1,293 @@
+"""From template to running guest with the real XenAPI client; each fact is read back from inside the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import XenAPI
+
+from tests.clients.conftest import Clients
+from tests.clients.daemon import Daemon
+from tests.clients.guest_console import GuestConsole
+
+MIB = 1 << 20
+SECONDS = 30.0
+Start = Callable[..., Daemon]
+
+
+class Lab:
+    """One daemon with a client, and short ways to make things in it."""
+
+    def __init__(self, daemon: Daemon, client: Any) -> None:
+        self.daemon = daemon
+        self.client = client
+        self.xapi = client.xenapi
+        self._shells: dict[str, GuestConsole] = {}
+        self.network = self.xapi.network.get_by_name_label("Pool-wide network associated with eth0")[0]
+        self.storage = self.xapi.SR.get_by_name_label("Local storage")[0]
+
+    def vm(self, name: str = "guest", template: str = "Demo guest") -> str:
+        """Return a new halted VM of a template."""
+        vm: str = self.xapi.VM.clone(self.xapi.VM.get_by_name_label(template)[0], name)
+        self.xapi.VM.provision(vm)
+        return vm
+
+    def card(self, vm: str, network: str = "", device: str = "0", mac: str = "", **more: Any) -> str:
+        record = {
+            "VM": vm, "network": network or self.network, "device": device, "MAC": mac, "MTU": "1500",
+            "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {}, **more,
+        }  # fmt: skip
+        ref: str = self.xapi.VIF.create(record)
+        return ref
+
+    def disk(self, vm: str, size: int = 16 * MIB, userdevice: str = "0", **more: Any) -> tuple[str, str]:
+        """Give a VM a new disk; return its VDI and VBD."""
+        vdi = self.xapi.VDI.create(
+            {"SR": self.storage, "name_label": "disk", "virtual_size": str(size), "type": "user",
+             "sharable": False, "read_only": False, "other_config": {}}
+        )  # fmt: skip
+        record = {
+            "VM": vm, "VDI": vdi, "userdevice": userdevice, "bootable": False, "mode": "RW", "type": "Disk",
+            "empty": False, "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {}, **more,
+        }  # fmt: skip
+        return vdi, self.xapi.VBD.create(record)
+
+    def shell(self, vm: str) -> GuestConsole:
+        """Return the shell of a VM that runs; an earlier one's connection is closed."""
+        if vm in self._shells:
+            self._shells.pop(vm).close()
+        shell = self._shells[vm] = GuestConsole(self.client, self.daemon.http, vm).prompt()
+        return shell
+
+    def close(self) -> None:
+        """Close all shells."""
+        while self._shells:
+            self._shells.popitem()[1].close()
+
+    def until(self, happened: Callable[[], Any]) -> Any:
+        """Wait by events until something is so."""
+        token = ""
+        for _ in range(200):
+            if found := happened():
+                return found
+            token = self.xapi.event_from(["VM", "VM_guest_metrics", "VBD", "VIF"], token, 1.0)["token"]
+        pytest.fail("it did not happen")
+
+    def address(self, vm: str) -> str:
+        def found() -> str:
+            metrics = self.xapi.VM.get_guest_metrics(vm)
+            if metrics == "OpaqueRef:NULL":
+                return ""
+            return str(self.xapi.VM_guest_metrics.get_networks(metrics).get("0/ip", ""))
+
+        return str(self.until(found))
+
+    def ends(self, vm: str) -> None:
+        self.until(lambda: self.xapi.VM.get_power_state(vm) == "Halted")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    daemon = Daemon(tmp_path_factory.mktemp("guests"), "--listen", "127.0.0.1:0", "--tls", "").ready()
+    clients = Clients()
+    made = Lab(daemon, clients.root(daemon))
+    yield made
+    made.close()
+    clients.close()
+    daemon.stop()
+
+
+def test_a_vm_of_a_template_runs_and_is_what_its_record_says(lab: Lab) -> None:
+    """Name, uuid, domid, memory, vCPUs, disk and card."""
+    vm = lab.vm("named")
+    vdi, vbd = lab.disk(vm, 24 * MIB, "1")
+    vif = lab.card(vm, mac="02:00:00:00:00:21")
+    lab.xapi.VM.set_memory_limits(vm, str(8 * MIB), str(48 * MIB), str(48 * MIB), str(48 * MIB))
+    lab.xapi.VM.start(vm, False, False)
+    shell, record = lab.shell(vm), lab.xapi.VM.get_record(vm)
+    info = shell.values("info")
+    assert (info["name"], info["uuid"], info["domid"]) == ("named", record["uuid"], record["domid"])
+    assert info["vcpus"] == record["VCPUs_at_startup"]
+    assert shell.values("mem")["held-kib"] == str(48 * 1024)
+    assert f"xvdb: number=51728 state=connected bytes={24 * MIB} " in shell.until("disks", lambda s: "connected" in s)
+    assert "eth0: mac=02:00:00:00:00:21 state=connected mtu=1500" in shell.until("net", lambda s: "connected" in s)
+    assert lab.xapi.VBD.get_currently_attached(vbd)
+    assert lab.xapi.VBD.get_device(vbd) == "xvdb"
+    assert lab.xapi.VIF.get_currently_attached(vif)
+    address = lab.address(vm)
+    assert f"address={address} " in shell.run("net")
+    metrics = lab.xapi.VM_metrics.get_record(record["metrics"])
+    assert (metrics["memory_actual"], metrics["current_domain_type"]) == (str(48 * MIB), "pvh")
+    lab.xapi.VM.clean_shutdown(vm)
+    assert lab.xapi.VM.get_power_state(vm) == "Halted"
+    assert lab.xapi.VDI.get_VBDs(vdi) == [vbd]
+
+
+def test_a_disk_keeps_what_a_guest_wrote(lab: Lab) -> None:
+    """Over a reboot, and a new start."""
+    vm = lab.vm()
+    vdi, _ = lab.disk(vm)
+    lab.xapi.VM.start(vm, False, False)
+    assert "error" not in lab.shell(vm).run("fill xvda 5")
+    lab.xapi.VM.clean_reboot(vm)
+    assert lab.shell(vm).values("check xvda 5")["verify"] == "ok"
+    lab.xapi.VM.hard_shutdown(vm)
+    lab.xapi.VM.start(vm, False, False)
+    assert lab.shell(vm).values("check xvda 5")["verify"] == "ok"
+    lab.xapi.VM.hard_shutdown(vm)
+    lab.xapi.SR.scan(lab.storage)
+    assert int(lab.xapi.VDI.get_physical_utilisation(vdi)) >= 16 * MIB
+
+
+def test_a_suspended_guest_goes_on(lab: Lab) -> None:
+    """With its memory, disk and card; the suspend image is gone then."""
+    vm = lab.vm()
+    lab.disk(vm)
+    lab.card(vm)
+    lab.xapi.VM.start(vm, False, False)
+    shell = lab.shell(vm)
+    shell.run("touch 2")
+    shell.run("fill xvda 9")
+    address = lab.address(vm)
+    lab.xapi.VM.suspend(vm)
+    image = lab.xapi.VM.get_suspend_VDI(vm)
+    assert lab.xapi.VM.get_power_state(vm) == "Suspended"
+    assert lab.xapi.VDI.get_type(image) == "suspend"
+    lab.xapi.VM.resume(vm, False, False)
+    shell = lab.shell(vm)
+    assert shell.values("info")["resumes"] == "1"
+    assert shell.values("touched") == {"touched-kib": "2048", "bad-frames": "0"}
+    assert shell.values("check xvda 9")["verify"] == "ok"
+    assert f"address={address} " in shell.run("net")
+    with pytest.raises(XenAPI.Failure, match="HANDLE_INVALID"):
+        lab.xapi.VDI.get_type(image)
+    lab.xapi.VM.hard_shutdown(vm)
+
+
+def test_a_snapshot_is_gone_back_to(lab: Lab) -> None:
+    """The disk is what it was."""
+    vm = lab.vm()
+    lab.disk(vm)
+    lab.xapi.VM.start(vm, False, False)
+    lab.shell(vm).run("fill xvda 1")
+    snapshot = lab.xapi.VM.snapshot(vm, "before")
+    assert lab.shell(vm).values("check xvda 1")["verify"] == "ok"
+    lab.shell(vm).run("fill xvda 2")
+    lab.xapi.VM.hard_shutdown(vm)
+    lab.xapi.VM.revert(snapshot)
+    assert lab.xapi.VM.get_parent(vm) == snapshot
+    lab.xapi.VM.start(vm, False, False)
+    assert lab.shell(vm).values("check xvda 1")["verify"] == "ok"
+    lab.xapi.VM.hard_shutdown(vm)
+
+
+def test_a_checkpoint_has_the_memory_too(lab: Lab) -> None:
+    """The guest goes on at once, and once more from the checkpoint."""
+    vm = lab.vm()
+    lab.disk(vm)
+    lab.xapi.VM.start(vm, False, False)
+    lab.shell(vm).run("touch 3")
+    checkpoint = lab.xapi.VM.checkpoint(vm, "with memory")
+    assert lab.xapi.VM.get_power_state(vm) == "Running"
+    assert lab.xapi.VM.get_power_state(checkpoint) == "Suspended"
+    assert lab.shell(vm).values("touched")["bad-frames"] == "0"
+    lab.xapi.VM.hard_shutdown(vm)
+    lab.xapi.VM.revert(checkpoint)
+    assert lab.xapi.VM.get_power_state(vm) == "Suspended"
+    lab.xapi.VM.resume(vm, False, False)
+    assert lab.shell(vm).values("touched") == {"touched-kib": "3072", "bad-frames": "0"}
+    lab.xapi.VM.hard_shutdown(vm)
+
+
+def test_guests_of_one_network_reach_each_other_and_others_do_not(lab: Lab) -> None:
+    """A private network is its guests' alone."""
+    private = lab.xapi.network.create({"name_label": "private", "name_description": "", "other_config": {}})
+    vms = [lab.vm(name) for name in ("one", "two", "three")]
+    for vm, network in zip(vms, (lab.network, lab.network, private), strict=True):
+        lab.card(vm, network)
+        lab.xapi.VM.start(vm, False, False)
+    addresses = [lab.address(vm) for vm in vms[:2]]
+    assert "received: 1" in lab.shell(vms[0]).run(f"ping {addresses[1]} 1")
+    assert "received: 1" not in lab.shell(vms[2]).run(f"ping {addresses[1]} 1")
+    for vm in vms:
+        lab.xapi.VM.hard_shutdown(vm)
+
+
+def test_devices_come_and_go_while_a_guest_runs(lab: Lab) -> None:
+    """A disk and a card."""
+    vm = lab.vm()
+    lab.xapi.VM.start(vm, False, False)
+    shell = lab.shell(vm)
+    lab.until(lambda: "clean_shutdown" in lab.xapi.VM.get_allowed_operations(vm))
+    vdi, vbd = lab.disk(vm, userdevice="3")
+    vif = lab.card(vm, device="2")
+    lab.xapi.VBD.plug(vbd)
+    lab.xapi.VIF.plug(vif)
+    assert "connected" in shell.until("disks", lambda text: "xvdd" in text and "connected" in text)
+    shell.until("net", lambda text: "eth2" in text and "connected" in text)
+    lab.xapi.VBD.unplug(vbd)
+    lab.xapi.VIF.unplug(vif)
+    assert not lab.xapi.VBD.get_currently_attached(vbd)
+    shell.until("disks", lambda text: "xvdd" not in text)
+    lab.xapi.VM.hard_shutdown(vm)
+    lab.xapi.VBD.destroy(vbd)
+    lab.xapi.VDI.destroy(vdi)
+
+
+def test_a_guest_that_powers_off_by_itself_is_halted(lab: Lab) -> None:
+    """And one that reboots runs again, as another domain."""
+    vm = lab.vm()
+    lab.xapi.VM.start(vm, False, False)
+    domid = lab.xapi.VM.get_domid(vm)
+    shell = lab.shell(vm)
+    shell._wire.sendall(b"reboot\r")
+    lab.until(lambda: lab.xapi.VM.get_domid(vm) not in (domid, "-1"))
+    shell = lab.shell(vm)
+    shell._wire.sendall(b"poweroff\r")
+    lab.ends(vm)
+
+
+def test_any_template_makes_a_guest_that_gets_an_address(lab: Lab) -> None:
+    """HVM: nothing is on its disk, so it boots from the network."""
+    template = lab.xapi.VM.get_by_name_label("Debian Bookworm 12")[0]
+    vm = lab.xapi.VM.clone(template, "from any template")
+    config = lab.xapi.VM.get_other_config(vm)
+    uuid = lab.xapi.SR.get_uuid(lab.storage)
+    lab.xapi.VM.remove_from_other_config(vm, "disks")
+    lab.xapi.VM.add_to_other_config(vm, "disks", config["disks"].replace('sr=""', f'sr="{uuid}"'))
+    lab.xapi.VM.provision(vm)
+    lab.card(vm)
+    lab.xapi.VM.start(vm, False, False)
+    assert lab.address(vm)
+    assert lab.xapi.VM_guest_metrics.get_os_version(lab.xapi.VM.get_guest_metrics(vm))["distro"] == "kronos-demo"
+    lab.xapi.VM.clean_shutdown(vm)
+    lab.xapi.VM.destroy(vm)
+
+
+def test_a_killed_daemon_knows_the_truth_when_it_starts_again(tmp_path: Any, clients: Clients) -> None:
+    """Guests lived in it: they are halted, a suspended one resumes, disks have what was flushed."""
+    options = ("--listen", "127.0.0.1:0", "--tls", "")
+    daemon = Daemon(tmp_path / "state", *options).ready()
+    lab = Lab(daemon, clients.root(daemon))
+    ran, slept = lab.vm("ran"), lab.vm("slept")
+    lab.disk(ran)
+    for vm in (ran, slept):
+        lab.xapi.VM.start(vm, False, False)
+    lab.shell(ran).run("fill xvda 3")
+    lab.shell(ran).run("flush xvda")
+    lab.shell(slept).run("touch 1")
+    lab.xapi.VM.suspend(slept)
+    lab.close()
+    daemon.kill()
+    daemon = Daemon(tmp_path / "state", *options).ready()
+    lab = Lab(daemon, clients.root(daemon))
+    assert [lab.xapi.VM.get_power_state(vm) for vm in (ran, slept)] == ["Halted", "Suspended"]
+    assert lab.xapi.VM.get_consoles(ran) == []
+    lab.xapi.VM.resume(slept, False, False)
+    assert lab.shell(slept).values("touched")["bad-frames"] == "0"
+    lab.xapi.VM.start(ran, False, False)
+    assert lab.shell(ran).values("check xvda 3")["verify"] == "ok"
+    lab.close()
+    daemon.stop()

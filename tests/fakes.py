@@ -1,0 +1,295 @@
+"""A host backend without guests: it does what `hypervisor.api.Backend` says, at once, and fails where a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from hypervisor.api import (
+    NIC,
+    Addresses,
+    Change,
+    Device,
+    DeviceState,
+    Disk,
+    DomainConfig,
+    DomainState,
+    HostError,
+    Power,
+    Shutdown,
+)
+from xapi import vdis
+from xapi.call import Call
+from xapi.daemon import Daemon
+from xapi.dispatch import Method
+from xapi.errors import Fault
+from xapi.operations.claim import claim
+
+GUEST = {f"control/feature-{name}": "1" for name in ("suspend", "shutdown", "poweroff", "reboot", "balloon")}
+GUEST |= {"attr/PVAddons/MajorVersion": "1", "attr/PVAddons/MinorVersion": "0", "data/os_name": "fake"}
+
+
+@dataclass
+class FakeDomain:
+    """A domain that a test may change behind the toolstack's back; then call `FakeBackend.attention`."""
+
+    config: DomainConfig
+    domid: int
+    state: Power = Power.PAUSED
+    shutdown: Shutdown | None = None
+    guest: dict[str, str] = field(default_factory=lambda: dict(GUEST))
+    devices: dict[tuple[type[Device], int], Device] = field(default_factory=dict)
+    target: int = 0
+    actual: int | None = None
+    """What the guest holds, where its balloon is not at its target."""
+    cpu_time: float = 1.0
+    """Of each vCPU, in seconds."""
+    vcpus: int | None = None
+    """Those that are up, where they are not as many as configured."""
+    counters: dict[tuple[type[Device], int], dict[str, int]] = field(default_factory=dict)
+
+
+class FakeBackend:
+    """A host with `memory` bytes. `calls` lists what was asked for; `fail` names calls that fail, with their error."""
+
+    def __init__(self, memory: int = 16 << 30) -> None:
+        self.memory = memory
+        self.doms: dict[str, FakeDomain] = {}
+        self.calls: list[str] = []
+        self.fail: dict[str, HostError] = {}
+        self.held: dict[str, Deferred[None]] = {}
+        """Calls that a test lets wait: they go on when the Deferred fires."""
+        self.networks: dict[str, Addresses | None] = {}
+        self.typed = b""
+        self.followers = 0
+        """Who follows a console."""
+        self.deaf = False
+        """True for guests that take no request."""
+        self._attention: list[Callable[[str], None]] = []
+        self._next = 1
+
+    async def _asked(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.held:
+            await self.held[name]
+        if name in self.fail:
+            raise self.fail[name]
+
+    def _domain(self, uuid: str) -> FakeDomain:
+        if uuid not in self.doms:
+            raise HostError("no_domain", uuid)
+        return self.doms[uuid]
+
+    def attention(self, uuid: str) -> None:
+        for heard in self._attention:
+            heard(uuid)
+
+    def listen(self, attention: Callable[[str], None]) -> None:
+        self._attention.append(attention)
+
+    def goes_down(self, uuid: str, why: Shutdown) -> None:
+        """Let a guest go down by itself."""
+        domain = self.doms[uuid]
+        domain.state, domain.shutdown = Power.SHUTDOWN, why
+        self.attention(uuid)
+
+    async def stat(self, uuid: str) -> DomainState | None:
+        domain = self.doms.get(uuid)
+        if domain is None:
+            return None
+        vcpus = domain.config.vcpus if domain.vcpus is None else domain.vcpus
+        return DomainState(
+            uuid, domain.domid, domain.state, domain.shutdown, "", "pvh",
+            domain.target if domain.actual is None else domain.actual, domain.target,
+            domain.config.memory_max, vcpus, (domain.cpu_time,) * domain.config.vcpus,
+            {"running": domain.cpu_time, "runnable": 0.0, "blocked": 9.0, "offline": 0.0}, 1_769_850_000.0,
+            tuple(DeviceState(each, True, domain.counters.get(at, {})) for at, each in domain.devices.items()),
+            dict(domain.guest),
+        )  # fmt: skip
+
+    async def domains(self) -> list[str]:
+        return list(self.doms)
+
+    async def free_memory(self) -> int:
+        return self.memory - sum(domain.config.memory_max for domain in self.doms.values())
+
+    async def network(self, name: str, addresses: Addresses | None) -> None:
+        await self._asked("network")
+        self.networks[name] = addresses
+
+    async def build(self, config: DomainConfig) -> None:
+        await self._asked("build")
+        self._make(config)
+
+    async def restore(self, config: DomainConfig, image: str) -> None:
+        await self._asked("restore")
+        if not Path(image).exists():
+            raise HostError("bad_image", f"{image}: No such file or directory")
+        self._make(config)
+
+    def _make(self, config: DomainConfig) -> None:
+        if config.uuid in self.doms:
+            raise HostError("exists", config.uuid)
+        domain = FakeDomain(config, self._next, target=config.memory_target)
+        self._next += 1
+        for device in config.disks:
+            domain.devices[Disk, device.number] = device
+        for nic in config.nics:
+            domain.devices[NIC, nic.number] = nic
+        self.doms[config.uuid] = domain
+
+    async def unpause(self, uuid: str) -> None:
+        await self._asked("unpause")
+        self._domain(uuid).state = Power.RUNNING
+
+    async def pause(self, uuid: str) -> None:
+        await self._asked("pause")
+        self._domain(uuid).state = Power.PAUSED
+
+    async def destroy(self, uuid: str) -> None:
+        await self._asked("destroy")
+        self.doms.pop(uuid, None)
+
+    async def shutdown(self, uuid: str, how: Shutdown) -> None:
+        await self._asked("shutdown")
+        if self.deaf:
+            raise HostError("not_acknowledged", "deaf")
+        domain = self._domain(uuid)
+        domain.state, domain.shutdown = Power.SHUTDOWN, how
+
+    async def suspend(self, uuid: str, image: str) -> None:
+        await self.shutdown(uuid, Shutdown.SUSPEND)
+        await self._asked("save")
+        Path(image).write_bytes(b"image of " + uuid.encode())
+
+    async def resume(self, uuid: str) -> None:
+        await self._asked("resume")
+        domain = self._domain(uuid)
+        domain.state, domain.shutdown = Power.RUNNING, None
+
+    async def plug(self, uuid: str, device: Device) -> None:
+        await self._asked("plug")
+        devices = self._domain(uuid).devices
+        if (type(device), device.number) in devices:
+            raise HostError("device_exists", str(device.number))
+        devices[type(device), device.number] = device
+
+    async def unplug(self, uuid: str, device: Device, force: bool) -> None:
+        await self._asked("unplug")
+        if self.deaf and not force:
+            raise HostError("detach_timeout", "deaf")
+        if self._domain(uuid).devices.pop((type(device), device.number), None) is None:
+            raise HostError("no_device", str(device.number))
+
+    async def adjust(self, uuid: str, change: Change) -> None:
+        await self._asked("adjust")
+        domain = self._domain(uuid)
+        if change.memory_target is not None:
+            domain.target = change.memory_target
+        for device in (change.medium, change.nic):
+            if device is not None:
+                domain.devices[type(device), device.number] = device
+        domain.config = replace(
+            domain.config,
+            weight=domain.config.weight if change.weight is None else change.weight,
+            cap=domain.config.cap if change.cap is None else change.cap,
+            affinity=domain.config.affinity if change.affinity is None else change.affinity,
+            xenstore={**domain.config.xenstore, **(change.xenstore or {})},
+        )
+
+    async def console(self, uuid: str) -> FakeConsole:
+        self._domain(uuid)
+        return FakeConsole(self)
+
+
+class FakeConsole:
+    """A terminal that says the same to everybody, and what was typed is kept by the backend."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self._backend = backend
+
+    def write(self, data: bytes) -> int:
+        self._backend.typed += data
+        return len(data)
+
+    def history(self) -> bytes:
+        return b"earlier "
+
+    async def follow(self) -> AsyncIterator[bytes]:
+        self._backend.followers += 1
+        try:
+            yield b"demo> "
+            await Deferred()
+        finally:
+            self._backend.followers -= 1
+
+
+class FakeDisks:
+    """VDI's own messages, over rows alone. `calls` lists them by disk; a test makes them fail, or wait, by disk."""
+
+    def __init__(self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.fail: dict[tuple[str, str], Fault] = {}
+        """By message and name_label."""
+        self.held: dict[tuple[str, str], Deferred[None]] = {}
+        self.most = self._now = 0
+        """How many ran side by side at most."""
+        model, methods = daemon.model, daemon.dispatcher.methods
+        for name, function in (
+            ("VDI.create", self.create), ("VDI.clone", self.clone), ("VDI.snapshot", self.snapshot),
+            ("VDI.copy", self.copy), ("VDI.destroy", self.destroy), ("VDI.set_name_label", self.set_name_label),
+        ):  # fmt: skip
+            declared = next(message for message in model.messages if message.full_name == name)
+            methods[name] = Method(declared, function, False)
+        monkeypatch.setattr(vdis, "copy_suspend_image", self.copy_suspend_image)
+
+    async def _asked(self, name: str, label: str) -> None:
+        self.calls.append((name, label))
+        self._now += 1
+        self.most = max(self.most, self._now)
+        try:
+            if (name, label) in self.held:
+                await self.held[name, label]
+            if (name, label) in self.fail:
+                raise self.fail[name, label]
+        finally:
+            self._now -= 1
+
+    async def create(self, call: Call, args: Mapping[str, Any]) -> Any:
+        await self._asked("create", args["name_label"])
+        return call.db.VDI.create(**args)._ref
+
+    async def clone(self, call: Call, vdi: Any, driver_params: Any) -> Any:
+        return await self._copy(call, "clone", vdi)
+
+    async def snapshot(self, call: Call, vdi: Any, driver_params: Any) -> Any:
+        return await self._copy(call, "snapshot", vdi, is_a_snapshot=True, snapshot_of=vdi, snapshot_time=call.now)
+
+    async def copy(self, call: Call, vdi: Any, sr: Any, base_vdi: Any, into_vdi: Any) -> Any:
+        return await self._copy(call, "copy", vdi, SR=sr)
+
+    async def copy_suspend_image(self, call: Call, vdi: Any) -> Any:
+        return call.db.VDI[await self._copy(call, "copy", vdi._ref)]
+
+    async def _copy(self, call: Call, name: str, vdi: Any, **fields: Any) -> Any:
+        row: Any = call.db.VDI[vdi]
+        async with claim(call, name, row):
+            await self._asked(name, row.name_label)
+        kept = {key: getattr(row, key) for key in ("name_label", "SR", "type", "virtual_size", "sm_config")}
+        return call.db.VDI.create(**(kept | fields))._ref
+
+    async def destroy(self, call: Call, self_: Any) -> None:
+        row: Any = call.db.VDI[self_]
+        async with claim(call, "destroy", row):
+            await self._asked("destroy", row.name_label)
+            for vbd in list(row.VBDs):
+                call.db.VBD.delete(vbd)
+            call.db.VDI.delete(self_)
+
+    async def set_name_label(self, call: Call, self_: Any, value: str) -> None:
+        call.db.VDI[self_].name_label = value

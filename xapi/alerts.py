@@ -1,0 +1,28 @@
+"""Alerts that the toolstack raises by itself: messages of the schema's `alerts.xml`, with its priorities."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from xapi import datamodel
+
+if TYPE_CHECKING:
+    from xapi.store.memory import Store
+
+MOST = 10_000
+"""Alerts kept; beyond it the oldest go."""
+
+
+def alert(db: Store, now: datetime, name: str, cls: str, row: Any, body: str = "") -> None:
+    """Raise an alert about an object, of the class that messages call `cls`."""
+    keep(db, name=name, priority=datamodel.load().alerts[name].priority, cls=cls, obj_uuid=row.uuid, body=body,
+         timestamp=now)  # fmt: skip
+
+
+def keep(db: Store, **values: Any) -> Any:
+    """Create a message, and let go of the oldest that are too many."""
+    table = db.message
+    for oldest in list(table)[: max(0, len(table) - MOST + 1)]:
+        table.delete(oldest._ref)
+    return table.create(**values)

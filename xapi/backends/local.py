@@ -1,0 +1,310 @@
+"""A host in this process: the emulated hypervisor's toolstack behind the `Backend` protocol.
+
+Here threads meet: what may block runs on the pool of threads, what the hypervisor tells comes back through the
+reactor. Nothing else of `xapi` knows more of the hypervisor than `hypervisor.api`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, DeferredLock
+
+from hypervisor.api import (
+    Addresses,
+    Change,
+    Device,
+    DirectBoot,
+    DomainConfig,
+    DomainState,
+    Firmware,
+    HostError,
+    Power,
+    Shutdown,
+)
+from hypervisor.guests import DEMO_KERNEL
+from hypervisor.host import Host
+from hypervisor.toolstack import Toolstack
+from xapi.backends.local_storage import LocalStorage
+from xapi.config import DEMO
+
+if TYPE_CHECKING:
+    from hypervisor.pv.console import Console
+
+ACKNOWLEDGE = 60.0
+"""Seconds that a guest has to take a request to go down."""
+DETACH = 30.0
+"""Seconds that a guest has to let a device go."""
+
+
+UNREAD = 256 * 1024
+"""Bytes of a console's output that wait for a reader; of more the oldest are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How to leave the reactor's thread, and how to come back; `later` is reactor.callLater."""
+
+    run: Callable[..., Deferred[Any]]
+    back: Callable[..., object]
+    later: Callable[..., Any]
+
+
+class LocalBackend:
+    """One emulated host. `network_boot` is what its network offers to domains that boot from it."""
+
+    def __init__(
+        self,
+        memory: int,
+        threads: Threads,
+        storage: LocalStorage,
+        *,
+        pcpus: int | None = None,
+        network_boot: str = DEMO,
+    ) -> None:
+        self.storage = storage
+        self.toolstack = Toolstack(Host(memory, pcpus), repositories=storage.repositories)
+        self.toolstack.attention = self._heard
+        self._threads = threads
+        self._network_boot = _kernel(DirectBoot(network_boot)) if network_boot else None
+        self._listeners: list[Callable[[str], None]] = []
+        self._down: dict[str, list[Deferred[None]]] = {}
+        self._locks: dict[str, DeferredLock] = {}
+
+    def start(self) -> None:
+        """Let guests run."""
+        self.toolstack.start()
+
+    def stop(self) -> None:
+        """End all guests; blocks."""
+        self.toolstack.stop()
+
+    # News
+
+    def listen(self, attention: Callable[[str], None]) -> None:
+        """Call `attention` on the reactor's thread."""
+        self._listeners.append(attention)
+
+    def _heard(self, uuid: str) -> None:
+        self._threads.back(self._attend, uuid)
+
+    def _attend(self, uuid: str) -> None:
+        guest = self.toolstack.guests.get(uuid)
+        if guest is None or guest.domain.reason is not None:
+            for waiting in self._down.pop(uuid, ()):
+                if not waiting.called:
+                    waiting.callback(None)
+        for attention in self._listeners:
+            attention(uuid)
+
+    # What is true
+
+    async def stat(self, uuid: str) -> DomainState | None:
+        """Return a domain's state, or None when there is none."""
+        if uuid not in self.toolstack.guests:
+            return None
+        state: DomainState | None = await self._threads.run(self.toolstack.state, uuid)
+        return state
+
+    async def domains(self) -> list[str]:
+        """Return the uuids of all domains."""
+        return list(self.toolstack.guests)
+
+    async def free_memory(self) -> int:
+        """Return bytes that no domain holds or may grow to."""
+        return self.toolstack.host.free_memory()
+
+    async def _do(self, uuid: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something with a domain on a thread, after what was begun before with it.
+
+        Who is cancelled waits no longer; the work goes on, and what undoes it comes after it.
+        """
+        lock = self._locks.setdefault(uuid, DeferredLock())
+        await lock.acquire()
+        work = self._threads.run(function, *arguments)
+        shown: Deferred[Any] = Deferred(lambda _: None)
+
+        def over(result: Any) -> None:
+            if not lock.waiting and uuid not in self.toolstack.guests:
+                self._locks.pop(uuid, None)
+            lock.release()
+            if not shown.called:
+                shown.callback(result)
+
+        work.addBoth(over)
+        return await shown
+
+    # Domains
+
+    async def network(self, name: str, addresses: Addresses | None) -> None:
+        """Have a network of this name, with this address service or with none."""
+        await self._threads.run(self.toolstack.networks.serve, name, addresses)
+
+    async def build(self, config: DomainConfig) -> None:
+        """Make a domain, paused, with its devices."""
+        boot = config.boot
+        if isinstance(boot, DirectBoot):
+            config = replace(config, boot=_kernel(boot))
+        elif isinstance(boot, Firmware):
+            config = replace(config, boot=replace(boot, network=self._network_boot))
+        await self._do(config.uuid, self.toolstack.build, config)
+
+    async def restore(self, config: DomainConfig, image: str) -> None:
+        """Make a domain, paused, from a saved image."""
+        await self._do(config.uuid, self.toolstack.restore, config, Path(image))
+
+    async def unpause(self, uuid: str) -> None:
+        """Let a domain run."""
+        await self._do(uuid, self.toolstack.unpause, uuid)
+
+    async def pause(self, uuid: str) -> None:
+        """Hold a domain where it is."""
+        await self._do(uuid, self.toolstack.pause, uuid)
+
+    async def destroy(self, uuid: str) -> None:
+        """End a domain, whatever it does."""
+        await self._do(uuid, self.toolstack.destroy, uuid)
+
+    async def shutdown(self, uuid: str, how: Shutdown) -> None:
+        """Ask the guest to go down; returns when it is down."""
+        heard: Deferred[None] = Deferred()
+        request = await self._do(uuid, self.toolstack.request, uuid, how, self._firing(heard))
+        down: Deferred[None] = Deferred()
+        self._down.setdefault(uuid, []).append(down)
+        if (state := await self.stat(uuid)) is None or state.power is Power.SHUTDOWN:
+            _fire(down)
+        down.addCallback(lambda _: _fire(heard))
+        try:
+            await self._within(heard, ACKNOWLEDGE, "not_acknowledged", f"the guest has not heard of {how.value}")
+            await down
+        finally:
+            waiting = self._down.get(uuid, [])
+            if down in waiting:
+                waiting.remove(down)
+            await self._do(uuid, self._withdraw, request)
+
+    def _withdraw(self, request: Any) -> None:
+        with self.toolstack.host.lock:
+            request.withdraw()
+
+    def _firing(self, deferred: Deferred[None]) -> Callable[[], None]:
+        """Return what fires a Deferred from any thread."""
+
+        def fire() -> None:
+            self._threads.back(_fire, deferred)
+
+        return fire
+
+    async def _within(self, done: Deferred[None], seconds: float, code: str, text: str) -> None:
+        """Wait for something as long as it may take. Raises HostError."""
+        late = [False]
+
+        def over() -> None:
+            late[0] = True
+            done.cancel()
+
+        timer = self._threads.later(seconds, over)
+        try:
+            await done
+        except BaseException:
+            if late[0]:
+                raise HostError(code, text) from None
+            raise
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    async def suspend(self, uuid: str, image: str) -> None:
+        """Have the guest suspend itself, and write it into a file; it stays suspended."""
+        await self.shutdown(uuid, Shutdown.SUSPEND)
+        state = await self.stat(uuid)
+        if state is None or state.shutdown is not Shutdown.SUSPEND:
+            raise HostError("not_suspended", "the guest went down instead of suspending itself")
+        await self._do(uuid, self.toolstack.save, uuid, Path(image))
+
+    async def resume(self, uuid: str) -> None:
+        """Let a suspended domain go on where it is."""
+        await self._do(uuid, self.toolstack.resume, uuid)
+
+    # Devices and settings
+
+    async def plug(self, uuid: str, device: Device) -> None:
+        """Offer a device to a domain that runs."""
+        await self._do(uuid, self.toolstack.plug, uuid, device)
+
+    async def unplug(self, uuid: str, device: Device, force: bool) -> None:
+        """Take a device away."""
+        gone: Deferred[None] = Deferred()
+
+        def unplug() -> None:
+            self.toolstack.unplug(uuid, device, self._firing(gone), force=force)
+
+        await self._do(uuid, unplug)
+        await self._within(gone, DETACH, "detach_timeout", f"the guest keeps device {device.number}")
+
+    async def adjust(self, uuid: str, change: Change) -> None:
+        """Change a domain that runs."""
+        done: Deferred[None] = Deferred()
+        await self._do(uuid, self.toolstack.adjust, uuid, change, self._firing(done))
+        await done
+
+    async def console(self, uuid: str) -> ConsoleStream:
+        """Return a domain's console."""
+        return ConsoleStream(self.toolstack.guest(uuid).console, self._threads)
+
+
+class ConsoleStream:
+    """A console on the reactor's thread."""
+
+    def __init__(self, console: Console, threads: Threads) -> None:
+        self._console = console
+        self._threads = threads
+
+    def write(self, data: bytes) -> int:
+        """Type; return how many bytes were taken."""
+        return self._console.write(data)
+
+    def history(self) -> bytes:
+        """Return what was written lately."""
+        return bytes(self._console.history)
+
+    async def follow(self) -> AsyncIterator[bytes]:
+        """Yield output as it comes, without end."""
+        waiting: deque[bytes] = deque()
+        news: list[Deferred[None]] = []
+
+        def came(data: bytes) -> None:
+            waiting.append(data)
+            while sum(map(len, waiting)) > UNREAD:
+                waiting.popleft()
+            woken, news[:] = list(news), []  # who wakes reads at once, and waits again
+            for wake in woken:
+                _fire(wake)
+
+        def heard(data: bytes) -> None:
+            self._threads.back(came, data)
+
+        self._console.listen(heard)
+        try:
+            while True:
+                while waiting:
+                    yield waiting.popleft()
+                more: Deferred[None] = Deferred()
+                news.append(more)
+                await more
+        finally:
+            self._console.unlisten(heard)
+
+
+def _fire(deferred: Deferred[None]) -> None:
+    if not deferred.called:
+        deferred.callback(None)
+
+
+def _kernel(boot: DirectBoot) -> DirectBoot:
+    """Return a kernel that has a path."""
+    return replace(boot, kernel=str(DEMO_KERNEL)) if boot.kernel == DEMO else boot

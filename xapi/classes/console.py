@@ -1,0 +1,25 @@
+"""Messages of console: the records come and go with domains (`xapi.reconcile`), not by calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xapi import errors, records
+from xapi.call import Call
+from xapi.registry import message
+from xapi.types import Ref
+
+Console = Ref[records.console]
+
+
+@message("console.create")
+def create(call: Call, args: Mapping[str, Any]) -> Console:
+    """Refuse, as xapi does."""
+    raise errors.NOT_IMPLEMENTED("Console.create")
+
+
+@message("console.destroy")
+def destroy(call: Call, self: Console) -> None:
+    """Refuse, as xapi does."""
+    raise errors.NOT_IMPLEMENTED("Console.destroy")

@@ -1,0 +1,82 @@
+"""Messages of PBD: an SR's connection to a host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xapi import device_config, errors, records, srs, vdis
+from xapi.call import Call
+from xapi.operations.busy import held
+from xapi.operations.claim import SHORT, changed, claim
+from xapi.registry import message
+from xapi.types import Ref
+
+PBD = Ref[records.PBD]
+
+
+@message("PBD.create")
+async def create(call: Call, args: Mapping[str, Any]) -> PBD:
+    """Make the connection of an SR to a host; it is not plugged."""
+    sr, host = call.db.SR[args["SR"]], call.db.host[args["host"]]
+    async with claim(call, "pbd_create", sr, patience=SHORT):
+        with call.db.atomic():
+            made: PBD = srs.add_pbd(call.db, sr, host, args["device_config"])._ref
+    return made
+
+
+@message("PBD.destroy")
+async def destroy(call: Call, self: PBD) -> None:
+    """Remove a connection that is not plugged, with its secrets."""
+    row: Any = call.db.PBD[self]
+    async with claim(call, "pbd_destroy", call.db.SR[row.SR], patience=SHORT):
+        if row.currently_attached:
+            raise errors.OPERATION_NOT_ALLOWED("PBD is currently attached")
+        with call.db.atomic():
+            srs.drop_pbd(call.db, row)
+
+
+@message("PBD.set_device_config")
+def set_device_config(call: Call, self: PBD, value: Mapping[str, str]) -> None:
+    """Replace the settings: the SR's driver does so."""
+    row: Any = call.db.PBD[self]
+    vdis.may_write(call, row.SR)
+    before = row.device_config
+    row.device_config = device_config.kept(call.db, value)
+    device_config.forget_secrets(call.db, before)
+
+
+@message("PBD.plug")
+async def plug(call: Call, self: PBD) -> None:
+    """Connect an SR to a host; harmless when it is."""
+    row: Any = call.db.PBD[self]
+    sr = call.db.SR[row.SR]
+    async with claim(call, "plug", sr, patience=SHORT):
+        await srs.plug(call, sr, row)
+
+
+@message("PBD.unplug")
+async def unplug(call: Call, self: PBD) -> None:
+    """Disconnect an SR from a host, when nothing there uses its disks; harmless when it is."""
+    row: Any = call.db.PBD[self]
+    sr = call.db.SR[row.SR]
+    await _idle(call, sr)
+    async with claim(call, "unplug", sr, patience=SHORT):
+        if not row.currently_attached:
+            return
+        srs.assert_unpluggable(call.db, sr, row)
+        await call.daemon.storage.end(call, sr, row)
+        row.currently_attached = False
+
+
+async def _idle(call: Call, sr: Any) -> None:
+    """Return when no operation of a VDI of an SR runs. Raises OTHER_OPERATION_IN_PROGRESS."""
+
+    def busy() -> Any:
+        rows = (call.db.VDI[ref] for ref in sr.VDIs)
+        return next((vdi for vdi in rows if vdi.current_operations), None)
+
+    if not await changed(call.db, call.clock, lambda: busy() is None, SHORT):
+        vdi = busy()
+        if vdi is not None:
+            raise held("VDI", vdi._ref, *next(iter(vdi.current_operations.items())))

@@ -1,0 +1,280 @@
+"""Messages of SR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.logger import Logger
+
+from xapi import errors, records, srs, vdis
+from xapi.call import Call
+from xapi.errors import Fault
+from xapi.operations.claim import SHORT, claim
+from xapi.operations.pool import rolling_upgrade
+from xapi.operations.sr import driver
+from xapi.registry import message
+from xapi.scans import scan as scan_rows
+from xapi.storage_faults import UNIMPLEMENTED, answering, backend_failure
+from xapi.types import Ref
+from xapi.volumes import write_space
+
+log = Logger()
+
+SR = Ref[records.SR]
+Host = Ref[records.host]
+Keys = Mapping[str, str]
+STATEFILE_SPACE = (4 + 256) << 20
+"""Bytes that an SR must have free for high availability's two disks: 4 MiB, and 256 MiB for the redo log."""
+
+
+# Life cycle
+
+
+@message("SR.create")
+async def create(
+    call: Call,
+    host: Host,
+    device_config: Keys,
+    physical_size: int,
+    name_label: str,
+    name_description: str,
+    type: str,
+    content_type: str,
+    shared: bool,
+    sm_config: Keys,
+) -> SR:
+    """Make an SR where its device_config says, and plug it; one that is shared, on every host."""
+    db = call.db
+    where: Any = db.host[call.pool.master if shared else host]
+    if rolling_upgrade(call.pool):
+        raise errors.NOT_SUPPORTED_DURING_UPGRADE()
+    hosts = [where, *(each for each in db.host if each is not where)] if shared else [where]
+    with db.atomic():
+        row = srs.introduce(
+            db, uuid="", name_label=name_label, name_description=name_description, type=type,
+            content_type=content_type, shared=shared, sm_config=sm_config,
+        )  # fmt: skip
+        pbds = [srs.add_pbd(db, row, each, device_config) for each in hosts]
+    try:
+        await srs.create(call, row, pbds[0])
+    except BaseException:
+        with db.atomic():
+            srs.forget(db, row)
+        raise
+    for pbd in pbds:
+        try:
+            async with claim(call, "plug", row, patience=SHORT):
+                await srs.plug(call, row, pbd)
+        except Fault as fault:
+            log.error("{sr} cannot be plugged: {fault}", sr=row.uuid, fault=fault)
+    made: SR = row._ref
+    return made
+
+
+@message("SR.introduce")
+def introduce(
+    call: Call,
+    uuid: str,
+    name_label: str,
+    name_description: str,
+    type: str,
+    content_type: str,
+    shared: bool,
+    sm_config: Keys,
+) -> SR:
+    """Make the row of an SR that exists; a PBD makes it usable."""
+    made: SR = srs.introduce(
+        call.db, uuid=uuid, name_label=name_label, name_description=name_description, type=type,
+        content_type=content_type, shared=shared, sm_config=sm_config,
+    )._ref  # fmt: skip
+    return made
+
+
+@message("SR.make")
+def make(
+    call: Call,
+    host: Host,
+    device_config: Keys,
+    physical_size: int,
+    name_label: str,
+    name_description: str,
+    type: str,
+    content_type: str,
+    sm_config: Keys,
+) -> str:
+    """Refuse: SR.create has taken its place."""
+    raise errors.MESSAGE_DEPRECATED()
+
+
+@message("SR.destroy")
+async def destroy(call: Call, sr: SR) -> None:
+    """Erase an SR without disks, with all its rows."""
+    db = call.db
+    row: Any = db.SR[sr]
+    async with claim(call, "destroy", row, patience=SHORT):
+        if row.other_config.get("indestructible") == "true":
+            raise errors.SR_INDESTRUCTIBLE(sr)
+        for host in db.host:
+            if host.local_cache_sr == sr:
+                raise errors.SR_IS_CACHE_SR(host._ref)
+        await srs.erase(call, row)
+        with db.atomic():
+            srs.forget(db, row)
+
+
+@message("SR.forget")
+async def forget(call: Call, sr: SR) -> None:
+    """Drop an SR's rows; the data stay."""
+    row = call.db.SR[sr]
+    async with claim(call, "forget", row, patience=SHORT):
+        with call.db.atomic():
+            srs.forget(call.db, row)
+
+
+# Looking
+
+
+@message("SR.scan")
+async def scan(call: Call, sr: SR) -> None:
+    """Bring the rows in line with what the storage holds."""
+    row = call.db.SR[sr]
+    async with claim(call, "scan", row, patience=SHORT):
+        await scan_rows(call, row)
+
+
+@message("SR.update")
+async def update(call: Call, sr: SR) -> None:
+    """Measure an SR anew."""
+    row: Any = call.db.SR[sr]
+    used = await call.daemon.storage.repository(call, row)
+    if used.kind == "none":
+        return
+    with answering():
+        space = await used.storage.space(used.path)
+    with call.db.atomic():
+        write_space(row, space)
+
+
+@message("SR.get_supported_types")
+def get_supported_types(call: Call) -> tuple[str, ...]:
+    """Name the types that SR.create takes."""
+    return srs.CREATABLE
+
+
+@message("SR.probe")
+async def probe(call: Call, host: Host, device_config: Keys, type: str, sm_config: Keys) -> str:
+    """Refuse: the storage of this machine does not say which SR lay where."""
+    _assert_probed(call, host, type)
+    raise backend_failure(UNIMPLEMENTED, "SR.probe")
+
+
+@message("SR.probe_ext")
+async def probe_ext(call: Call, host: Host, device_config: Keys, type: str, sm_config: Keys) -> tuple[Any, ...]:
+    """Refuse, as for all drivers of the older kind."""
+    _assert_probed(call, host, type)
+    raise Fault("SR_OPERATION_NOT_SUPPORTED")
+
+
+def _assert_probed(call: Call, host: Host, type: str) -> None:
+    """Raise what a probe fails with before its driver is asked."""
+    _ = call.db.host[host]
+    if type.lower() not in srs.CREATABLE:
+        raise errors.SR_UNKNOWN_DRIVER(type.lower())
+
+
+@message("SR.get_live_hosts")
+def get_live_hosts(call: Call, sr: SR) -> tuple[Host, ...]:
+    """List the hosts that can use an SR now."""
+    db, found = call.db, []
+    for ref in db.SR[sr].PBDs:
+        pbd: Any = db.PBD[ref]
+        host: Any = db.host[pbd.host]
+        metrics: Any = db.host_metrics.get(host.metrics)
+        if pbd.currently_attached and host.enabled and metrics is not None and metrics.live:
+            found.append(host._ref)
+    return tuple(found)
+
+
+# Settings
+
+
+@message("SR.set_shared")
+def set_shared(call: Call, sr: SR, value: bool) -> None:
+    """Say whether several hosts may use an SR."""
+    row = call.db.SR[sr]
+    if not value and len(row.PBDs) > 1:
+        raise Fault("SR_HAS_MULTIPLE_PBDS", *row.PBDs)
+    row.shared = value
+
+
+@message("SR.set_name_label")
+async def set_name_label(call: Call, sr: SR, value: str) -> None:
+    """Name an SR that is plugged."""
+    row = call.db.SR[sr]
+    await call.daemon.storage.repository(call, row)
+    row.name_label = value
+
+
+@message("SR.set_name_description")
+async def set_name_description(call: Call, sr: SR, value: str) -> None:
+    """Describe an SR that is plugged."""
+    row = call.db.SR[sr]
+    await call.daemon.storage.repository(call, row)
+    row.name_description = value
+
+
+def _set(call: Call, self: SR, name: str, value: int) -> None:
+    row = call.db.SR[self]
+    vdis.may_write(call, self)
+    setattr(row, name, value)
+
+
+@message("SR.set_physical_size")
+def set_physical_size(call: Call, self: SR, value: int) -> None:
+    """Record the capacity: the SR's driver says so."""
+    _set(call, self, "physical_size", value)
+
+
+@message("SR.set_physical_utilisation")
+def set_physical_utilisation(call: Call, self: SR, value: int) -> None:
+    """Record the bytes in use: the SR's driver says so."""
+    _set(call, self, "physical_utilisation", value)
+
+
+@message("SR.set_virtual_allocation")
+def set_virtual_allocation(call: Call, self: SR, value: int) -> None:
+    """Record the bytes promised to disks: the SR's driver says so."""
+    _set(call, self, "virtual_allocation", value)
+
+
+# What an SR can be for
+
+
+@message("SR.assert_can_host_ha_statefile")
+def assert_can_host_ha_statefile(call: Call, sr: SR) -> None:
+    """Say why an SR cannot hold the disks of high availability, if so."""
+    row: Any = call.db.SR[sr]
+    _assert_everywhere(call, row)
+    sm: Any = driver(call.db, row.type)
+    if sm is None or not {"VDI_GENERATE_CONFIG", "VDI_ATTACH_OFFLINE"} & set(sm.features):
+        raise errors.SR_OPERATION_NOT_SUPPORTED(sr)
+    if row.physical_size - row.physical_utilisation < STATEFILE_SPACE:
+        raise errors.SR_SOURCE_SPACE_INSUFFICIENT(sr)
+
+
+@message("SR.assert_supports_database_replication")
+def assert_supports_database_replication(call: Call, sr: SR) -> None:
+    """Say why the pool's database cannot be kept on an SR, if so."""
+    row: Any = call.db.SR[sr]
+    _assert_everywhere(call, row)
+    sm: Any = driver(call.db, row.type)
+    if sm is None or "SR_METADATA" not in sm.features:
+        raise errors.SR_OPERATION_NOT_SUPPORTED(sr)
+
+
+def _assert_everywhere(call: Call, sr: Any) -> None:
+    """Raise SR_HAS_NO_PBDS unless every host has an SR, and all have it plugged."""
+    pbds: list[Any] = [call.db.PBD[ref] for ref in sr.PBDs]
+    if {pbd.host for pbd in pbds} < set(call.db.host.rows) or not all(pbd.currently_attached for pbd in pbds):
+        raise errors.SR_HAS_NO_PBDS(sr._ref)

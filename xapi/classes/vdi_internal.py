@@ -1,0 +1,155 @@
+"""Messages of VDI that only write rows: of an SR's own driver, whose session says so, and of hosts that join."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from xapi import errors, records, vdis, volumes
+from xapi.call import Call
+from xapi.registry import message
+from xapi.types import Ref
+
+VDI = Ref[records.VDI]
+SR = Ref[records.SR]
+Pool = Ref[records.pool]
+Keys = Mapping[str, str]
+
+
+def _set(call: Call, self: VDI, name: str, value: Any) -> None:
+    row: Any = call.db.VDI[self]
+    vdis.may_write(call, row.SR)
+    setattr(row, name, value)
+
+
+@message("VDI.set_managed")
+def set_managed(call: Call, self: VDI, value: bool) -> None:
+    """Record whether clients may use the image."""
+    _set(call, self, "managed", value)
+
+
+@message("VDI.set_missing")
+def set_missing(call: Call, self: VDI, value: bool) -> None:
+    """Record whether the image was absent at the last scan."""
+    _set(call, self, "missing", value)
+
+
+@message("VDI.set_virtual_size")
+def set_virtual_size(call: Call, self: VDI, value: int) -> None:
+    """Record the size that guests see."""
+    _set(call, self, "virtual_size", value)
+
+
+@message("VDI.set_physical_utilisation")
+def set_physical_utilisation(call: Call, self: VDI, value: int) -> None:
+    """Record the bytes that the image takes."""
+    _set(call, self, "physical_utilisation", value)
+
+
+@message("VDI.set_is_a_snapshot")
+def set_is_a_snapshot(call: Call, self: VDI, value: bool) -> None:
+    """Record whether the image is a snapshot."""
+    _set(call, self, "is_a_snapshot", value)
+
+
+@message("VDI.set_snapshot_of")
+def set_snapshot_of(call: Call, self: VDI, value: VDI) -> None:
+    """Record which disk the snapshot was taken of."""
+    _set(call, self, "snapshot_of", value)
+
+
+@message("VDI.set_snapshot_time")
+def set_snapshot_time(call: Call, self: VDI, value: datetime) -> None:
+    """Record when the snapshot was taken."""
+    _set(call, self, "snapshot_time", value)
+
+
+@message("VDI.set_cbt_enabled")
+def set_cbt_enabled(call: Call, self: VDI, value: bool) -> None:
+    """Record whether changed blocks are tracked."""
+    _set(call, self, "cbt_enabled", value)
+
+
+@message("VDI.set_sharable")
+async def set_sharable(call: Call, self: VDI, value: bool) -> None:
+    """Record whether several VMs may write at a time, here and beside the image."""
+    row: Any = call.db.VDI[self]
+    vdis.may_write(call, row.SR)
+    await vdis.describe(call, row, sharable=value)
+
+
+@message("VDI.set_read_only")
+async def set_read_only(call: Call, self: VDI, value: bool) -> None:
+    """Record whether VMs may write, here and beside the image."""
+    row: Any = call.db.VDI[self]
+    vdis.may_write(call, row.SR)
+    await vdis.describe(call, row, read_only=value)
+
+
+def _introduce(call: Call, fields: dict[str, Any]) -> VDI:
+    sr: Any = call.db.SR[fields["SR"]]
+    if any(call.db.VDI[ref].location == fields["location"] for ref in sr.VDIs):
+        raise errors.LOCATION_NOT_UNIQUE(sr._ref, fields["location"])
+    if not volumes.is_uuid(fields["uuid"].lower()):
+        raise errors.UUID_INVALID("VDI", fields["uuid"])
+    return call.db.VDI.create(**fields)._ref
+
+
+@message("VDI.pool_introduce")
+def pool_introduce(
+    call: Call,
+    uuid: str,
+    name_label: str,
+    name_description: str,
+    SR: SR,
+    type: records.enum_vdi_type,
+    sharable: bool,
+    read_only: bool,
+    other_config: Keys,
+    location: str,
+    xenstore_data: Keys,
+    sm_config: Keys,
+    managed: bool,
+    virtual_size: int,
+    physical_utilisation: int,
+    metadata_of_pool: Pool,
+    is_a_snapshot: bool,
+    snapshot_time: datetime,
+    snapshot_of: VDI,
+    cbt_enabled: bool,
+) -> VDI:
+    """Make a row alone, of a host that joins."""
+    fields = dict(locals())
+    del fields["call"]
+    return _introduce(call, fields)
+
+
+@message("VDI.db_introduce")
+def db_introduce(
+    call: Call,
+    uuid: str,
+    name_label: str,
+    name_description: str,
+    SR: SR,
+    type: records.enum_vdi_type,
+    sharable: bool,
+    read_only: bool,
+    other_config: Keys,
+    location: str,
+    xenstore_data: Keys,
+    sm_config: Keys,
+    managed: bool,
+    virtual_size: int,
+    physical_utilisation: int,
+    metadata_of_pool: Pool,
+    is_a_snapshot: bool,
+    snapshot_time: datetime,
+    snapshot_of: VDI,
+    cbt_enabled: bool,
+) -> VDI:
+    """Make a row alone: the SR's driver says so."""
+    fields = dict(locals())
+    del fields["call"]
+    vdis.may_write(call, SR)
+    return _introduce(call, fields)

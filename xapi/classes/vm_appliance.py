@@ -1,0 +1,106 @@
+"""Messages of VM_appliance: its VMs start and go down by their order, those of equal order at the same time.
+
+Each VM has a task of its own. One that fails does not hold up the others; the message fails in the end and names
+those that are not as they should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from xapi import records
+from xapi.call import Call
+from xapi.errors import Fault
+from xapi.lifecycle import own_call
+from xapi.operations.claim import claim
+from xapi.registry import message
+from xapi.types import Ref
+
+Appliance = Ref[records.VM_appliance]
+log = Logger()
+
+
+@message("VM_appliance.start")
+async def start(call: Call, self: Appliance, paused: bool) -> None:
+    """Start all VMs, those of the lowest order first; a VM's start_delay passes before the next order begins."""
+    row = call.db.VM_appliance[self]
+    async with claim(call, "start", row):
+        await _perform(call, row, "VM.start", "Paused" if paused else "Running", paused, False)
+
+
+@message("VM_appliance.clean_shutdown")
+async def clean_shutdown(call: Call, self: Appliance) -> None:
+    """Ask the guests to power off, those of the highest order first."""
+    row = call.db.VM_appliance[self]
+    async with claim(call, "clean_shutdown", row):
+        await _perform(call, row, "VM.clean_shutdown", "Halted")
+
+
+@message("VM_appliance.hard_shutdown")
+async def hard_shutdown(call: Call, self: Appliance) -> None:
+    """End all VMs, those of the highest order first."""
+    row = call.db.VM_appliance[self]
+    async with claim(call, "hard_shutdown", row):
+        await _perform(call, row, "VM.hard_shutdown", "Halted")
+
+
+@message("VM_appliance.shutdown")
+async def shutdown(call: Call, self: Appliance) -> None:
+    """Ask the guests to power off, and end those that do not, those of the highest order first."""
+    row = call.db.VM_appliance[self]
+    async with claim(call, "shutdown", row):
+        await _perform(call, row, "VM.shutdown", "Halted")
+
+
+async def _perform(call: Call, appliance: Any, name: str, wanted: str, *arguments: Any) -> None:
+    """Bring the VMs of an appliance into a power state. Raises OPERATION_PARTIALLY_FAILED."""
+    rows: list[Any] = [call.db.VM[ref] for ref in appliance.VMs]
+    targets = [vm for vm in rows if vm.power_state != wanted]
+    orders = sorted({vm.order for vm in targets}, reverse=wanted == "Halted")
+    for done, order in enumerate(orders, start=1):
+        together = [_one(call, vm, name, *arguments) for vm in targets if vm.order == order]
+        await _all([Deferred.fromCoroutine(each) for each in together])
+        call.daemon.tasks.progress(call.task, done / len(orders))
+    failed = [vm._ref for vm in targets if vm._ref not in call.db.VM or vm.power_state != wanted]
+    if failed:
+        operation = call.message.full_name
+        raise Fault("OPERATION_PARTIALLY_FAILED", operation, *failed)
+
+
+async def _one(call: Call, vm: Any, name: str, *arguments: Any) -> None:
+    """Run a message of a VM, with a task of its own, and let the VM's delay pass."""
+    daemon = call.daemon
+    own = own_call(daemon, name)
+    function: Callable[..., Any] = daemon.dispatcher.methods[name].function
+    work = Deferred.fromCoroutine(function(own, vm._ref, *arguments))
+    daemon.tasks.running(own.task, work)
+    try:
+        await work
+        delay = vm.start_delay if name == "VM.start" else vm.shutdown_delay
+        if delay > 0:
+            await deferLater(call.clock, delay)
+    except Fault as fault:
+        log.info("{name} of {vm} failed: {fault}", name=name, vm=vm.uuid, fault=fault.description)
+    finally:
+        daemon.tasks.drop(own.task)
+
+
+async def _all(works: list[Deferred[None]]) -> None:
+    """Wait for all of some works; who is cancelled cancels them."""
+    stopped = []
+    done = DeferredList(works, consumeErrors=True)
+
+    def stop(_: Any) -> None:
+        stopped.append(True)
+        done.cancel()
+
+    waiting: Deferred[None] = Deferred(stop)
+    done.addCallback(lambda _: None if waiting.called else waiting.callback(None))
+    await waiting
+    if stopped:
+        raise CancelledError

@@ -1,0 +1,81 @@
+"""Messages of VM about its vCPUs: how many, and their share of the host's processors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypervisor.api import Change
+from xapi import errors, records
+from xapi.call import Call
+from xapi.operations.claim import claim
+from xapi.operations.vm import is_dom0
+from xapi.power import backend, told
+from xapi.registry import message
+from xapi.types import Ref
+
+VM = Ref[records.VM]
+_RULE = "VCPU values must satisfy: 0 < VCPUs_at_startup ≤ VCPUs_max"
+_LIVE_RULE = "VCPU values must satisfy: 0 < VCPUs ≤ VCPUs_max"
+
+
+@message("VM.set_VCPUs_max")
+async def set_VCPUs_max(call: Call, self: VM, value: int) -> None:
+    """Set how many vCPUs a halted VM can have."""
+    row = call.db.VM[self]
+    async with claim(call, "changing_VCPUs", row):
+        if value < max(1, row.VCPUs_at_startup):
+            raise errors.INVALID_VALUE(_RULE, str(value))
+        with call.db.atomic():
+            row.VCPUs_max = value
+            if row.is_control_domain and row.power_state == "Running":
+                row.requires_reboot = True
+
+
+@message("VM.set_VCPUs_at_startup")
+def set_VCPUs_at_startup(call: Call, self: VM, value: int) -> None:
+    """Set with how many vCPUs the VM starts next."""
+    row = call.db.VM[self]
+    if row.is_control_domain and is_dom0(call.db, row):
+        raise errors.OPERATION_NOT_ALLOWED("set_VCPUs_at_startup is not allowed on dom0")
+    if not 1 <= value <= row.VCPUs_max:
+        raise errors.INVALID_VALUE(_RULE, str(value))
+    row.VCPUs_at_startup = value
+
+
+@message("VM.set_VCPUs_number_live")
+async def set_VCPUs_number_live(call: Call, self: VM, nvcpu: int) -> None:
+    """Have a guest use so many vCPUs. Our hosts plug none: another number than it has is VM_LACKS_FEATURE."""
+    row = call.db.VM[self]
+    async with claim(call, "changing_VCPUs_live", row):
+        if not 1 <= nvcpu <= row.VCPUs_max:
+            raise errors.INVALID_VALUE(_LIVE_RULE, str(nvcpu))
+        state = await backend(call, row).stat(row.uuid)
+        if state is None or state.vcpus != nvcpu:
+            raise errors.VM_LACKS_FEATURE(self)
+        row.VCPUs_at_startup = nvcpu
+        await call.daemon.reconciler.look(row)
+
+
+@message("VM.add_to_VCPUs_params_live")
+async def add_to_VCPUs_params_live(call: Call, self: VM, key: str, value: str) -> None:
+    """Set weight, cap or mask of a VM that runs, for now and for later starts."""
+    row = call.db.VM[self]
+    async with claim(call, "changing_VCPUs_live", row):
+        change = _scheduling(row, key, value)
+        with told(row):
+            await backend(call, row).adjust(row.uuid, change)
+        row.VCPUs_params = {**row.VCPUs_params, key: value}
+
+
+def _scheduling(vm: Any, key: str, value: str) -> Change:
+    """Return what a parameter changes. Raises INVALID_VALUE."""
+    number = int(value) if value.isascii() and value.isdigit() and len(value) < 9 else -1
+    if key == "weight" and 1 <= number <= 65535:
+        return Change(weight=number)
+    if key == "cap" and 0 <= number <= 100 * vm.VCPUs_max:
+        return Change(cap=number)
+    if key == "mask":
+        parts = [part.strip() for part in value.split(",")]
+        if all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
+            return Change(affinity=tuple(int(part) for part in parts))
+    raise errors.INVALID_VALUE(key, value)

@@ -1,0 +1,182 @@
+"""From a VM's record to the domain that a host backend is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hypervisor.api import NIC, Boot, BootLoader, DirectBoot, Disk, DomainConfig, Firmware
+from xapi import errors
+from xapi.config import DEMO
+from xapi.devices import card_number, disk_number
+from xapi.types import NULL
+
+if TYPE_CHECKING:
+    from xapi.records import VBD, VIF, VM
+    from xapi.store.memory import Store
+
+BOOT_ORDER = "cd"
+"""What an HVM guest boots from when its HVM_boot_params name no order."""
+GUEST_KERNELS = Path("/boot/guest")
+"""Where XCP hosts keep kernels for guests; here it stands for the guest directory."""
+_XENSTORE_PREFIXES = ("vm-data", "FIST")
+"""What of VM.xenstore_data the guest sees, as in xapi."""
+PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Where the content of a VDI lies for a host backend."""
+
+    path: str
+    format: str
+
+
+def describe(db: Store, vm: VM, images: Mapping[str, Image], guest_directory: Path) -> DomainConfig:
+    """Return the domain of a VM; `images` has those of its VDIs. Raises Fault for a boot that cannot be."""
+    weight, cap, mask = (vm.VCPUs_params.get(key, "") for key in ("weight", "cap", "mask"))
+    return DomainConfig(
+        uuid=vm.uuid,
+        name=vm.name_label,
+        memory_max=vm.memory_static_max // PAGE * PAGE,
+        memory_target=vm.memory_dynamic_max // PAGE * PAGE,
+        vcpus=vm.VCPUs_at_startup,
+        boot=boot(vm, guest_directory),
+        disks=tuple(disk(vbd, images) for vbd in _in_order(db.VBD[ref] for ref in vm.VBDs) if not _lost(vbd)),
+        nics=tuple(nic(db, vif) for vif in _in_order(db.VIF[ref] for ref in vm.VIFs)),
+        weight=_number(weight, 256, 1, 65535),
+        cap=_number(cap, 0, 0, 100 * max(1, vm.VCPUs_max)),
+        affinity=tuple(int(part) for part in mask.split(",") if part.strip().isdecimal()),
+        xenstore=xenstore(vm),
+    )
+
+
+def _in_order(given: Iterable[Any]) -> list[Any]:
+    """Return drives or cards in the order of their numbers. Raises Fault for one without, and for two of one number."""
+    rows = sorted((row for row in given if row._table.name != "VBD" or row.type != "Floppy"), key=_numbered)
+    for row, following in pairwise(rows):
+        if _numbered(row) == _numbered(following):
+            raise errors.DEVICE_ALREADY_EXISTS(str(_numbered(row)))
+    return rows
+
+
+def _lost(vbd: VBD) -> bool:
+    """A disk without an image is left out, an empty CD drive is not."""
+    return vbd.empty and vbd.type != "CD"
+
+
+def _number(text: str, otherwise: int, least: int, most: int) -> int:
+    return min(max(int(text), least), most) if text.strip().isdecimal() else otherwise
+
+
+def boot(vm: VM, guest_directory: Path) -> Boot:
+    """Return how a VM boots. Raises Fault."""
+    kind = domain_kind(vm)
+    if kind == "hvm":
+        return Firmware(vm.HVM_boot_params.get("order", BOOT_ORDER).lower() or BOOT_ORDER)
+    entry = "pv" if kind == "pv" else "pvh"
+    if vm.PV_bootloader:
+        if vm.PV_bootloader.rpartition("/")[2] != "pygrub":
+            raise errors.UNKNOWN_BOOTLOADER(vm._ref, vm.PV_bootloader)
+        return BootLoader(vm.PV_bootloader_args, vm.PV_args, entry)
+    if not vm.PV_kernel:
+        raise errors.BOOTLOADER_FAILED(vm._ref, "neither PV_bootloader nor PV_kernel is set")
+    ramdisk = str(_kernel(vm, vm.PV_ramdisk, guest_directory)) if vm.PV_ramdisk else ""
+    kernel = DEMO if vm.PV_kernel == DEMO else str(_kernel(vm, vm.PV_kernel, guest_directory))
+    return DirectBoot(kernel, ramdisk, vm.PV_args, entry)
+
+
+def domain_kind(vm: VM) -> str:
+    """Return hvm, pv, pvh or pv_in_pvh; what is not said follows from HVM_boot_policy, as in xapi."""
+    if vm.domain_type == "unspecified":
+        return "hvm" if vm.HVM_boot_policy else "pv"
+    return vm.domain_type
+
+
+def _kernel(vm: VM, name: str, guest_directory: Path) -> Path:
+    """Return a file of the guest directory; a path that leads elsewhere is refused."""
+    path = Path(name)
+    if path.is_relative_to(GUEST_KERNELS):
+        path = path.relative_to(GUEST_KERNELS)
+    directory = Path(os.path.realpath(guest_directory))
+    found = Path(os.path.realpath(directory / path))
+    if not found.is_relative_to(directory) or not found.is_file():
+        raise errors.BOOTLOADER_FAILED(vm._ref, f"the guest directory {guest_directory} has no file {name!r}")
+    return found
+
+
+def position(row: Any) -> int | None:
+    """Return the number that a drive or card (VBD or VIF) has in its VM's domain, or will have; None without one.
+
+    A drive stays where it was plugged, whatever its userdevice says meanwhile.
+    """
+    if row._table.name == "VIF":
+        return card_number(row.device)
+    return disk_number(row.device if row.currently_attached and row.device else row.userdevice)
+
+
+def _numbered(row: Any) -> int:
+    number = position(row)
+    if number is None:
+        raise errors.INVALID_DEVICE(row.device if row._table.name == "VIF" else row.userdevice)
+    return number
+
+
+def disk(vbd: VBD, images: Mapping[str, Image]) -> Disk:
+    """Return the drive that a VBD stands for."""
+    image = images.get(vbd.VDI) if not vbd.empty and vbd.VDI != NULL else None
+    return Disk(
+        number=_numbered(vbd),
+        path="" if image is None else image.path,
+        format="raw" if image is None else image.format,
+        read_only=vbd.mode == "RO",
+        is_cdrom=vbd.type == "CD",
+        bootable=vbd.bootable,
+        unpluggable=vbd.unpluggable,
+    )
+
+
+def nic(db: Store, vif: VIF) -> NIC:
+    """Return the card that a VIF stands for."""
+    network: Any = db.network[vif.network]
+    mode: str = vif.locking_mode
+    if mode == "network_default":
+        mode = network.default_locking_mode
+    rate = vif.qos_algorithm_params.get("kbps", "") if vif.qos_algorithm_type == "ratelimit" else ""
+    return NIC(
+        number=_numbered(vif),
+        mac=vif.MAC,
+        network=network.bridge,
+        mtu=_number(vif.other_config.get("mtu", ""), network.MTU, 1, 1 << 31),
+        rate=_number(rate, 0, 0, 1 << 31),
+        locking=mode,
+        allowed_ipv4=tuple(vif.ipv4_allowed) if mode == "locked" else (),
+        allowed_ipv6=tuple(vif.ipv6_allowed) if mode == "locked" else (),
+        carrier=mode != "disabled",
+        address=network.assigned_ips.get(vif._ref, ""),
+        static_ip=static_ip(vif),
+        trunks=tuple(vif.trunks),
+    )
+
+
+def static_ip(vif: VIF) -> dict[str, str]:
+    """Return what a guest's agent is told of addresses to configure: keys below static-ip-setting, as xenopsd's."""
+    settings = {}
+    for version, suffix in (("ipv4", ""), ("ipv6", "6")):
+        mode = getattr(vif, f"{version}_configuration_mode")
+        settings[f"enabled{suffix}"] = {"None": "0", "Static": "1"}.get(mode, "2")
+        if mode == "Static":
+            settings[f"address{suffix}"] = next(iter(getattr(vif, f"{version}_addresses")), "")
+            if gateway := getattr(vif, f"{version}_gateway"):
+                settings[f"gateway{suffix}"] = gateway
+    return settings
+
+
+def xenstore(vm: VM) -> dict[str, str]:
+    """Return the keys below the domain's home that the guest finds."""
+    keys = {key: value for key, value in vm.xenstore_data.items() if key.split("/")[0] in _XENSTORE_PREFIXES}
+    return keys | {f"platform/{key}": value for key, value in vm.platform.items()}

@@ -1,0 +1,73 @@
+"""Devices of a domain that runs: plugged, unplugged and changed on the VM's host, with the rows following.
+
+The callers hold the device's operation. What fails is undone, and then the rows say again what is true.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from hypervisor.api import Change, Device, HostError
+from xapi import errors, power
+from xapi.call import Call
+from xapi.errors import Fault
+
+
+def is_plugged(call: Call, row: Any) -> bool:
+    """Tell whether a VBD or VIF is part of a domain now; a suspended VM keeps `currently_attached` without one."""
+    vm = call.db.VM.get(row.VM)
+    return row.currently_attached and vm is not None and vm.power_state in ("Running", "Paused")
+
+
+async def plug(call: Call, row: Any, device: Device) -> None:
+    """Connect what a VBD or VIF stands for. Raises Fault."""
+    vm = call.db.VM[row.VM]
+    backend = power.backend(call, vm)
+    try:
+        await backend.plug(vm.uuid, device)
+        await call.daemon.reconciler.look(vm)
+    except HostError as error:
+        raise _fault_of(error, vm, row) from error
+    except BaseException:
+        with suppress(HostError):
+            await backend.unplug(vm.uuid, device, True)
+        await call.daemon.reconciler.look(vm)
+        raise
+    if not row.currently_attached:  # the domain has ended meanwhile
+        raise errors.INTERNAL_ERROR(f"Unable to plug {row._table.name} {row._ref}")
+
+
+async def unplug(call: Call, row: Any, device: Device, *, force: bool) -> None:
+    """Take a device away, with `force` whether the guest agrees or not. Raises Fault."""
+    vm = call.db.VM[row.VM]
+    try:
+        await power.backend(call, vm).unplug(vm.uuid, device, force)
+    except HostError as error:
+        if error.code != "no_device":
+            raise _fault_of(error, vm, row) from error
+    finally:
+        await call.daemon.reconciler.look(vm)
+
+
+async def adjust(call: Call, row: Any, change: Change) -> None:
+    """Change a device; one that has gone needs no change. Raises Fault."""
+    vm = call.db.VM[row.VM]
+    try:
+        await power.backend(call, vm).adjust(vm.uuid, change)
+    except HostError as error:
+        if error.code not in ("no_device", "no_domain"):
+            raise _fault_of(error, vm, row) from error
+
+
+def _fault_of(error: HostError, vm: Any, row: Any) -> Fault:
+    name = row._table.name
+    if error.code == "device_exists":
+        return errors.DEVICE_ALREADY_ATTACHED(row._ref)
+    if error.code == "detach_timeout":
+        return errors.DEVICE_DETACH_TIMEOUT(name, row._ref)
+    if error.code == "detach_rejected":
+        return errors.DEVICE_DETACH_REJECTED(name, row._ref, str(error))
+    if error.code == "bad_disk":
+        return errors.VDI_NOT_AVAILABLE(row.VDI)
+    return power.fault_of(error, vm)

@@ -1,0 +1,108 @@
+"""What the toolstack does with VMs by itself: when a guest goes down, and when the daemon begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from hypervisor.api import Shutdown
+from xapi import power
+from xapi.alerts import alert
+from xapi.call import Call, Origin
+from xapi.errors import Fault
+from xapi.operations.claim import claim
+from xapi.placement import choose_host
+from xapi.reconcile import halt
+from xapi.types import NULL
+
+if TYPE_CHECKING:
+    from xapi.daemon import Daemon
+
+log = Logger()
+
+
+def own_call(daemon: Daemon, name: str) -> Call:
+    """Return a call that the toolstack makes itself, with a task of its own; end it with `done`."""
+    return Call(daemon, daemon.dispatcher.methods[name].message, name, None, Origin("", trusted=True))
+
+
+async def follow(daemon: Daemon, ref: str, reason: Shutdown) -> None:
+    """Do what a VM's actions say, after its guest has gone down by itself."""
+    vm: Any = daemon.db.VM.get(ref)
+    if vm is None:
+        return
+    crashed = reason in (Shutdown.CRASH, Shutdown.WATCHDOG)
+    if crashed:
+        action = vm.actions_after_crash
+        alert(daemon.db, _now(daemon), "VM_CRASHED", "VM", vm, f"VM '{vm.name_label}' crashed")
+    else:
+        action = vm.actions_after_reboot if reason is Shutdown.REBOOT else vm.actions_after_shutdown
+    if "preserve" in action:
+        return  # its domain stays for whoever wants to look at it
+    restart = "restart" in action
+    call = own_call(daemon, "VM.hard_reboot" if restart else "VM.hard_shutdown")
+    try:
+        async with claim(call, "hard_reboot" if restart else "hard_shutdown", vm):
+            if restart:
+                await power.again(call, vm)
+            else:
+                await power.end(call, vm)
+    except Fault as fault:
+        log.error("{vm} went down and could not be followed: {fault}", vm=vm.uuid, fault=fault)
+    finally:
+        daemon.tasks.drop(call.task)
+
+
+def forget_lost_domains(daemon: Daemon) -> list[str]:
+    """Write that VMs are halted whose domains have gone with the process that they lived in; return their refs.
+
+    Operations that were under way then are not any more.
+    """
+    db = daemon.db
+    lost: list[str] = []
+    with db.atomic():
+        for table in (db.VM, db.VBD, db.VIF, db.VDI, db.SR, db.host, db.pool, db.VM_appliance):
+            for row in table:
+                held: Any = row
+                if held.current_operations:
+                    held.current_operations = {}
+        for vm in list(db.VM):
+            if vm.power_state in ("Running", "Paused") and not vm.is_control_domain:
+                halt(db, vm)
+                lost.append(vm._ref)
+            elif vm.scheduled_to_be_resident_on in db.host:
+                vm.scheduled_to_be_resident_on = NULL
+    return lost
+
+
+def begin(daemon: Daemon) -> None:
+    """Start the VMs that start with their host, one after another, in the background."""
+    Deferred.fromCoroutine(_start_automatic(daemon)).addErrback(lambda failure: log.failure("auto-start", failure))
+
+
+async def _start_automatic(daemon: Daemon) -> None:
+    pool = next(iter(daemon.db.pool))
+    if pool.other_config.get("auto_poweron", "").lower() != "true":
+        return
+    wanted = [
+        vm
+        for vm in daemon.db.VM
+        if vm.other_config.get("auto_poweron", "").lower() == "true"
+        and vm.power_state == "Halted"
+        and not (vm.is_a_template or vm.is_control_domain)
+    ]
+    for vm in sorted(wanted, key=lambda each: each.order):
+        call = own_call(daemon, "VM.start")
+        try:
+            async with claim(call, "start", vm):
+                await power.begin(call, vm, choose_host(daemon.db, vm))
+        except Fault as fault:
+            log.error("{vm} does not start with its host: {fault}", vm=vm.uuid, fault=fault)
+        finally:
+            daemon.tasks.drop(call.task)
+
+
+def _now(daemon: Daemon) -> Any:
+    return own_call(daemon, "VM.start").now

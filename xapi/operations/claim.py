@@ -1,0 +1,119 @@
+"""Holding an operation of objects while it runs: refused by the rules, seen by clients, given back whatever happens.
+
+Who finds an object held by another operation waits until it is free, as clients of xapi are used to; every other
+refusal is told at once. Costs two changes an operation, which go to disk with those of the message itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+
+from xapi.errors import Fault
+from xapi.operations.refusal import refusal
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from xapi.call import Call
+    from xapi.store.memory import Row, Store
+
+PATIENCE = 2 * 3600.0
+"""Seconds for which a call waits for an object that another operation holds."""
+SHORT = 120.0
+"""The same for calls whose clients wait for them."""
+_LOOK = 20.0
+"""Seconds between two looks when nothing is heard."""
+
+
+@asynccontextmanager
+async def claim(
+    call: Call, operation: str, *rows: Any, strict: bool = True, patience: float = PATIENCE
+) -> AsyncIterator[None]:
+    """Hold an operation of some objects while inside. Raises the Fault of the first that refuses."""
+    deadline = call.clock.seconds() + patience
+    task = call.task._ref
+    while True:
+        waited = await _free(call, operation, rows, strict, deadline)
+        try:
+            before = _hold(call, operation, rows, strict)
+            break
+        except Fault as fault:  # others came while we waited; or we are in our own way
+            if not waited or fault.code != "OTHER_OPERATION_IN_PROGRESS":
+                raise
+    try:
+        yield
+    finally:
+        with call.db.atomic():
+            for row, earlier in zip(rows, before, strict=True):
+                if _exists(call.db, row):
+                    rest = {ref: name for ref, name in row.current_operations.items() if ref != task}
+                    row.current_operations = rest if earlier is None else {**rest, task: earlier}
+
+
+def _hold(call: Call, operation: str, rows: tuple[Any, ...], strict: bool) -> list[str | None]:
+    """Hold all the objects, each by the rules that the others' being held makes; return what the task held before."""
+    task = call.task._ref
+    before = [row.current_operations.get(task) for row in rows]
+    with call.db.atomic():
+        for row in rows:
+            if (fault := _refusal(call, row, operation, strict)) is not None:
+                raise fault
+            row.current_operations = {**row.current_operations, task: operation}
+    return before
+
+
+async def _free(call: Call, operation: str, rows: tuple[Any, ...], strict: bool, deadline: float) -> bool:
+    """Return when the operation may start on each of the objects, and whether that took time. Raises Fault."""
+    waited = False
+    for row in rows:
+        while (fault := _refusal(call, row, operation, strict)) is not None:
+            left = deadline - call.clock.seconds()
+            if fault.code != "OTHER_OPERATION_IN_PROGRESS" or left <= 0:
+                raise fault
+            await changed(call.db, call.clock, _mover(call.db, row), min(left, _LOOK))
+            waited = True
+    return waited
+
+
+def _refusal(call: Call, row: Any, operation: str, strict: bool) -> Fault | None:
+    if not _exists(call.db, row):
+        return Fault("HANDLE_INVALID", row._table.name, row._ref)
+    return refusal(call.db, row, operation, strict=strict)
+
+
+def _mover(db: Store, row: Any) -> Callable[[], bool]:
+    """Return what tells whether others hold an object now than when this was called."""
+    held = row.current_operations
+    return lambda: not _exists(db, row) or row.current_operations is not held
+
+
+def _exists(db: Store, row: Row) -> bool:
+    return row._table.rows.get(row._ref) is row
+
+
+async def changed(db: Store, clock: IReactorTime, happened: Callable[[], bool], seconds: float) -> bool:
+    """Return True once something is so after a change, False when the time is over. A cancel ends the wait."""
+    if happened():
+        return True
+    news: Deferred[bool] = Deferred()
+
+    def hear() -> None:
+        if not news.called and happened():
+            news.callback(True)
+
+    def end() -> None:
+        if not news.called:
+            news.callback(False)
+
+    timer = clock.callLater(seconds, end)
+    db.listen(hear)
+    try:
+        return await news
+    finally:
+        db.unlisten(hear)
+        if timer.active():
+            timer.cancel()

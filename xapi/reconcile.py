@@ -1,0 +1,165 @@
+"""Runtime fields made equal to what is true of a host's domains.
+
+A backend says "look at this domain" (`attention`); messages look themselves before they answer. Either way
+`Reconciler.look` reads the domain's state and writes it into the rows, in one change, so there is one place that
+says what Running means. A guest that goes down by itself, while no operation holds its VM, is followed as the VM's
+actions say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from hypervisor.api import Disk, DomainState, Power, Shutdown
+from xapi import guest_metrics
+from xapi.devices import disk_name
+from xapi.domains import position
+from xapi.types import NULL
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from xapi.backends import Backends
+    from xapi.records import VM
+    from xapi.store.memory import Store
+
+log = Logger()
+
+Followed = Callable[[str, Shutdown], Awaitable[None]]
+
+
+class Reconciler:
+    """Keeps the rows of one pool's VMs true. `follow` is what happens when a guest went down by itself."""
+
+    def __init__(self, db: Store, clock: IReactorTime, backends: Backends) -> None:
+        self._db = db
+        self._clock = clock
+        self._backends = backends
+        self._waiting: set[str] = set()
+        self._following: set[str] = set()
+        self.follow: Followed = _leave
+
+    def attend(self, uuid: str) -> None:
+        """Look at a VM soon; calls until then are one."""
+        if uuid not in self._waiting:
+            self._waiting.add(uuid)
+            self._clock.callLater(0, self._attend, uuid)
+
+    def _attend(self, uuid: str) -> None:
+        self._waiting.discard(uuid)
+        Deferred.fromCoroutine(self._look_and_follow(uuid)).addErrback(_report, uuid)
+
+    async def _look_and_follow(self, uuid: str) -> None:
+        vm: Any = next((row for row in [self._by_uuid(uuid)] if row is not None), None)
+        if vm is None or vm.resident_on == NULL:
+            return
+        state = await self.look(vm)
+        if vm.current_operations or uuid in self._following or vm._ref not in self._db.VM:
+            return
+        if state is not None and state.shutdown is not None:
+            self._following.add(uuid)
+            try:
+                await self.follow(vm._ref, state.shutdown)
+            finally:
+                self._following.discard(uuid)
+
+    def _by_uuid(self, uuid: str) -> VM | None:
+        try:
+            return self._db.VM.by_uuid(uuid)
+        except Exception:
+            return None
+
+    async def look(self, vm: Any, host: Any = None) -> DomainState | None:
+        """Make a VM's rows true; return its domain's state, None when it has none. `host` is where it was made."""
+        host = host or self._db.host.get(vm.resident_on)
+        if host is None:
+            return None
+        state = await self._backends.of(host).stat(vm.uuid)
+        if vm._ref in self._db.VM:
+            with self._db.atomic():
+                if state is not None and state.power is not Power.SHUTDOWN:
+                    self._lives(vm, host, state)
+                elif state is None and vm.resident_on == host._ref:
+                    halt(self._db, vm)
+        return state
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(int(self._clock.seconds()), UTC)
+
+    def _lives(self, vm: VM, host: Any, state: DomainState) -> None:
+        begins = vm.domid != state.domid or vm.power_state not in ("Running", "Paused")
+        vm.power_state = "Paused" if state.power is Power.PAUSED else "Running"
+        vm.domid, vm.resident_on = state.domid, host._ref
+        if begins:
+            vm.scheduled_to_be_resident_on = NULL
+            vm.memory_target = state.memory_target
+            open_console(self._db, vm, host)
+        metrics = self._db.VM_metrics.get(vm.metrics)
+        if metrics is not None:
+            metrics.memory_actual = state.memory_actual
+            metrics.VCPUs_number = state.vcpus
+            if begins:
+                metrics.current_domain_type = vm.domain_type if vm.domain_type != "unspecified" else "pvh"
+                metrics.start_time = datetime.fromtimestamp(int(state.start_time), UTC)
+                metrics.last_updated = self._now()
+        self._devices(vm, state)
+        guest_metrics.update(self._db, vm, state.guest, self._now())
+
+    def _devices(self, vm: VM, state: DomainState) -> None:
+        """Make currently_attached true of each drive and card."""
+        plugged = {(type(each.device) is Disk, each.device.number) for each in state.devices}
+        drives: list[Any] = [self._db.VBD[ref] for ref in vm.VBDs]
+        for vbd in sorted(drives, key=lambda row: not row.currently_attached):  # who has a number keeps it
+            number = position(vbd)
+            vbd.currently_attached = number is not None and (True, number) in plugged
+            if number is not None and vbd.currently_attached:
+                plugged.discard((True, number))
+                vbd.device = disk_name(number)
+        for card in vm.VIFs:
+            vif = self._db.VIF[card]
+            vif.currently_attached = (False, position(vif)) in plugged
+
+
+def open_console(db: Store, vm: VM, host: Any) -> None:
+    """Make the consoles of a VM that begins to live: one of text, and one of a screen."""
+    for ref in list(vm.consoles):
+        db.console.delete(ref)
+    for protocol in ("rfb", "vt100"):
+        console = db.console.create(protocol=protocol, VM=vm._ref)
+        console.location = f"https://{host.address}/console?uuid={console.uuid}"
+
+
+def halt(db: Store, vm: VM, power_state: str = "Halted") -> None:
+    """Write what is true of a VM without a domain: Halted, or Suspended, which keeps what resume needs."""
+    vm.power_state = "Suspended" if power_state == "Suspended" else "Halted"
+    vm.domid, vm.resident_on, vm.scheduled_to_be_resident_on = -1, NULL, NULL
+    for console in list(vm.consoles):
+        db.console.delete(console)
+    if power_state == "Suspended":
+        return
+    metrics = db.VM_metrics.get(vm.metrics)
+    if metrics is not None:
+        metrics.current_domain_type = "unspecified"
+    for name in ("VBD", "VIF", "VGPU", "VUSB"):
+        for ref in getattr(vm, f"{name}s"):
+            device: Any = db.tables[name][ref]
+            device.currently_attached = False
+            if name != "VGPU":
+                device.current_operations = {}
+    for passed in list(vm.attached_PCIs):
+        pci = db.PCI[passed]
+        pci.attached_VMs = tuple(other for other in pci.attached_VMs if other != vm._ref)
+    vm.requires_reboot = False
+
+
+async def _leave(ref: str, reason: Shutdown) -> None:
+    """Follow no guest: until the daemon has said how."""
+
+
+def _report(failure: Any, uuid: str) -> None:
+    log.failure("reconciling {uuid} failed", failure=failure, uuid=uuid)

@@ -1,0 +1,88 @@
+"""SR.scan: the rows of an SR's VDIs made equal to what lies there.
+
+Volumes without a row get one. Rows whose volumes are gone go, as on XCP, but those that a drive, a suspended VM or a
+pool refers to: these stay and are `missing`, as are those whose images are damaged. Rows that have never had a file
+(see `xapi.volumes`) stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from hypervisor.api import Contents, Volume
+from xapi import volumes
+from xapi.call import Call
+from xapi.storage_faults import answering
+
+BATCH = 200
+"""Rows that are written in one turn of the reactor."""
+
+
+async def scan(call: Call, sr: Any) -> None:
+    """Bring the rows of a claimed SR in line with what it holds. Raises Fault."""
+    db = call.db
+    used = await call.daemon.storage.repository(call, sr)
+    if used.kind == "none":
+        return
+    generation = db.generation
+    with answering():
+        contents = await used.storage.scan(used.path)
+    snapshots = tuple(volume for volume in contents.volumes if volume.description.is_a_snapshot)
+    # Snapshots a second time, when there are rows of all that they can be of.
+    for batch in (*_batches(contents.volumes), *_batches(snapshots)):
+        await _turn(call)
+        with db.atomic():
+            for volume in batch:
+                row = volumes.write(db, sr, volume)
+                if row is not None:
+                    volumes.read_description(db, row, volume)
+                    row.is_tools_iso = row.is_tools_iso or (sr.is_tools_sr and used.kind == "cds")
+    await _turn(call)
+    with db.atomic():
+        _miss(call, sr, contents, generation)
+        sr.virtual_allocation = volumes.allocation(db, sr.VDIs)
+        volumes.write_space(sr, contents.space)
+        sr.other_config = {key: value for key, value in sr.other_config.items() if key != "dirty"}
+
+
+def _miss(call: Call, sr: Any, contents: Contents, generation: int) -> None:
+    """Drop the rows without volumes, or say that these are missing; a row younger than the scan is left alone."""
+    db = call.db
+    there = {volume.location for volume in contents.volumes}
+    gone = [
+        row
+        for ref in list(sr.VDIs)
+        if (row := db.VDI[ref]).location not in there and row._modified <= generation and _should_be_there(row)
+    ]
+    if not gone:
+        return
+    suspended = {vm.suspend_VDI for vm in db.VM}
+    for row in gone:
+        if row.VBDs or row.is_tools_iso or row.location in contents.damaged or row._ref in suspended:
+            row.missing = not (row.is_tools_iso and volumes.declared(row))
+        else:
+            volumes.drop(db, row)
+
+
+def _should_be_there(vdi: Any) -> bool:
+    """A row without a file is right if it has never had one; a suspend image is written, not declared."""
+    return not volumes.declared(vdi) or vdi.type == "suspend"
+
+
+def _batches(found: tuple[Volume, ...]) -> Iterator[tuple[Volume, ...]]:
+    for at in range(0, len(found), BATCH):
+        yield found[at : at + BATCH]
+
+
+async def _turn(call: Call) -> None:
+    """Let the reactor do other things."""
+    turn: Deferred[None] = Deferred()
+    timer = call.clock.callLater(0, turn.callback, None)
+    try:
+        await turn
+    finally:
+        if timer.active():
+            timer.cancel()

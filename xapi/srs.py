@@ -1,0 +1,178 @@
+"""What messages do to SRs and their PBDs. What raises, raises Fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xapi import device_config, errors, volumes
+from xapi.call import Call
+from xapi.scans import scan
+from xapi.storage import cd_directory, kind_of, plugged
+from xapi.storage_faults import (
+    IN_USE,
+    NO_CD_DIRECTORY,
+    NO_CD_SERVER,
+    NO_DEVICE,
+    NO_LOCATION,
+    answering,
+    backend_failure,
+)
+from xapi.store.memory import Store
+from xapi.types import NULL
+
+CREATABLE = ("ext", "file", "iso")
+"""The types that SR.create makes; the inventory may hold SRs of more."""
+UNKNOWN = -1
+"""A size that nobody has asked for yet."""
+
+
+def introduce(db: Store, **fields: Any) -> Any:
+    """Make the row of an SR. Raises SR_UUID_EXISTS, UUID_INVALID. Under `atomic`."""
+    given = fields.pop("uuid")
+    if given:
+        if not volumes.is_uuid(given):
+            raise errors.UUID_INVALID("SR", given)
+        if any(sr.uuid == given for sr in db.SR):
+            raise errors.SR_UUID_EXISTS(given)
+        fields["uuid"] = given
+    sizes: dict[str, Any] = {"virtual_allocation": 0, "physical_utilisation": UNKNOWN, "physical_size": UNKNOWN}
+    return db.SR.create(**sizes, default_vdi_visibility=True, **{**fields, "type": fields["type"].lower()})
+
+
+def add_pbd(db: Store, sr: Any, host: Any, config: Mapping[str, str]) -> Any:
+    """Make an SR's connection to a host. Raises PBD_EXISTS. Under `atomic`."""
+    for ref in sr.PBDs:
+        if db.PBD[ref].host == host._ref:
+            raise errors.PBD_EXISTS(sr._ref, host._ref, ref)
+    return db.PBD.create(SR=sr._ref, host=host._ref, device_config=device_config.kept(db, config))
+
+
+def drop_pbd(db: Store, pbd: Any) -> None:
+    """Remove a PBD with its secrets. Under `atomic`."""
+    device_config.forget_secrets(db, pbd.device_config)
+    db.PBD.delete(pbd._ref)
+
+
+async def create(call: Call, sr: Any, pbd: Any) -> None:
+    """Make the storage of a new SR where its first PBD says."""
+    if sr.type not in CREATABLE:
+        raise errors.SR_UNKNOWN_DRIVER(sr.type)
+    config, kind = pbd.device_config, kind_of(sr)
+    storage = call.daemon.backends.of(call.db.host[pbd.host]).storage
+    path = str(call.daemon.storage.directory / sr.uuid)
+    if sr.type == "ext":
+        _assert_device_free(call.db, pbd)
+    elif not config.get("location"):
+        raise backend_failure(NO_LOCATION)
+    if sr.type == "file":
+        if not config["location"].startswith("/"):
+            raise backend_failure(NO_LOCATION, f"{config['location']!r} is no absolute path")
+        path = config["location"]
+    with answering():
+        if sr.type == "iso":
+            folder = cd_directory(config)
+            if not folder or not await storage.look(folder):
+                raise backend_failure(NO_CD_DIRECTORY if "legacy_mode" in config else NO_CD_SERVER, config["location"])
+        else:
+            await storage.create(path, kind)
+
+
+def _assert_device_free(db: Store, pbd: Any) -> None:
+    """Raise the storage's errors for a PBD without a device, or with one that another PBD of its host uses."""
+    devices = set(filter(None, pbd.device_config.get("device", "").split(",")))
+    if not devices:
+        raise backend_failure(NO_DEVICE)
+    for ref in db.host[pbd.host].PBDs:
+        other = db.PBD[ref]
+        if ref != pbd._ref and devices & set(other.device_config.get("device", "").split(",")):
+            raise backend_failure(IN_USE, pbd.device_config["device"])
+
+
+async def plug(call: Call, sr: Any, pbd: Any) -> None:
+    """Connect a claimed SR to a host, and look what it holds."""
+    if not any(sm.type == sr.type for sm in call.db.SM):
+        raise errors.SR_UNKNOWN_DRIVER(sr.type)
+    if pbd.currently_attached:
+        return
+    if not sr.shared:
+        for ref in sr.PBDs:
+            other = call.db.PBD[ref]
+            if other.currently_attached and other.host != pbd.host:
+                raise errors.SR_NOT_SHARABLE(sr._ref, other.host)
+    storage = call.daemon.storage
+    await storage.begin(call, sr, pbd, strict=True)
+    pbd.currently_attached = True
+    try:
+        if plugged(call.db, sr) is pbd:
+            await scan(call, sr)
+    except BaseException:
+        pbd.currently_attached = False
+        await storage.end(call, sr, pbd)
+        raise
+
+
+def assert_unpluggable(db: Store, sr: Any, pbd: Any) -> None:
+    """Raise HA_IS_ENABLED or VDI_IN_USE for a PBD over which something is in use."""
+    pool = next(iter(db.pool))
+    if pool.ha_enabled and any(sr._ref == db.VDI[ref].SR for ref in pool.ha_statefiles if ref in db.VDI):
+        raise errors.HA_IS_ENABLED()
+    active = list(dict.fromkeys(_active(db, sr, pbd.host)))
+    if active:
+        raise errors.Fault("VDI_IN_USE", *active)
+
+
+def _active(db: Store, sr: Any, host: str) -> Iterable[str]:
+    """Yield the VDIs of an SR that VMs on a host use."""
+    for ref in sr.VDIs:
+        vdi: Any = db.VDI[ref]
+        if vdi.type == "metadata":
+            continue
+        for used in vdi.VBDs:
+            vbd: Any = db.VBD[used]
+            vm: Any = db.VM.get(vbd.VM)
+            attached = (vbd.currently_attached or vbd.reserved) and not vbd.empty
+            if attached and vm is not None and vm.resident_on == host:
+                yield ref
+
+
+async def erase(call: Call, sr: Any) -> None:
+    """Erase the storage of a claimed SR; its rows stay. Raises SR_HAS_NO_PBDS."""
+    pbds = [call.db.PBD[ref] for ref in sr.PBDs]
+    if not pbds:
+        raise errors.SR_HAS_NO_PBDS(sr._ref)
+    master = next(iter(call.db.pool)).master
+    pbd = next((each for each in pbds if each.host == master), pbds[0])
+    kind = kind_of(sr)
+    if kind == "none":
+        return
+    storage = call.daemon.backends.of(call.db.host[pbd.host]).storage
+    with answering():
+        path, there = await call.daemon.storage.place(storage, sr, pbd.device_config)
+        if there:
+            await storage.remove(path, kind)
+
+
+def forget(db: Store, sr: Any) -> None:
+    """Remove an SR's rows: of itself, its PBDs and VDIs; nothing refers to it afterwards. Under `atomic`."""
+    for ref in list(sr.PBDs):
+        drop_pbd(db, db.PBD[ref])
+    for ref in list(sr.VDIs):
+        volumes.drop(db, db.VDI[ref])
+    for pool in db.pool:
+        _unset(pool, sr, "default_SR", "suspend_image_SR", "crash_dump_SR")
+    for host in db.host:
+        _unset(host, sr, "suspend_image_sr", "crash_dump_sr", "local_cache_sr")
+    for vm in db.VM:
+        _unset(vm, sr, "suspend_SR")
+    for blob in sr.blobs.values():
+        if blob in db.blob:
+            db.blob.delete(blob)
+    device_config.forget_secrets(db, sr.sm_config)
+    db.SR.delete(sr._ref)
+
+
+def _unset(row: Any, sr: Any, *fields: str) -> None:
+    for name in fields:
+        if getattr(row, name) == sr._ref:
+            setattr(row, name, NULL)

@@ -1,0 +1,59 @@
+"""The API's errors for what storage refuses, as XCP's storage manager words them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hypervisor.api import StorageFailure
+from xapi.errors import Fault
+
+IN_USE, UNIMPLEMENTED, EXISTS, NO_SPACE, NO_VOLUME, NO_REPOSITORY = 16, 38, 43, 44, 46, 47
+NO_DEVICE, NO_LOCATION, NO_CD_SERVER, NO_CD_DIRECTORY = 90, 94, 222, 226
+BAD_TYPE, CANNOT_MAKE = 66, 78
+
+_TEXTS = {
+    1: "Invalid argument",
+    IN_USE: "The SR device is currently in use",
+    24: "The VDI is currently in use",
+    UNIMPLEMENTED: "The requested method is not supported/implemented",
+    39: "The SR is not empty",
+    42: "The SR already exists",
+    EXISTS: "The VDI already exists",
+    NO_SPACE: "There is insufficient space",
+    NO_VOLUME: "The VDI is not available",
+    NO_REPOSITORY: "The SR is not available",
+    61: "File SR creation error",
+    63: "File SR deletion error",
+    65: "Failed to load VDI",
+    BAD_TYPE: "Invalid VDI type",
+    CANNOT_MAKE: "VDI Creation failed",
+    79: "VDI Invalid size",
+    80: "Failed to mark VDI hidden",
+    81: "Failed to clone VDI",
+    82: "Failed to snapshot VDI",
+    NO_DEVICE: "The request is missing the device parameter",
+    NO_LOCATION: "The request is missing the location parameter",
+    109: "The snapshot chain is too long",
+    110: "VDI resize failed",
+    200: "General IO error",
+    NO_CD_SERVER: "Could not mount the directory specified in Device Configuration",
+    NO_CD_DIRECTORY: "Invalid local path",
+    456: "Unable to attach empty optical drive to VM.",
+    461: "The file system for SR cannot be written to.",
+}
+
+
+def backend_failure(number: int, detail: str = "") -> Fault:
+    """Return SR_BACKEND_FAILURE_`number`, with an output that is always empty, a text and another empty one."""
+    text = _TEXTS.get(number, "Unknown error")
+    return Fault(f"SR_BACKEND_FAILURE_{number}", "", f"{text} [opterr={detail}]" if detail else text, "")
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn what storage raises into the API's errors."""
+    try:
+        yield
+    except StorageFailure as failure:
+        raise backend_failure(failure.number, str(failure)) from failure
