@@ -1,7 +1,7 @@
 """The network rings: packets and bytes of Debian guests' own driver, to and from a station, and between two guests.
 
 Packets are UDP datagrams of guest_load.c, counted where they arrive; bytes are TCP, with segmentation left to the
-other side, from busybox's nc and wget. The limit is the switch alone: frames of one port counted at the other.
+other side, from busybox's httpd. The limit is the switch alone: frames of one port counted at the other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALL = 18
 """Bytes of a datagram in a frame of the least size."""
 LARGE = 1472
 TRANSFER = 16 << 20
-STATION, UDP_PORT, TCP_PORT = "10.9.0.9", 5001, 5002
+STATION, UDP_PORT = "10.9.0.9", 5001
 NETWORK = "bench"
 BURST = 64
 MOST_WAITING = 256
@@ -47,25 +47,35 @@ class Station:
             self.endpoint = Endpoint(switch, time.monotonic_ns, b"\x02\0\0\0\0\x09", interface)
             self.endpoint.udp.bind(self._datagram, UDP_PORT)
             self.socket = self.endpoint.udp.bind(lambda _, __: None)
-            self.endpoint.tcp.listen(TCP_PORT, self._accept)
         self.ticker.add(self.endpoint)
         self.ticker.start()
         self.packets = 0
         self.bytes = 0
-        self.ended = threading.Event()
 
     def _datagram(self, socket: UdpSocket, datagram: Datagram) -> None:
         self.packets += 1
 
-    def _accept(self, connection: Connection) -> None:
-        def received(data: bytes) -> None:
-            self.bytes += len(data)
+    def fetch(self, address: str, path: str) -> None:
+        """Fetch what a guest serves by HTTP and count its bytes, the header's too. Raises TimeoutError."""
+        ended = threading.Event()
 
-        def ended() -> None:
-            connection.close()
-            self.ended.set()
+        def prepare(connection: Connection) -> None:
+            def opened() -> None:
+                connection.send(f"GET {path} HTTP/1.0\r\n\r\n".encode())
 
-        connection.received, connection.ended = received, ended
+            def received(data: bytes) -> None:
+                self.bytes += len(data)
+
+            def over() -> None:
+                connection.close()
+                ended.set()
+
+            connection.opened, connection.received, connection.ended = opened, received, over
+
+        with self.lock:
+            self.endpoint.tcp.connect(IPv4Address(address).packed, 80, prepare)
+        if not ended.wait(machine.SECONDS):
+            raise TimeoutError(f"{self.bytes} bytes have arrived")
 
     def flood(self, address: str, size: int, seconds: float) -> None:
         """Send datagrams to a guest as fast as it takes them."""
@@ -100,14 +110,15 @@ def benchmark(stage: Stage) -> list[Figure]:
         limits = {size: _switch_rate(size) for size in (SMALL, LARGE)}
         figures = [_packets("guest to station", _to_station(first, station, size), limits[size], size)
                    for size in (SMALL, LARGE)]  # fmt: skip
-        figures.append(_bytes("guest to station", _tcp_to_station(first, station)))
+        _serve(first)
+        figures.append(_bytes("guest to station", _tcp_to_station(station)))
         made.toolstack.pause(second.uuid)  # it is not asked, and floods reach it before its address is known
         figures += [_packets("station to guest", _from_station(first, station, size), limits[size], size)
                     for size in (SMALL, LARGE)]  # fmt: skip
         made.toolstack.unpause(second.uuid)
         figures += [_packets("guest to guest", _between(first, second, size), limits[size], size)
                     for size in (SMALL, LARGE)]  # fmt: skip
-        figures.append(_bytes("guest to guest", _tcp_between(first, second)))
+        figures.append(_bytes("guest to guest", _tcp_between(second)))
         station.stop()
     return figures
 
@@ -157,25 +168,27 @@ def _taken(guest: Linux) -> float:
     return found["packets"] / found["ns"] * 1e9
 
 
-def _tcp_to_station(guest: Linux, station: Station) -> float:
-    """Return bytes a second."""
-    station.bytes = 0
-    station.ended.clear()
-    begun = time.monotonic()
-    guest.run(f"dd if=/dev/zero bs=65536 count={TRANSFER >> 16} 2>/dev/null | nc {STATION} {TCP_PORT}")
-    if not station.ended.wait(machine.SECONDS) or station.bytes != TRANSFER:
-        raise RuntimeError(f"{station.bytes} bytes arrived")
-    return TRANSFER / (time.monotonic() - begun)
+def _serve(guest: Linux) -> None:
+    """Have a guest serve a file that it keeps in memory, by HTTP."""
+    guest.run(f"dd if=/dev/zero of=/tmp/file bs=65536 count={TRANSFER >> 16} 2>/dev/null; httpd -h /tmp")
 
 
-def _tcp_between(server: Linux, client: Linux) -> float:
-    """Return bytes a second of a file in memory that the second guest fetches from the first by HTTP."""
-    server.run(f"dd if=/dev/zero of=/tmp/file bs=65536 count={TRANSFER >> 16} 2>/dev/null; httpd -h /tmp")
+def _tcp_to_station(station: Station) -> float:
+    """Return bytes a second of a file that the station fetches from the first guest."""
     begun = time.monotonic()
-    fetched = client.run("wget -q -O - http://10.9.0.1/file | wc -c")
+    station.fetch("10.9.0.1", "/file")
+    if station.bytes < TRANSFER:
+        raise RuntimeError(f"{station.bytes} bytes have arrived")
+    return station.bytes / (time.monotonic() - begun)
+
+
+def _tcp_between(client: Linux) -> float:
+    """Return bytes a second of the same file, fetched by the second guest into its memory."""
+    begun = time.monotonic()
+    client.run("wget -q -O /tmp/got http://10.9.0.1/file")
     taken = time.monotonic() - begun
-    if int(fetched.split()[-1]) != TRANSFER:
-        raise RuntimeError(f"not all bytes have arrived: {fetched}")
+    if int(client.run("wc -c </tmp/got").split()[-1]) != TRANSFER:
+        raise RuntimeError("not all bytes have arrived")
     return TRANSFER / taken
 
 
