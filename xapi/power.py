@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+
 from hypervisor.api import HostError, Shutdown
 from xapi import errors, guest_metrics
 from xapi.alerts import alert
@@ -18,7 +21,10 @@ from xapi.errors import Fault
 from xapi.operations.claim import SHORT, changed, claim
 from xapi.placement import choose_host
 from xapi.reconcile import halt
+from xapi.storage_faults import backend_failure
 from xapi.types import NULL
+
+log = Logger()
 
 
 def backend(call: Call, vm: Any) -> Any:
@@ -38,6 +44,8 @@ def fault_of(error: HostError, vm: Any) -> Fault:
         return errors.VM_NON_SUSPENDABLE(vm._ref, str(error))
     if error.code == "not_suspended":
         return errors.VM_FAILED_SUSPEND_ACKNOWLEDGMENT(vm._ref)
+    if error.code == "bad_disk":
+        return backend_failure(46, str(error))
     if error.code == "no_space":
         return errors.SR_FULL("", str(error))
     return errors.INTERNAL_ERROR(f"{error.code}: {error}")
@@ -129,9 +137,9 @@ async def cancel_others(call: Call, vm: Any) -> None:
 
 async def discard_suspended(call: Call, vm: Any) -> None:
     """Destroy the memory of a suspended VM."""
-    vdi, vm.suspend_VDI = vm.suspend_VDI, NULL
-    if vdi in call.db.VDI:
-        await call.daemon.storage.destroy(call, call.db.VDI[vdi])
+    if vm.suspend_VDI in call.db.VDI:
+        await call.daemon.storage.destroy(call, call.db.VDI[vm.suspend_VDI])
+    vm.suspend_VDI = NULL
 
 
 async def again(call: Call, vm: Any, *, start_paused: bool = False) -> None:
@@ -170,6 +178,20 @@ async def save(call: Call, vm: Any) -> Any:
     return vdi
 
 
+async def leave(call: Call, vm: Any, vdi: Any) -> None:
+    """End the domain of a VM whose memory is saved. What fails is undone; a cancel comes too late, and is ignored."""
+    host = backend(call, vm)
+    try:
+        try:
+            await host.destroy(vm.uuid)
+        except CancelledError:  # it may be gone already: then the image is all that there is
+            await host.destroy(vm.uuid)
+    except HostError as error:
+        await host.resume(vm.uuid)
+        await call.daemon.storage.destroy(call, vdi)
+        raise fault_of(error, vm) from error
+
+
 async def wake(call: Call, vm: Any, host: Any, *, start_paused: bool = False) -> None:
     """Restore a claimed VM from its suspend image, which is destroyed when it lives."""
     db = call.db
@@ -182,5 +204,8 @@ async def wake(call: Call, vm: Any, host: Any, *, start_paused: bool = False) ->
         image = await call.daemon.storage.suspend_image(call, vdi, host)
         await _live(call, vm, host, image, start_paused=start_paused)
     vm.suspend_VDI = NULL
-    await call.daemon.storage.destroy(call, vdi)
+    try:
+        await call.daemon.storage.destroy(call, vdi)
+    except (Fault, CancelledError) as error:  # the VM lives, whatever becomes of the image
+        log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=vdi.uuid, vm=vm.uuid, error=error)
     alert(db, call.now, "VM_RESUMED", "VM", vm, f"VM '{vm.name_label}' resumed on host: {host.name_label}")

@@ -95,7 +95,7 @@ def test_a_start_that_fails_leaves_nothing(pool: Pool, vm: Any, step: str) -> No
 @pytest.mark.parametrize(
     ("code", "fault"),
     [("bad_kernel", "BOOTLOADER_FAILED"), ("bootloader_failed", "BOOTLOADER_FAILED"),
-     ("no_memory", "HOST_NOT_ENOUGH_FREE_MEMORY")],
+     ("no_memory", "HOST_NOT_ENOUGH_FREE_MEMORY"), ("bad_disk", "SR_BACKEND_FAILURE_46")],
 )  # fmt: skip
 def test_what_the_host_cannot_do_has_its_error(pool: Pool, vm: Any, code: str, fault: str) -> None:
     """As xapi names it."""

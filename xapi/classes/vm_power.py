@@ -133,8 +133,7 @@ async def suspend(call: Call, vm: VM) -> None:
     row = call.db.VM[vm]
     async with claim(call, "suspend", row):
         vdi = await power.save(call, row)
-        host = call.db.host[row.resident_on]
-        await call.daemon.backends.of(host).destroy(row.uuid)
+        await power.leave(call, row, vdi)
         with call.db.atomic():
             row.suspend_VDI = vdi._ref
             halt(call.db, row, "Suspended")

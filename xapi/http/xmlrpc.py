@@ -236,8 +236,8 @@ class AnswerFault(Exception):
 def call(name: str, parameters: Sequence[Any]) -> bytes:
     """Return a call of plain values: str, bool, int, float, None, lists and dicts."""
     params = "".join(f"<param>{_plain(value)}</param>" for value in parameters)
-    text = f"<?xml version='1.0'?><methodCall><methodName>{escape(name)}</methodName><params>{params}</params></methodCall>"
-    return text.encode(errors="replace")
+    head = f"<?xml version='1.0'?><methodCall><methodName>{escape(name)}</methodName>"
+    return f"{head}<params>{params}</params></methodCall>".encode(errors="replace")
 
 
 def _plain(value: Any) -> str:
