@@ -45,6 +45,10 @@ async def follow(daemon: Daemon, ref: str, reason: Shutdown) -> None:
     call = own_call(daemon, "VM.hard_reboot" if restart else "VM.hard_shutdown")
     try:
         async with claim(call, "hard_reboot" if restart else "hard_shutdown", vm):
+            host = daemon.db.host.get(vm.resident_on)
+            state = None if host is None else await daemon.backends.of(host).stat(vm.uuid)
+            if state is None or state.shutdown is None:
+                return  # a call that went before has dealt with it
             if restart:
                 await power.again(call, vm)
             else:

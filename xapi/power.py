@@ -111,7 +111,8 @@ async def end(call: Call, vm: Any, *, alerted: str = "VM_SHUTDOWN") -> None:
     """Destroy a VM's domain and write that it is halted."""
     host = call.db.host.get(vm.resident_on)
     if host is not None:
-        await call.daemon.backends.of(host).destroy(vm.uuid)
+        with told(vm):
+            await call.daemon.backends.of(host).destroy(vm.uuid)
     with call.db.atomic():
         halt(call.db, vm)
         if alerted:
@@ -145,7 +146,8 @@ async def discard_suspended(call: Call, vm: Any) -> None:
 async def again(call: Call, vm: Any, *, start_paused: bool = False) -> None:
     """Make a claimed VM's domain anew on the host that it is on; it is halted when that fails."""
     host = call.db.host.get(vm.resident_on) or choose_host(call.db, vm)
-    await call.daemon.backends.of(host).destroy(vm.uuid)
+    with told(vm):
+        await call.daemon.backends.of(host).destroy(vm.uuid)
     with call.db.atomic():
         for table, refs in ((call.db.VBD, vm.VBDs), (call.db.VIF, vm.VIFs)):
             for ref in refs:

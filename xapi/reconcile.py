@@ -19,6 +19,7 @@ from hypervisor.api import Disk, DomainState, Power, Shutdown
 from xapi import guest_metrics
 from xapi.devices import disk_name
 from xapi.domains import position
+from xapi.operations.claim import changed
 from xapi.types import NULL
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from xapi.store.memory import Store
 
 log = Logger()
+
+_LOOK = 60.0
+"""Seconds between two looks at a guest that went down while an operation holds its VM."""
 
 Followed = Callable[[str, Shutdown], Awaitable[None]]
 
@@ -59,14 +63,21 @@ class Reconciler:
         if vm is None or vm.resident_on == NULL:
             return
         state = await self.look(vm)
-        if vm.current_operations or uuid in self._following or vm._ref not in self._db.VM:
+        if state is None or state.shutdown is None or uuid in self._following:
             return
-        if state is not None and state.shutdown is not None:
-            self._following.add(uuid)
-            try:
+        self._following.add(uuid)
+        try:
+            while state is not None and state.shutdown is not None and self._is_held(vm):
+                # Most operations know that the guest is down; one that they leave down is followed when they end.
+                await changed(self._db, self._clock, lambda: not self._is_held(vm), _LOOK)
+                state = await self.look(vm)
+            if state is not None and state.shutdown is not None and vm._ref in self._db.VM:
                 await self.follow(vm._ref, state.shutdown)
-            finally:
-                self._following.discard(uuid)
+        finally:
+            self._following.discard(uuid)
+
+    def _is_held(self, vm: Any) -> bool:
+        return vm._ref in self._db.VM and bool(vm.current_operations)
 
     def _by_uuid(self, uuid: str) -> VM | None:
         try:

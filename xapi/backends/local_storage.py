@@ -176,6 +176,7 @@ class LocalStorage:
         repository = self._at(path)
         if isinstance(repository, IsoRepository):
             return _delete_cd(repository, location)
+        repository.introduce(location)  # what was put there just now goes too, as a suspend image
         chain = [location, *_parents(repository, location)]
         repository.delete(location)
         return _effect(repository, chain)

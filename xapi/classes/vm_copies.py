@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from hypervisor.api import HostError
@@ -117,7 +118,10 @@ async def _go_on(call: Call, row: Any) -> None:
     """Let a guest go on that was suspended where it is. Raises VM_CHECKPOINT_RESUME_FAILED; then it is halted."""
     backend = power.backend(call, row)
     try:
-        await backend.resume(row.uuid)
+        try:
+            await backend.resume(row.uuid)
+        except CancelledError:  # too late: the copy is made, and the guest must go on
+            await backend.resume(row.uuid)
         await call.daemon.reconciler.look(row)
     except HostError as error:
         log.error("{vm} does not go on after its checkpoint: {error}", vm=row.uuid, error=error)

@@ -1,0 +1,268 @@
+"""Each step of what is done to VMs fails once, or is cancelled: rows, files and domains agree, and all works again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from twisted.internet.defer import Deferred, fail
+
+from hypervisor.api import HostError, Power, StorageFailure
+from tests.api.storage_pool import MIB, Disks, Threads, fit
+from tests.conftest import Pool
+from tests.property.test_vm_lifecycle import dangling
+from xapi.errors import Fault
+from xapi.operations.refusal import RULES
+from xapi.types import NULL
+
+MOST = 60
+"""More than any operation has steps."""
+BACKEND = (
+    "network", "build", "unpause", "pause", "destroy", "shutdown", "suspend", "resume", "restore", "plug", "unplug",
+    "adjust",
+)  # fmt: skip
+NO_SPACE = 44
+
+
+class Steps:
+    """All calls of a host's backend, and all work of its storage, counted once `armed`.
+
+    The one of number `fail_at` fails without doing anything; the one of number `hold_at` waits, before or after it
+    was done, until it is cancelled. A host goes on with what is cancelled, or withdraws it: both happen.
+    """
+
+    def __init__(self, pool: Disks) -> None:
+        self.pool = pool
+        self.names: list[str] = []
+        self.fail_at = self.hold_at = -1
+        self.late = self.armed = False
+        self.held: Deferred[Any] | None = None
+        backend: Any = pool.backend
+        for name in BACKEND:
+            setattr(backend, name, self._call(name, getattr(backend, name)))
+        storage: Any = pool.storage
+        self._work, storage._run = storage._run, self._run
+
+    def arm(self, *, fail_at: int = -1, hold_at: int = -1, late: bool = False) -> None:
+        self.fail_at, self.hold_at, self.late, self.armed = fail_at, hold_at, late, True
+
+    def _counted(self, name: str) -> int:
+        if not self.armed:
+            return -2
+        self.names.append(name)
+        return len(self.names) - 1
+
+    def _call(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        async def step(uuid: Any, *arguments: Any, **named: Any) -> Any:
+            number = self._counted(name)
+            if number == self.fail_at:
+                raise HostError("failed", f"{name} by the test")
+            if number == self.hold_at and not self.late:
+                await self._hold()
+            result = await function(uuid, *arguments, **named)
+            if name in ("destroy", "shutdown"):  # what a guest does is news
+                self.pool.backend.attention(uuid)
+            if number == self.hold_at and self.late:
+                await self._hold()
+            return result
+
+        return step
+
+    def _hold(self) -> Deferred[Any]:
+        self.held = Deferred()
+        return self.held
+
+    def _run(self, told: Any, work: Any, *arguments: Any) -> Deferred[Any]:
+        """Work of the storage goes on to its end when it is cancelled."""
+        number = self._counted(f"storage {getattr(work, '__name__', '')}")
+        if number == self.fail_at:
+            return fail(StorageFailure(NO_SPACE, f"{self.names[-1]} by the test"))
+        if number != self.hold_at:
+            return self._work(told, work, *arguments)
+        self.held = Deferred()
+        return self.held.addBoth(lambda _: self._work(told, work, *arguments))
+
+
+class Case(NamedTuple):
+    """A message, and the state that the VM is in."""
+
+    message: str
+    state: str
+    parameters: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.message}-{self.state}"
+
+
+CASES = (
+    Case("VM.start", "Halted", (False, False)),
+    Case("VM.snapshot", "Running", ("new", [])),
+    Case("VM.clone", "Halted", ("new",)),
+    Case("VM.destroy", "Halted"),
+    Case("VM.hard_shutdown", "Running"),
+    Case("VM.hard_shutdown", "Suspended"),
+    Case("VM.suspend", "Running"),
+    Case("VM.resume", "Suspended", (False, False)),
+    Case("VM.checkpoint", "Running", ("new",)),
+    Case("VM.checkpoint", "Suspended", ("new",)),
+    Case("VM.revert", "Running"),
+    Case("VM.revert", "Suspended"),
+    Case("VM.hard_reboot", "Running"),
+    Case("VM.clean_reboot", "Running"),
+)
+MAY_HALT = frozenset({"VM.revert", "VM.hard_reboot", "VM.clean_reboot", "VM.hard_shutdown"})
+"""Whose failure may leave the VM halted."""
+
+
+class World:
+    """A pool with one VM that has a disk and a card, in the state that a case wants."""
+
+    def __init__(self, directory: Path, case: Case) -> None:
+        self.case = case
+        self.pool = fit(Pool(directory), Threads())
+        self.db: Any = self.pool.db
+        self.steps = Steps(self.pool)
+        template = self.db.VM.by_name_label("Demo guest")[0]
+        self.vm = self.db.VM[self.pool("VM.clone", template._ref, "guest")]
+        self.pool("VM.provision", self.vm._ref)
+        self.disk = self.pool.create(MIB)
+        shared = {"VM": self.vm._ref, "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {}}
+        drive = {"VDI": self.disk._ref, "userdevice": "0", "bootable": False, "mode": "RW", "type": "Disk",
+                 "unpluggable": True, "empty": False}  # fmt: skip
+        self.pool("VBD.create", shared | drive)
+        network = next(iter(self.db.network))._ref
+        self.pool("VIF.create", shared | {"network": network, "device": "0", "MAC": "", "MTU": "1500"})
+        self.target = self.vm
+        self.uuid = self.vm.uuid
+        self.keeps_image = False
+        """A VM that lives again lets its image be, when that cannot be destroyed."""
+        if case.message == "VM.revert":
+            self.target = self.db.VM[self.pool("VM.snapshot", self.vm._ref, "snapshot", [])]
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Bring the VM into the state of the case."""
+        state = self.vm.power_state
+        if state == self.case.state:
+            return
+        if state == "Halted":
+            self.pool("VM.start", self.vm._ref, False, False)
+        elif state == "Suspended":
+            self.pool("VM.resume", self.vm._ref, False, False)
+        if self.case.state == "Suspended":
+            self.pool("VM.suspend", self.vm._ref)
+
+    def begin(self) -> Deferred[Any]:
+        return self.pool.start(self.case.message, self.pool.session, self.target._ref, *self.case.parameters)
+
+    def count(self) -> tuple[int, int]:
+        """Return how many VMs and disks there are."""
+        return len(self.db.VM), len([vdi for vdi in self.db.VDI if vdi.managed and vdi.type != "suspend"])
+
+    def check(self) -> None:
+        """Assert that rows, files and domains agree, and that nobody waits for anything."""
+        domains = self.pool.backend.doms
+        for vm in (vm for vm in self.db.VM if not vm.is_control_domain):
+            domain = domains.get(vm.uuid)
+            state = {None: vm.power_state if vm.power_state != "Running" else "", Power.RUNNING: "Running"}
+            assert vm.power_state == state[domain and domain.state], domain
+            assert (vm.domid, vm.resident_on == NULL) == ((domain.domid, False) if domain else (-1, True))
+            assert vm.scheduled_to_be_resident_on == NULL
+            assert (vm.power_state == "Suspended") == (vm.suspend_VDI != NULL)
+            devices = [self.db.VBD[ref] for ref in vm.VBDs] + [self.db.VIF[ref] for ref in vm.VIFs]
+            if vm.power_state in ("Running", "Halted"):
+                assert all(row.currently_attached == (domain is not None) for row in devices)
+        assert set(domains) <= {vm.uuid for vm in self.db.VM}
+        assert dangling(self.db) == []
+        held = [row for name in RULES for row in self.db.tables[name] if row.current_operations]
+        assert held == []
+        assert len(self.db.task) == 0
+        images = {vdi._ref for vdi in self.db.VDI if vdi.type == "suspend"}
+        if not self.keeps_image:
+            assert images == {vm.suspend_VDI for vm in self.db.VM if vm.suspend_VDI != NULL}
+        stems = {Path(name).stem for name in self.pool.files()}
+        assert stems == {self.db.VDI[ref].location for ref in self.pool.sr.VDIs}
+
+    def check_undone(self, before: tuple[int, int]) -> None:
+        """Assert that a call that failed has left nothing, and works now."""
+        assert self.count() == before
+        assert self.uuid in {vm.uuid for vm in self.db.VM}
+        states = {self.case.state} | ({"Halted"} if self.case.message in MAY_HALT else set())
+        assert self.vm.power_state in states
+        self.steps.armed = False
+        self.prepare()
+        self.pool.outcome(self.begin())
+        self.check()
+
+
+def outcome(pool: Disks, deferred: Deferred[Any]) -> Any:
+    """Return the result of a call, or the Fault."""
+    try:
+        return pool.outcome(deferred)
+    except Fault as fault:
+        return fault
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_step_fails_once(tmp_path: Path, case: Case) -> None:
+    """Whichever it is: what was done is undone, and the call works next time."""
+    failed = []
+    for number in range(MOST):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        world = World(directory, case)
+        before = world.count()
+        world.steps.arm(fail_at=number)
+        result = outcome(world.pool, world.begin())
+        if len(world.steps.names) <= number:
+            break
+        step = f"step {number}: {world.steps.names[number]}"
+        told = isinstance(result, Fault)
+        world.keeps_image = case.message == "VM.resume" and not told
+        try:
+            world.check()
+            if told and result.code != "VM_CHECKPOINT_RESUME_FAILED":  # then the snapshot stays, its VM is halted
+                world.check_undone(before)
+        except (AssertionError, Fault) as error:
+            failed.append(f"{step} -> {result!r}: {error!s:.200}")
+    else:
+        pytest.fail("there are more steps than this test looks at")
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["withdrawn", "done"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_step_is_cancelled(tmp_path: Path, case: Case, late: bool) -> None:
+    """Whichever it is: the call has succeeded, or has left nothing and works next time."""
+    failed = []
+    for number in range(MOST):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        world = World(directory, case)
+        before = world.count()
+        world.steps.arm(hold_at=number, late=late)
+        running = world.begin()
+        world.pool.turn()
+        if len(world.steps.names) <= number:
+            break
+        step = f"step {number}: {world.steps.names[number]}"
+        try:
+            assert world.steps.held is not None, "nothing was held"
+            tasks = [row for row in world.db.task if row.subtask_of == NULL]
+            for task in tasks:
+                world.pool("task.cancel", task._ref)
+            world.pool.turn()
+            if not world.steps.held.called:
+                world.steps.held.callback(None)  # work of the storage has come to its end
+            result = outcome(world.pool, running)
+            world.check()
+            if isinstance(result, Fault):
+                assert result.code == "TASK_CANCELLED"
+                world.check_undone(before)
+        except (AssertionError, Fault) as error:
+            failed.append(f"{step}: {error!s:.200}")
+    else:
+        pytest.fail("there are more steps than this test looks at")
+    assert not failed, "\n".join(failed)
