@@ -43,6 +43,7 @@ from unicorn import (
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
+from hypervisor.cpu.abort import raise_instead
 from hypervisor.cpu.translation import UnknownCode, mend
 
 VERSION = "2.1.4"
@@ -403,6 +404,7 @@ def self_check() -> None:
         raise UnsupportedUnicorn(f"Unicorn {unicorn.__version__} is installed; this program needs exactly {VERSION}")
     try:
         mend()
+        raise_instead(_ENV)
         failed = [check.__doc__ for check in _CHECKS if not check()]
     except (UcError, ValueError, struct.error, UnknownCode) as error:
         raise UnsupportedUnicorn(f"Unicorn does not behave as the build known here: {error}") from error
@@ -540,6 +542,27 @@ def _turns() -> bool:
     return exits == [(PAUSE_EXIT, _CODE + 9)] * 2 and results == [1000, 1001] and all(own) and size == _ENV_SIZE
 
 
-_CHECKS = (_registers, _system_registers, _faults, _whole_blocks, _halts, _interrupts, _turns)
+def _no_task() -> bool:
+    """an interrupt that needs a stack of a TSS, when there is none"""
+    engine, overlay = _machine("fb 90 90 f4")  # sti; nop; nop; hlt
+    seen = []
+
+    def fault(engine: Uc, number: int, _: Any) -> None:
+        seen.append(number)
+        overlay.cancel_interrupt()
+        engine.emu_stop()
+
+    engine.hook_add(UC_HOOK_INTR, fault)
+    engine.mem_write(_IDT + 16 * 0xF3, struct.pack("<HHBBHII", 0, 8, 1, 0x8E, 0, 0, 0))
+    overlay.regs.idt.base, overlay.regs.idt.limit = _IDT, 0xFFF
+    overlay.regs.gdt.base, overlay.regs.gdt.limit = 0x195000, 0x3F
+    engine.mem_write(0x195008, struct.pack("<Q", 0x00AF9B000000FFFF))
+    overlay.regs.tr.flags = 0
+    overlay.interrupt(0xF3)
+    engine.emu_start(_CODE, 0)
+    return seen == [10]
+
+
+_CHECKS = (_registers, _system_registers, _faults, _whole_blocks, _halts, _interrupts, _turns, _no_task)
 
 self_check()

@@ -230,6 +230,12 @@ class SharingVCPU(VCPU):
         self.overlay.cancel_interrupt()
         self.overlay.enter_real(page, signature)
 
+    def withdraw(self) -> None:
+        """Take back what the CPU was offered and has not taken; the next run offers it again."""
+        if self.overlay.interrupt_pending:
+            self.overlay.cancel_interrupt()
+            self._offered = 0
+
     def _notice(self) -> None:
         """Find out whether the CPU has taken the interrupt that it was offered."""
         if self._offered and not self.overlay.interrupt_pending:

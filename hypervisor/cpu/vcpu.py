@@ -208,6 +208,10 @@ class VCPU:
         """Put the CPU at the start of a page in real mode."""
         raise NotImplementedError("this vCPU runs alone: no other one can start it")
 
+    def withdraw(self) -> None:
+        """Take back an interrupt that the guest has not taken; while its event is pending, the next run offers it."""
+        self.overlay.cancel_interrupt()
+
     def close(self) -> None:
         """Free the engine of a CPU that does not run. Later use raises AttributeError, and reads no freed memory."""
         engine, overlay = self.engine, self.overlay
@@ -293,6 +297,9 @@ class VCPU:
 
     def _on_exception(self, engine: Uc, vector: int, _: Any) -> None:
         overlay = self.overlay
+        if self._stop and overlay.interrupt_pending:
+            # Taking the interrupt may be what faults. Unicorn then tries again at once, and looks for a stop later.
+            self.withdraw()
         is_int = bool(overlay.exception_is_int.value)
         overlay.exception_is_int.value = 0
         code = overlay.error_code.value & 0xFFFFFFFF if vector in _WITH_ERROR_CODE and not is_int else None
@@ -314,6 +321,7 @@ class VCPU:
 
     def _crash(self, why: str) -> None:
         self.crash = self.crash or why
+        self.withdraw()
         self.engine.emu_stop()
 
     def _deliver(self, vector: int, error_code: int | None, software: bool) -> None:

@@ -137,6 +137,24 @@ def test_a_stop_makes_no_bit_flip_twice(cpu: VCPU, bit: str) -> None:
     assert cpu.memory.read_u64(DATA) == 1
 
 
+@pytest.mark.parametrize("kind", ["no gate", "no stack"])
+def test_an_interrupt_that_cannot_be_taken_does_not_keep_the_thread(cpu: VCPU, kind: str) -> None:
+    """Unicorn tries again and again before it looks for a stop."""
+    load(cpu, "fb 90 eb fe")  # sti; nop; jmp to itself
+    cpu.upcall(0xF3)
+    if kind == "no gate":  # and none for the fault of that
+        assert cpu.run() is Outcome.CRASHED and "vector 8 has no gate" in cpu.crash
+        return
+    cpu.overlay.regs.tr.flags = 0x8B00
+    gate(cpu, 0xF3, CODE, ist=2)
+    cpu.memory.write_u64(TSS + 44, 1 << 40)
+    gate(cpu, 14, CODE, ist=1, trap=True)
+    timer = threading.Timer(0.05, cpu.stop)
+    timer.start()
+    assert cpu.run() is Outcome.STOPPED
+    timer.join()
+
+
 def test_the_self_check_fails_when_a_block_may_be_left_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check must notice a build where no_exit_request lies elsewhere."""
     monkeypatch.setattr(overlay, "_NO_EXIT_REQUEST", overlay._NO_EXIT_REQUEST + 3)
