@@ -10,8 +10,9 @@ STATE ?= .state
 run: $(VENV)/run
 	XAPI_ROOT_PASSWORD=xenroot $(BIN)/xapi --state $(STATE) $(ARGS)
 
+# A file's tests run in one process, files side by side.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .

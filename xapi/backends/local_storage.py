@@ -176,7 +176,7 @@ class LocalStorage:
         repository = self._at(path)
         if isinstance(repository, IsoRepository):
             return _delete_cd(repository, location)
-        repository.introduce(location)  # what was put there just now goes too, as a suspend image
+        repository.scan()  # what was put there just now goes too, as a suspend image; a damaged one as well
         chain = [location, *_parents(repository, location)]
         repository.delete(location)
         return _effect(repository, chain)
