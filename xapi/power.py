@@ -107,12 +107,21 @@ async def clean(call: Call, vm: Any, how: Shutdown) -> None:
         await backend(call, vm).shutdown(vm.uuid, how)
 
 
+async def _destroy(call: Call, vm: Any, host: Any) -> None:
+    """End a VM's domain; one that stays is looked at when the operation is over, for its guest may be down."""
+    try:
+        with told(vm):
+            await call.daemon.backends.of(host).destroy(vm.uuid)
+    except BaseException:
+        call.daemon.reconciler.attend(vm.uuid)
+        raise
+
+
 async def end(call: Call, vm: Any, *, alerted: str = "VM_SHUTDOWN") -> None:
     """Destroy a VM's domain and write that it is halted."""
     host = call.db.host.get(vm.resident_on)
     if host is not None:
-        with told(vm):
-            await call.daemon.backends.of(host).destroy(vm.uuid)
+        await _destroy(call, vm, host)
     with call.db.atomic():
         halt(call.db, vm)
         if alerted:
@@ -146,8 +155,7 @@ async def discard_suspended(call: Call, vm: Any) -> None:
 async def again(call: Call, vm: Any, *, start_paused: bool = False) -> None:
     """Make a claimed VM's domain anew on the host that it is on; it is halted when that fails."""
     host = call.db.host.get(vm.resident_on) or choose_host(call.db, vm)
-    with told(vm):
-        await call.daemon.backends.of(host).destroy(vm.uuid)
+    await _destroy(call, vm, host)
     with call.db.atomic():
         for table, refs in ((call.db.VBD, vm.VBDs), (call.db.VIF, vm.VIFs)):
             for ref in refs:
