@@ -87,8 +87,17 @@ class Disk:
     read_only: bool = False
     is_cdrom: bool = False
     bootable: bool = False
-    unpluggable: bool = True
     size: int = 0
+
+
+def disk_name(number: int) -> str:
+    """Return the name that a guest knows a disk by: 0 is xvda, 26 is xvdaa."""
+    letters = ""
+    number += 1
+    while number:
+        number, letter = divmod(number - 1, 26)
+        letters = chr(ord("a") + letter) + letters
+    return f"xvd{letters}"
 
 
 @dataclass(frozen=True, slots=True)

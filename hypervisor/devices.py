@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
-from hypervisor.api import NIC, Device, DeviceState, Disk, HostError
+from hypervisor.api import NIC, Device, DeviceState, Disk, HostError, disk_name
 from hypervisor.disks import disk as disks
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.anonymous import AnonymousDisk
@@ -27,16 +27,6 @@ from hypervisor.storage.repositories import Repositories
 from hypervisor.xenstore.errors import XenstoreError
 from hypervisor.xenstore.permissions import NONE, Permissions
 from hypervisor.xenstore.store import Store
-
-
-def disk_name(number: int) -> str:
-    """Return the name that a guest knows a disk by: 0 is xvda, 26 is xvdaa."""
-    letters = ""
-    number += 1
-    while number:
-        number, letter = divmod(number - 1, 26)
-        letters = chr(ord("a") + letter) + letters
-    return f"xvd{letters}"
 
 
 def open_disk(described: Disk, repositories: Repositories, *, read_only: bool = False) -> disks.Disk | None:
@@ -244,10 +234,6 @@ class Devices:
             raise HostError("no_device", f"there is no device {number}")
         return plugged
 
-    def described(self) -> list[Device]:
-        """Return what is plugged."""
-        return [plugged.described for plugged in self._plugged.values()]
-
     def states(self) -> Iterator[DeviceState]:
         """Yield what is true of each device; under the machine's lock."""
         for plugged in list(self._plugged.values()):
@@ -262,11 +248,6 @@ class Devices:
             if isinstance(plugged.described, Disk) and plugged.described.is_cdrom is cdroms and plugged.disk is not None
         )
         return [disk for _, disk in found]
-
-    def restart(self) -> None:
-        """Have the guest's drivers connect anew: it was resumed as a new domain."""
-        for plugged in self._plugged.values():
-            plugged.bus.restart()
 
     def close(self) -> None:
         """Close the disks of a domain that has ended."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from xapi import errors
 from xapi.sessions import allowed
-from xapi.types import NULL, Ref
+from xapi.types import NULL, Ref, moment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +57,7 @@ class Call:
     @property
     def now(self) -> datetime:
         """The time of day, in whole seconds."""
-        return datetime.fromtimestamp(int(self.daemon.clock.seconds()), UTC)
+        return moment(self.daemon.clock.seconds())
 
     @property
     def task(self) -> Any:

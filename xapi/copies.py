@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xapi import errors, networks, saved_record, vdis
 from xapi.call import Call
-from xapi.devices import is_mac
-from xapi.inventory.templates import mac_address
+from xapi.devices import is_mac, mac_address
 from xapi.parts import Part, all_of, undo_all
 from xapi.types import NULL, Ref
 

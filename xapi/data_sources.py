@@ -9,8 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hypervisor.api import NIC, DeviceState
-from xapi.devices import disk_name
+from hypervisor.api import NIC, DeviceState, disk_name
 
 if TYPE_CHECKING:
     from hypervisor.api import DomainState

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from hashlib import md5
 
 LAST_DISK = 254
 """The last disk that `autodetect` finds; control domains have one more."""
@@ -20,16 +21,6 @@ MOST_CARDS = 1 << 12
 
 _NAME = re.compile(r"(?:xvd|sd|hd)([a-z]{1,3})|d([0-9]{1,5})")
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
-
-
-def disk_name(number: int) -> str:
-    """Return the name that a guest knows a disk by: 0 is xvda, 26 is xvdaa."""
-    letters = ""
-    number += 1
-    while number:
-        number, letter = divmod(number - 1, 26)
-        letters = chr(ord("a") + letter) + letters
-    return f"xvd{letters}"
 
 
 def disk_number(text: str) -> int | None:
@@ -66,3 +57,13 @@ def free(used: Iterable[int | None], last: int) -> list[int]:
 def is_mac(text: str) -> bool:
     """Tell whether a text has the form of a MAC address."""
     return _MAC.fullmatch(text) is not None
+
+
+def mac_address(seed: str, device: int) -> str:
+    """Return the address of a VM's n-th network card: local, unicast, the same for the same seed."""
+    first = seed.encode()
+    for _ in range(2 * device + 1):
+        first = md5(first, usedforsecurity=False).digest()
+    second = md5(first, usedforsecurity=False).digest()
+    octets = (first[0] & 0xFE | 0x02, *first[1:4], *second[1:3])
+    return ":".join(f"{octet:02x}" for octet in octets)

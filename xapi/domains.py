@@ -136,7 +136,6 @@ def disk(vbd: VBD, images: Mapping[str, Image]) -> Disk:
         read_only=vbd.mode == "RO",
         is_cdrom=vbd.type == "CD",
         bootable=vbd.bootable,
-        unpluggable=vbd.unpluggable,
     )
 
 

@@ -15,7 +15,7 @@ from xapi.errors import Fault
 from xapi.operations.claim import claim
 from xapi.placement import choose_host
 from xapi.reconcile import halt
-from xapi.types import NULL
+from xapi.types import NULL, moment
 
 if TYPE_CHECKING:
     from xapi.daemon import Daemon
@@ -36,7 +36,7 @@ async def follow(daemon: Daemon, ref: str, reason: Shutdown) -> None:
     crashed = reason in (Shutdown.CRASH, Shutdown.WATCHDOG)
     if crashed:
         action = vm.actions_after_crash
-        alert(daemon.db, _now(daemon), "VM_CRASHED", "VM", vm, f"VM '{vm.name_label}' crashed")
+        alert(daemon.db, moment(daemon.clock.seconds()), "VM_CRASHED", "VM", vm, f"VM '{vm.name_label}' crashed")
     else:
         action = vm.actions_after_reboot if reason is Shutdown.REBOOT else vm.actions_after_shutdown
     if "preserve" in action:
@@ -106,7 +106,3 @@ async def _start_automatic(daemon: Daemon) -> None:
             log.error("{vm} does not start with its host: {fault}", vm=vm.uuid, fault=fault)
         finally:
             daemon.tasks.drop(call.task)
-
-
-def _now(daemon: Daemon) -> Any:
-    return own_call(daemon, "VM.start").now

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from hypervisor.api import Disk, HostError, Power
 from xapi.data_sources import Look, Source, of_domain, of_host, rate, shares
 from xapi.errors import Fault
+from xapi.types import moment
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -106,16 +107,13 @@ class Sampler:
             self._write_vm(vm, before, look)
             self._write_devices(vm, before, look)
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(int(self._clock.seconds()), UTC)
-
     def _write_vm(self, vm: Any, before: Look | None, look: Look) -> None:
         metrics = self._db.VM_metrics.get(vm.metrics)
         if metrics is None:
             return
         _update(
             metrics,
-            self._now(),
+            moment(self._clock.seconds()),
             memory_actual=look.state.memory_actual,
             VCPUs_utilisation={number: round(share, 2) for number, share in enumerate(shares(before, look))},
             state=(_condition(before, look),),
@@ -144,7 +142,12 @@ class Sampler:
             names = ("read_bytes", "written_bytes") if isinstance(each.device, Disk) else ("rx_bytes", "tx_bytes")
             read, written = (per_second(old.get(name, 0), each.counters.get(name, 0)) for name in names)
             if not math.isnan(read + written):
-                _update(metrics, self._now(), io_read_kbs=float(read // 1024), io_write_kbs=float(written // 1024))
+                _update(
+                    metrics,
+                    moment(self._clock.seconds()),
+                    io_read_kbs=float(read // 1024),
+                    io_write_kbs=float(written // 1024),
+                )
 
     def _write_host(self, host: Any, looks: list[tuple[Look | None, Look]]) -> None:
         metrics = self._db.host_metrics.get(host.metrics)
@@ -158,7 +161,7 @@ class Sampler:
         held += sum([vm.memory_overhead for vm in here])
         left = max(0, metrics.memory_total - host.memory_overhead - held)
         with self._db.atomic():
-            _update(metrics, self._now(), memory_free=left)
+            _update(metrics, moment(self._clock.seconds()), memory_free=left)
         running = len(own) + sum(state.power is Power.RUNNING for state in states)
         busy = sum(sum(shares(before, look)) for before, look in looks)
         busy /= max(1, int(host.cpu_info.get("cpu_count", "1")))

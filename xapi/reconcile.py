@@ -9,18 +9,17 @@ actions say.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from hypervisor.api import Disk, DomainState, Power, Shutdown
+from hypervisor.api import Disk, DomainState, Power, Shutdown, disk_name
 from xapi import guest_metrics
-from xapi.devices import disk_name
 from xapi.domains import position
+from xapi.errors import Fault
 from xapi.operations.claim import changed
-from xapi.types import NULL
+from xapi.types import NULL, moment
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -59,7 +58,7 @@ class Reconciler:
         Deferred.fromCoroutine(self._look_and_follow(uuid)).addErrback(_report, uuid)
 
     async def _look_and_follow(self, uuid: str) -> None:
-        vm: Any = next((row for row in [self._by_uuid(uuid)] if row is not None), None)
+        vm: Any = self._by_uuid(uuid)
         if vm is None or vm.resident_on == NULL:
             return
         state = await self.look(vm)
@@ -82,7 +81,7 @@ class Reconciler:
     def _by_uuid(self, uuid: str) -> VM | None:
         try:
             return self._db.VM.by_uuid(uuid)
-        except Exception:
+        except Fault:
             return None
 
     async def look(self, vm: Any, host: Any = None) -> DomainState | None:
@@ -99,9 +98,6 @@ class Reconciler:
                     halt(self._db, vm)
         return state
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(int(self._clock.seconds()), UTC)
-
     def _lives(self, vm: VM, host: Any, state: DomainState) -> None:
         begins = vm.domid != state.domid or vm.power_state not in ("Running", "Paused")
         vm.power_state = "Paused" if state.power is Power.PAUSED else "Running"
@@ -116,10 +112,10 @@ class Reconciler:
             metrics.VCPUs_number = state.vcpus
             if begins:
                 metrics.current_domain_type = vm.domain_type if vm.domain_type != "unspecified" else "pvh"
-                metrics.start_time = datetime.fromtimestamp(int(state.start_time), UTC)
-                metrics.last_updated = self._now()
+                metrics.start_time = moment(state.start_time)
+                metrics.last_updated = moment(self._clock.seconds())
         self._devices(vm, state)
-        guest_metrics.update(self._db, vm, state.guest, self._now())
+        guest_metrics.update(self._db, vm, state.guest, moment(self._clock.seconds()))
 
     def _devices(self, vm: VM, state: DomainState) -> None:
         """Make currently_attached true of each drive and card."""

@@ -41,6 +41,7 @@ from xapi.state import State
 from xapi.store.database import open_database
 from xapi.store.memory import Store
 from xapi.store.writer import Writer
+from xapi.types import moment
 
 log = Logger()
 
@@ -257,7 +258,7 @@ def _first_inventory(store: Store, config: Config, declared: Any, reactor: Any) 
         return iter(())
     seed = secrets.randbits(128) if config.seed is None else config.seed
     rng = random.Random(seed)
-    now = datetime.fromtimestamp(int(reactor.seconds()), UTC)
+    now = moment(reactor.seconds())
     fresh.populate(store, declared, rng=rng, now=now)
     return iter(scale.grow(store, hosts=config.hosts, vms=config.vms, rng=rng, now=now))
 

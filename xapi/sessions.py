@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.task import deferLater
 
 from xapi import errors, records
-from xapi.types import NULL
+from xapi.types import NULL, moment
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -108,7 +107,7 @@ class Sessions:
             auth_user_name=account.name,
             rbac_permissions=permissions,
             originator=originator,
-            validation_time=self._now(),
+            validation_time=moment(self.clock.seconds()),
         )
 
     def _subjects(self, account: Account) -> list[Any]:
@@ -160,7 +159,7 @@ class Sessions:
         return self._create(is_local_superuser=True, pool=True)
 
     def _create(self, **fields: Any) -> records.session:
-        now = self._now()
+        now = moment(self.clock.seconds())
         master = next(iter(self.db.pool)).master
         return self.db.session.create(this_host=master, last_active=now, **fields)
 
@@ -176,7 +175,7 @@ class Sessions:
     def used(self, session: Any) -> None:
         """Note that a session is in use."""
         if self.clock.seconds() - session.last_active.timestamp() >= REFRESH:
-            session.last_active = self._now()
+            session.last_active = moment(self.clock.seconds())
 
     def end(self, session: Any) -> None:
         """Log a session out; calls that wait on it hear of it."""
@@ -214,11 +213,8 @@ class Sessions:
             self.end(row)
             return
         with self.db.atomic():
-            row.validation_time = self._now()
+            row.validation_time = moment(self.clock.seconds())
             row.rbac_permissions = self._permissions_of(account)
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(int(self.clock.seconds()), UTC)
 
 
 class _Permissions(tuple[str, ...]):

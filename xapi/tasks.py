@@ -7,13 +7,12 @@ makes one for a client's own work. How a task ends is written here, and only onc
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from xapi import errors, records
 from xapi.errors import Fault
 from xapi.store.memory import Derivation
-from xapi.types import EPOCH, NULL
+from xapi.types import EPOCH, NULL, moment
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -67,7 +66,7 @@ class Tasks:
             name_label=name,
             name_description=description,
             status="pending",
-            created=self._now(),
+            created=moment(self.clock.seconds()),
             finished=EPOCH,
             type="<none/>",
             session=NULL if session is None else session._ref,
@@ -118,7 +117,7 @@ class Tasks:
             return
         with self.db.atomic():
             task.progress = 1.0
-            task.finished = self._now()
+            task.finished = moment(self.clock.seconds())
             for name, value in fields.items():
                 setattr(task, name, value)
             if "destroy" in task.current_operations.values():
@@ -171,9 +170,6 @@ class Tasks:
         """Cancel all work: the daemon stops."""
         for work in list(self._work.values()):
             work.cancel()
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(int(self.clock.seconds()), UTC)
 
 
 def require_owner(session: Any, task: Any, db: Store, may: bool) -> None:

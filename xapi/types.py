@@ -80,6 +80,11 @@ escaped = _Escaped().__getitem__
 
 
 @lru_cache(maxsize=4096)
+def moment(seconds: float) -> datetime:
+    """Return the time of day, in whole seconds, of seconds since 1970: what fields hold."""
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
 def format_datetime(value: datetime) -> str:
     """Return the wire form, ``20260131T09:05:07Z``: no hyphens, whole seconds, always UTC."""
     return f"{value.year:04}{value.month:02}{value.day:02}T{value.hour:02}:{value.minute:02}:{value.second:02}Z"

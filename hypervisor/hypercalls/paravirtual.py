@@ -13,6 +13,7 @@ from hypervisor.grant_table import GNTST_BAD_DOMAIN, GNTST_GENERAL_ERROR, GNTST_
 from hypervisor.hypercalls import callbacks, descriptors, grant_table_op, memory_op, mmu, table, vcpu_op
 from hypervisor.hypercalls import version as xen_version
 from hypervisor.hypercalls.callbacks import paravirtual
+from hypervisor.hypercalls.table import dispatcher
 from hypervisor.memory import BadAddress
 from hypervisor.paravirtual.area import GRANT_FRAMES, M2P, STATUS_FRAMES
 
@@ -191,15 +192,5 @@ TABLE: Mapping[int, Hypercall] = {
 }
 
 
-def dispatch(domain: Domain, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
-    """Do a hypercall for a vCPU and return its result; nothing that a guest passes raises."""
-    function = TABLE.get(number)
-    if function is None:
-        return -ENOSYS
-    domain.hypercalls[number] = domain.hypercalls.get(number, 0) + 1
-    try:
-        return function(domain, cpu, arguments)
-    except XenError as error:
-        return -error.number
-    except BadAddress:
-        return -EFAULT
+dispatch = dispatcher(TABLE)
+"""Does the hypercalls of PV domains."""

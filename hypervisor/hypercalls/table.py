@@ -60,16 +60,25 @@ TABLE: Mapping[int, Hypercall] = {
 }
 
 
-def dispatch(domain: Domain, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
-    """Do a hypercall for a vCPU and return its result; nothing that a guest passes raises."""
-    function = TABLE.get(number)
-    if number < NUMBERS:
-        domain.hypercalls[number] = domain.hypercalls.get(number, 0) + 1
-    if function is None:
-        return -ENOSYS
-    try:
-        return function(domain, cpu, arguments)
-    except XenError as error:
-        return -error.number
-    except BadAddress:
-        return -EFAULT
+def dispatcher(table: Mapping[int, Hypercall]) -> Callable[[Domain, VCPU, int, Sequence[int]], int]:
+    """Return what does the hypercalls of a table."""
+
+    def dispatch(domain: Domain, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
+        """Do a hypercall for a vCPU and return its result; nothing that a guest passes raises."""
+        function = table.get(number)
+        if number < NUMBERS:
+            domain.hypercalls[number] = domain.hypercalls.get(number, 0) + 1
+        if function is None:
+            return -ENOSYS
+        try:
+            return function(domain, cpu, arguments)
+        except XenError as error:
+            return -error.number
+        except BadAddress:
+            return -EFAULT
+
+    return dispatch
+
+
+dispatch = dispatcher(TABLE)
+"""Does the hypercalls of HVM and PVH domains."""

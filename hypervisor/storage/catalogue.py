@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from hypervisor.api import Description
 from hypervisor.storage.attachment import Chain, OpenVolume
 from hypervisor.storage.errors import Code, StorageError
 from hypervisor.storage.layout import Found, Layout, is_uuid
-from hypervisor.storage.volume import Description, Volume
+from hypervisor.storage.volume import Volume
 
 _BASE = Description("base copy", read_only=True)
 

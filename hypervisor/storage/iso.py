@@ -9,11 +9,12 @@ import threading
 from pathlib import Path
 from uuid import UUID, uuid5
 
+from hypervisor.api import Description
 from hypervisor.disks import raw
 from hypervisor.disks.disk import SECTOR
 from hypervisor.storage.attachment import Chain, OpenVolume
 from hypervisor.storage.errors import Code, StorageError, failing
-from hypervisor.storage.volume import Description, Format, Space, Users, Volume
+from hypervisor.storage.volume import Format, Space, Users, Volume
 
 _NAME = re.compile(r"(?:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})|.+)\.(?:iso|img)", re.IGNORECASE | re.DOTALL)
 

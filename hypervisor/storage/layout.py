@@ -33,12 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from hypervisor.api import Description
 from hypervisor.disks import snapshot, vhd
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.disk import SECTOR, DiskError, Kind
 from hypervisor.disks.snapshot import UNFINISHED, unfinished
 from hypervisor.disks.storage import ImageFile, failure, sync_directory
-from hypervisor.storage.volume import MAX_DESCRIPTION, Description, Format
+from hypervisor.storage.volume import MAX_DESCRIPTION, Format, decode, encode
 
 MARKER = "repository.json"
 LOCK = "lock"
@@ -138,13 +139,13 @@ class Layout:
 
     def describe(self, uuid: str, description: Description) -> None:
         """Write a volume's description."""
-        self.replace(self.path / f"{uuid}.json", description.encode())
+        self.replace(self.path / f"{uuid}.json", encode(description))
 
     def description(self, uuid: str) -> Description:
         """Read a volume's description; one that is missing or damaged has nothing to tell."""
         try:
             with (self.path / f"{uuid}.json").open("rb") as file:
-                return Description.decode(file.read(MAX_DESCRIPTION))
+                return decode(file.read(MAX_DESCRIPTION))
         except OSError:
             return Description()
 

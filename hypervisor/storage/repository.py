@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+from hypervisor.api import Description
 from hypervisor.disks import raw, snapshot, vhd
 from hypervisor.disks.copying import Progress
 from hypervisor.disks.disk import DiskError
@@ -24,9 +25,7 @@ from hypervisor.storage.attachment import Chain, OpenVolume
 from hypervisor.storage.catalogue import Catalogue, Record
 from hypervisor.storage.errors import Code, StorageError, failing
 from hypervisor.storage.layout import LOCK, MARKER, Found, Layout
-from hypervisor.storage.volume import Description, Format, Space, Users, Volume, rounded
-
-_PLAIN = Description()
+from hypervisor.storage.volume import PLAIN, Format, Space, Users, Volume, rounded
 
 
 def _silent(done: int, total: int) -> None:
@@ -190,7 +189,7 @@ class FileRepository:
     # -- making and removing
 
     def create_volume(
-        self, size: int, description: Description = _PLAIN, *, format: Format = Format.VHD, uuid: str | None = None
+        self, size: int, description: Description = PLAIN, *, format: Format = Format.VHD, uuid: str | None = None
     ) -> Volume:
         """Make an empty sparse volume of `size` bytes, rounded up to 2 MiB, or to whole sectors if raw."""
         found = Found(str(uuid4()) if uuid is None else uuid, format, rounded(size, format), None, False)
@@ -242,6 +241,8 @@ class FileRepository:
         with self.catalogue.claim(uuid), failing(Code.VDIDelete, self.path):
             with self.catalogue.lock:
                 self._attached()
+                if uuid not in self.catalogue.records:  # put here just now, perhaps
+                    self.catalogue.learn()
                 if uuid in self.catalogue.broken:
                     self._delete_broken(uuid)
                     return

@@ -12,12 +12,17 @@ import json
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 
+from hypervisor.api import Description
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.disk import SECTOR, DiskError, Kind
 from hypervisor.storage.errors import Code, StorageError
 
 MAX_DESCRIPTION = 256 * 1024
 """Bytes of a description that are believed."""
+
+
+PLAIN = Description()
+"""What is said of a volume of which nobody has said anything."""
 
 
 class Format(Enum):
@@ -28,38 +33,25 @@ class Format(Enum):
     ISO = "iso"
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What the users say of a volume; the fields are those of XenAPI's VDI."""
+def encode(description: Description) -> bytes:
+    """Return the content of a description's file; raise DiskError(REFUSED) for one that would not be believed."""
+    data = json.dumps(asdict(description), indent=1).encode() + b"\n"
+    if len(data) > MAX_DESCRIPTION:
+        raise DiskError(Kind.REFUSED, f"a description of {len(data)} bytes")
+    return data
 
-    name_label: str = ""
-    name_description: str = ""
-    type: str = "user"
-    is_a_snapshot: bool = False
-    snapshot_of: str = ""
-    snapshot_time: str = ""
-    read_only: bool = False
-    sharable: bool = False
 
-    def encode(self) -> bytes:
-        """Return the file's content; raise DiskError(REFUSED) for one that would not be believed."""
-        data = json.dumps(asdict(self), indent=1).encode() + b"\n"
-        if len(data) > MAX_DESCRIPTION:
-            raise DiskError(Kind.REFUSED, f"a description of {len(data)} bytes")
-        return data
-
-    @classmethod
-    def decode(cls, data: bytes) -> Description:
-        """Read what `encode` wrote; what is unknown or of another type is left out, so no file is refused."""
-        try:
-            found = json.loads(data)
-        except (ValueError, RecursionError):
-            return cls()
-        if not isinstance(found, dict):
-            return cls()
-        default = cls()
-        known = {one.name: type(getattr(default, one.name)) for one in fields(cls)}
-        return cls(**{name: value for name, value in found.items() if type(value) is known.get(name)})
+def decode(data: bytes) -> Description:
+    """Read what `encode` wrote; what is unknown or of another type is left out, so no file is refused."""
+    default = Description()
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return default
+    if not isinstance(found, dict):
+        return default
+    known = {one.name: type(getattr(default, one.name)) for one in fields(Description)}
+    return Description(**{name: value for name, value in found.items() if type(value) is known.get(name)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +66,7 @@ class Volume:
     parent: str | None = None
     hidden: bool = False
     """It is there only for its children: XenAPI's unmanaged "base copy"."""
-    description: Description = Description()
+    description: Description = PLAIN
 
     @property
     def read_only(self) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hypervisor import api
-from hypervisor.devices import disk_name, open_disk
+from hypervisor.api import disk_name
+from hypervisor.devices import open_disk
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.disk import Disk
 from hypervisor.storage.repositories import Repositories

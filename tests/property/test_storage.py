@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from hypervisor.api import Description
 from hypervisor.disks.disk import SECTOR
 from hypervisor.storage.attachment import OpenVolume
 from hypervisor.storage.errors import Code, StorageError
 from hypervisor.storage.layout import Found, useless
 from hypervisor.storage.repository import FileRepository
-from hypervisor.storage.volume import Description, Format
+from hypervisor.storage.volume import Format, decode, encode
 
 MIB = 1 << 20
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -235,6 +236,6 @@ def test_what_is_useless_is_needed_by_no_visible_volume(nodes: list[tuple[int | 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_any_bytes_are_read_as_a_description(data: bytes) -> None:
     """Never an exception; and what was written is read."""
-    Description.decode(data)
+    decode(data)
     described = Description(data.decode("utf-8", "replace"), read_only=True)
-    assert Description.decode(described.encode()) == described
+    assert decode(encode(described)) == described

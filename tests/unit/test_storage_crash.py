@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.api import Description
 from hypervisor.disks.disk import DiskError
 from hypervisor.storage.attachment import OpenVolume
 from hypervisor.storage.errors import Code, StorageError
 from hypervisor.storage.repository import FileRepository
-from hypervisor.storage.volume import Description, Format
+from hypervisor.storage.volume import Format
 from tests.unit.failing_host import BROKEN, FULL, FailingHost, host, memory
 
 __all__ = ["host", "memory"]

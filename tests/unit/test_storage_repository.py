@@ -14,11 +14,12 @@ from uuid import uuid4
 
 import pytest
 
+from hypervisor.api import Description
 from hypervisor.disks import vhd
 from hypervisor.disks.disk import DiskError, Kind
 from hypervisor.storage.errors import Code, StorageError
 from hypervisor.storage.repository import FileRepository
-from hypervisor.storage.volume import MAX_DESCRIPTION, Description, Format, Users, Volume
+from hypervisor.storage.volume import MAX_DESCRIPTION, Format, Users, Volume
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -28,7 +27,7 @@ from hypervisor.storage.iso import IsoRepository
 from hypervisor.storage.layout import Layout
 from hypervisor.storage.repositories import Repositories, Repository
 from hypervisor.storage.repository import FileRepository
-from hypervisor.storage.volume import Description, Format, Volume
+from hypervisor.storage.volume import Format, Volume
 from xapi.backends import cd_image
 
 COPIES = 4
@@ -155,7 +154,7 @@ class LocalStorage:
     def _make(self, path: str, location: str, size: int, format: str, description: api.Description) -> api.Effect:
         repository = self._at(path)
         if isinstance(repository, FileRepository):
-            repository.create_volume(size, _described(description), format=Format(format), uuid=location)
+            repository.create_volume(size, description, format=Format(format), uuid=location)
             return _effect(repository, [location])
         return _made_cd(repository, location, size, b"")
 
@@ -176,7 +175,6 @@ class LocalStorage:
         repository = self._at(path)
         if isinstance(repository, IsoRepository):
             return _delete_cd(repository, location)
-        repository.scan()  # what was put there just now goes too, as a suspend image; a damaged one as well
         chain = [location, *_parents(repository, location)]
         repository.delete(location)
         return _effect(repository, chain)
@@ -192,7 +190,7 @@ class LocalStorage:
 
     async def describe(self, path: str, location: str, description: api.Description) -> None:
         """Change a volume's description."""
-        await self._do(lambda: self._disks(path).describe(location, _described(description)))
+        await self._do(lambda: self._disks(path).describe(location, description))
 
     # Copies of all kinds
 
@@ -208,7 +206,7 @@ class LocalStorage:
         self, how: Callable[..., Volume], path: str, location: str, new: str, description: api.Description
     ) -> api.Effect:
         repository = self._disks(path)
-        how(repository, location, _described(description), new=new)
+        how(repository, location, description, new=new)
         return _effect(repository, [new, *_parents(repository, new), location])
 
     async def freeze(self, path: str, location: str) -> api.Effect:
@@ -242,12 +240,12 @@ class LocalStorage:
         """Write all that a volume holds into a new one, which is there when it is whole."""
 
         def work(hear: Hear) -> api.Effect:
-            return self._copy(path, location, target, new, Format(format), _described(description), hear)
+            return self._copy(path, location, target, new, Format(format), description, hear)
 
         return await self._copying(work, progress)
 
     def _copy(
-        self, path: str, location: str, target: str, new: str, format: Format, description: Description, hear: Hear
+        self, path: str, location: str, target: str, new: str, format: Format, description: api.Description, hear: Hear
     ) -> api.Effect:
         source, into = self._at(path), self._disks(target)
         if isinstance(source, FileRepository):
@@ -367,10 +365,6 @@ def _look(path: Path) -> str:
     return "repository" if Layout(path).is_marked() else "directory"
 
 
-def _described(description: api.Description) -> Description:
-    return Description(**asdict(description))
-
-
 def _shown(repository: Repository, volume: Volume) -> api.Volume:
     """Return a volume as the protocol has it."""
     if isinstance(repository, FileRepository):
@@ -386,7 +380,7 @@ def _shown(repository: Repository, volume: Volume) -> api.Volume:
         physical_utilisation=volume.physical_utilisation,
         parent=volume.parent or "",
         hidden=volume.hidden,
-        description=api.Description(**asdict(volume.description)),
+        description=volume.description,
     )
 
 

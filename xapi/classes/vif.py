@@ -15,7 +15,6 @@ from hypervisor.api import Change
 from xapi import devices, domains, errors, hotplug, networks, records
 from xapi.call import Call
 from xapi.errors import Fault
-from xapi.inventory.templates import mac_address
 from xapi.operations.claim import claim
 from xapi.registry import message
 from xapi.types import Ref
@@ -67,7 +66,7 @@ def _mac(vm: Any, given: str, number: int) -> tuple[str, bool]:
     """Return a card's address, and whether it follows from the VM's seed. Raises MAC_INVALID."""
     seed = vm.other_config.get("mac_seed")
     if not given and seed is not None:
-        return mac_address(seed, number), True
+        return devices.mac_address(seed, number), True
     if not devices.is_mac(given):
         raise errors.MAC_INVALID(given)
     return given, False

@@ -17,6 +17,7 @@ from itertools import count
 from typing import Any
 
 from xapi.datamodel import permission_uuid
+from xapi.devices import mac_address
 from xapi.inventory.declaration import (
     LOCAL_STORAGE,
     SR,
@@ -41,7 +42,6 @@ from xapi.inventory.templates import (
     create_vm,
     default_templates,
     import_templates,
-    mac_address,
 )
 from xapi.memory import memory_overhead
 from xapi.store.memory import Store

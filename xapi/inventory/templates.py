@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+from xapi.devices import mac_address
 from xapi.memory import memory_overhead
 from xapi.store.memory import Store
 from xapi.types import EPOCH, NULL
@@ -51,16 +51,6 @@ class Rows:
         """Make an object of the class; the uuid may be given."""
         values.setdefault("uuid", self.uuid())
         return self.store.tables[table].create(f"OpaqueRef:{self.uuid()}", **values)
-
-
-def mac_address(seed: str, device: int) -> str:
-    """Return the address of a VM's n-th network card: local, unicast, the same for the same seed."""
-    first = seed.encode()
-    for _ in range(2 * device + 1):
-        first = md5(first, usedforsecurity=False).digest()
-    second = md5(first, usedforsecurity=False).digest()
-    octets = (first[0] & 0xFE | 0x02, *first[1:4], *second[1:3])
-    return ":".join(f"{octet:02x}" for octet in octets)
 
 
 def create_vm(rows: Rows, **values: Any) -> Any:
