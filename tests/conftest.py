@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
+from hypervisor.memory import Memory
 from tests.fakes import FakeBackend
 from xapi import datamodel
 from xapi.call import Origin
@@ -120,6 +121,24 @@ class Pool:
         with pytest.raises(Fault) as caught:
             self(name, *params)
         return caught.value.description
+
+
+@pytest.fixture(autouse=True)
+def machines_end(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give back the memory of machines that a test only dropped; those of tests/guests end theirs themselves."""
+    made: list[Memory] = []
+    begin = Memory.__init__
+
+    def remember(self: Memory, *arguments: Any, **more: Any) -> None:
+        begin(self, *arguments, **more)
+        made.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "guests" not in request.path.parts:
+            patch.setattr(Memory, "__init__", remember)
+        yield
+    for memory in made:
+        memory.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import resource
 import secrets
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -155,7 +156,8 @@ class XapiService(MultiService):
             await deferToThreadPool(self._reactor, self._pool, cast("LocalBackend", backend).stop)
         await deferToThreadPool(self._reactor, self._pool, self.writer.stop)
         self._pool.stop()
-        (self.config.socket).unlink(missing_ok=True)
+        self.config.socket.unlink(missing_ok=True)
+        self.state.close()
         log.info("Stopped")
 
 
@@ -194,13 +196,15 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
     declared = declaration.read_declaration(config.inventory) if config.inventory else declaration.Declaration()
     directory = Directory(config.directory) if config.directory else None
     state = State(config.state)
-    given = _given_password(config)
-    model = datamodel.load()
-    garbage.hold()
-    database = open_database(config.database_url, model)
-    for line in database.upgraded:
-        log.info("database upgraded: {line}", line=line)
-    try:
+    with ExitStack() as undo:
+        undo.callback(state.close)
+        given = _given_password(config)
+        model = datamodel.load()
+        garbage.hold()
+        database = open_database(config.database_url, model)
+        undo.callback(database.close)
+        for line in database.upgraded:
+            log.info("database upgraded: {line}", line=line)
         writer = Writer(database, reactor.callFromThread)
         store = make_store(model, writer, lambda tell: reactor.callLater(0, tell), database.generation)
         database.load(store)
@@ -229,9 +233,7 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
             storage_directory=config.storage,
             plugins=Plugins(config.plugins, config.extensions, programs.run),
         )
-    except BaseException:
-        database.close()
-        raise
+        undo.pop_all()  # from here on they are the service's
     if any(host.external_auth_type == "file" for host in store.host):
         daemon.sessions.directory = directory
     if invented is not None:

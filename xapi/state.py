@@ -26,7 +26,7 @@ class StateError(Exception):
 
 
 class State:
-    """The directory of one daemon, locked until the process ends.
+    """The directory of one daemon, locked until `close` or the end of the process.
 
     Raises StateError when it cannot be made, read or written, or when another daemon has it.
     """
@@ -47,6 +47,10 @@ class State:
             raise StateError(f"{directory}: another daemon (process {owner or 'unknown'}) uses it") from None
         except OSError as error:
             raise StateError(f"{directory}: cannot be used as state directory: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let another daemon have the directory."""
+        self._lock.close()
 
     def passwords(self, given: str | None) -> tuple[Passwords, str | None]:
         """Return the local accounts, and root's password when it had to be invented just now.

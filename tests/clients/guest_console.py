@@ -58,6 +58,10 @@ class GuestConsole:
         text = heard.decode().replace("\r", "").split(mark)[0]
         return text.partition(command + "\n")[2] or text
 
+    def type(self, command: str) -> None:
+        """Type a command, without waiting."""
+        self._wire.sendall(command.encode() + b"\r")
+
     def values(self, command: str) -> dict[str, str]:
         """Run a command; return its lines `key: value`."""
         return dict(re.findall(r"^([^:\n]+): ?(.*)$", self.run(command), re.MULTILINE))

@@ -242,10 +242,10 @@ def test_a_guest_that_powers_off_by_itself_is_halted(lab: Lab) -> None:
     lab.xapi.VM.start(vm, False, False)
     domid = lab.xapi.VM.get_domid(vm)
     shell = lab.shell(vm)
-    shell._wire.sendall(b"reboot\r")
+    shell.type("reboot")
     lab.until(lambda: lab.xapi.VM.get_domid(vm) not in (domid, "-1"))
     shell = lab.shell(vm)
-    shell._wire.sendall(b"poweroff\r")
+    shell.type("poweroff")
     lab.ends(vm)
 
 

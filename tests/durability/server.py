@@ -67,7 +67,9 @@ class Server:
                 continue
             signal.pidfd_send_signal(handles[-1], signal.SIGKILL)
         for handle in handles:
-            select.select([handle], [], [], START_SECONDS)  # readable when the process has ended
+            ended = select.poll()
+            ended.register(handle, select.POLLIN)  # readable when the process has ended
+            ended.poll(START_SECONDS * 1000)
             os.close(handle)
         # The process may stay a zombie for a while, which a new server takes for alive.
         for lock_file in (lock, self.directory / ".s.PGSQL.5432.lock"):

@@ -198,6 +198,24 @@ class Linux:
         )
 
 
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A machine with its pCPU threads running; what is left on it at the end is destroyed."""
+    machine = Host(2 << 30, 2)
+    machine.start()
+    yield machine
+    for domain in list(machine.domains.values()):
+        machine.destroy(domain)
+    machine.stop()
+
+
+@pytest.fixture
+def threads() -> Iterator[DiskThreads]:
+    disks = DiskThreads()
+    yield disks
+    disks.stop()
+
+
 @pytest.fixture(scope="module")
 def toolstack() -> Iterator[Toolstack]:
     """A machine with its pCPU threads running; what is left on it at the end is destroyed."""

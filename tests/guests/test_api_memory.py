@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import XenAPI
 
-from hypervisor.guests import DEMO_PROMPT
 from tests.clients.conftest import Clients
 from tests.clients.daemon import Daemon
+from tests.clients.guest_console import GuestConsole
 
 MIB = 1 << 20
 SECONDS = 60
-
-
-class Console:
-    """A text console over HTTP, at the demo guest's prompt."""
-
-    def __init__(self, url: str, uuid: str, session: str) -> None:
-        address = urlsplit(url)
-        self._socket = socket.create_connection((address.hostname, address.port), SECONDS)
-        self._socket.sendall(f"CONNECT /console?uuid={uuid}&session_id={session} HTTP/1.0\r\n\r\n".encode())
-        self._heard = b""
-        assert self._until(b"\r\n\r\n").startswith(b"HTTP/1.1 200"), self._heard
-        self._socket.sendall(b"\r")
-        self._until(DEMO_PROMPT)
-
-    def _until(self, end: bytes) -> bytes:
-        while end not in self._heard:
-            data = self._socket.recv(4096)
-            assert data, self._heard
-            self._heard += data
-        found, _, self._heard = self._heard.partition(end)
-        return found
-
-    def run(self, command: str) -> dict[str, str]:
-        """Run a command; return its lines `key: value`, and all it says as `said`."""
-        self.type(command)
-        self._until(command.encode())  # its echo: prompts before it are older
-        said = self._until(DEMO_PROMPT).decode().replace("\r", "")
-        return {"said": said} | dict(re.findall(r"^([^:\n]+): ?(.*)$", said, re.MULTILINE))
-
-    def type(self, command: str) -> None:
-        """Type a command, without waiting."""
-        self._socket.sendall(command.encode() + b"\r")
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +51,13 @@ def vm(api: Any) -> Iterator[str]:
 
 
 @pytest.fixture
-def boot(daemon: Daemon, session: Any, vm: str) -> Iterator[Callable[[], Console]]:
+def boot(daemon: Daemon, session: Any, vm: str) -> Iterator[Callable[[], GuestConsole]]:
     """Start the VM and return its console."""
-    opened: list[Console] = []
+    opened: list[GuestConsole] = []
 
-    def start() -> Console:
+    def start() -> GuestConsole:
         session.xenapi.VM.start(vm, False, False)
-        records = [session.xenapi.console.get_record(ref) for ref in session.xenapi.VM.get_consoles(vm)]
-        uuid = next(record["uuid"] for record in records if record["protocol"] == "vt100")
-        opened.append(Console(daemon.http, uuid, session._session))
+        opened.append(GuestConsole(session, daemon.http, vm).prompt())
         return opened[-1]
 
     yield start
@@ -113,7 +73,7 @@ def eventually(api: Any, true: Callable[[], bool]) -> None:
         token = api.event_from(["VM", "VM_metrics"], token, 10.0)["token"]
 
 
-def test_the_balloon_moves_between_its_limits(api: Any, vm: str, boot: Callable[[], Console]) -> None:
+def test_the_balloon_moves_between_its_limits(api: Any, vm: str, boot: Callable[[], GuestConsole]) -> None:
     """The guest gives memory back and takes it again, and VM_metrics tell what it has."""
     console = boot()
     metrics = api.VM.get_metrics(vm)
@@ -124,23 +84,23 @@ def test_the_balloon_moves_between_its_limits(api: Any, vm: str, boot: Callable[
         api.VM.wait_memory_target_live(vm)
         assert api.VM.get_memory_target(vm) == str(most * MIB)
         assert abs(int(api.VM_metrics.get_memory_actual(metrics)) - most * MIB) <= MIB
-        held = console.run("mem")
+        held = console.values("mem")
         assert abs(int(held["held-kib"]) - most * 1024) <= 1024, held
 
 
 def test_a_dynamic_maximum_beyond_the_static_one_changes_nothing(
-    api: Any, vm: str, boot: Callable[[], Console]
+    api: Any, vm: str, boot: Callable[[], GuestConsole]
 ) -> None:
     """The guest keeps what it has."""
     console = boot()
-    before = console.run("mem")["held-kib"]
+    before = console.values("mem")["held-kib"]
     with pytest.raises(XenAPI.Failure) as caught:
         api.VM.set_memory_dynamic_max(vm, str(65 * MIB))
     assert caught.value.details == ["MEMORY_CONSTRAINT_VIOLATION_ORDER"]
-    assert console.run("mem")["held-kib"] == before
+    assert console.values("mem")["held-kib"] == before
 
 
-def test_a_guest_that_spins_is_seen(api: Any, vm: str, boot: Callable[[], Console]) -> None:
+def test_a_guest_that_spins_is_seen(api: Any, vm: str, boot: Callable[[], GuestConsole]) -> None:
     """By VM_metrics, and by the data sources of VM and host; a cap holds it back."""
     boot().type("spin 60")
 
@@ -159,13 +119,13 @@ def test_a_guest_that_spins_is_seen(api: Any, vm: str, boot: Callable[[], Consol
     assert {"cpu0", "cpu_usage", "memory", "memory_target"} <= names
 
 
-def test_what_xenstore_data_says_is_in_the_guest(api: Any, vm: str, boot: Callable[[], Console]) -> None:
+def test_what_xenstore_data_says_is_in_the_guest(api: Any, vm: str, boot: Callable[[], GuestConsole]) -> None:
     """Below vm-data, before and after the start."""
     api.VM.set_xenstore_data(vm, {"vm-data/colour": "green"})
     console = boot()
-    assert "green" in console.run("xenstore read vm-data/colour")["said"]
+    assert "green" in console.run("xenstore read vm-data/colour")
     api.VM.set_xenstore_data(vm, {"vm-data/colour": "blue"})
-    assert "blue" in console.run("xenstore read vm-data/colour")["said"]
+    assert "blue" in console.run("xenstore read vm-data/colour")
 
 
 def test_an_appliance_runs_its_guests(api: Any, vm: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
@@ -22,24 +22,6 @@ from hypervisor.network.udp import Datagram, UdpSocket
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.net import NetDevice
 from tests.guests.demo_guest import FEATURES, MIB, DemoGuest, checksum, pattern
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    """A machine with its pCPU threads running; what is left on it at the end is destroyed."""
-    machine = Host(2 << 30, 2)
-    machine.start()
-    yield machine
-    for domain in list(machine.domains.values()):
-        machine.destroy(domain)
-    machine.stop()
-
-
-@pytest.fixture
-def threads() -> Iterator[DiskThreads]:
-    disks = DiskThreads()
-    yield disks
-    disks.stop()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -63,16 +63,6 @@ class Demo(PVGuest):
         self.until(lambda: self.domain.reason is not None)
         assert self.domain.reason is not None
         return self.domain.reason
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    machine = Host(1 << 30, 2)
-    machine.start()
-    yield machine
-    for domain in list(machine.domains.values()):
-        machine.destroy(domain)
-    machine.stop()
 
 
 @pytest.mark.parametrize("mib", [4, 8, 96])

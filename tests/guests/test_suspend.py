@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,24 +24,6 @@ from hypervisor.snapshot.restore import Image
 from hypervisor.snapshot.save import NotSuspended, save
 from tests.guests.demo_guest import MIB, DemoGuest
 from tests.guests.resumed import ResumedDemo, join, leave, tidy
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    """A machine with its pCPU threads running; what is left on it at the end is destroyed."""
-    machine = Host(2 << 30, 2)
-    machine.start()
-    yield machine
-    for domain in list(machine.domains.values()):
-        machine.destroy(domain)
-    machine.stop()
-
-
-@pytest.fixture
-def threads() -> Iterator[DiskThreads]:
-    disks = DiskThreads()
-    yield disks
-    disks.stop()
 
 
 @pytest.fixture

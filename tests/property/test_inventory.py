@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.property.follower import references
 from xapi import datamodel
 from xapi.inventory.declaration import NIC, SR, VDI, VM, Declaration, Disk, Host, HostNIC, Network, Pool
 from xapi.inventory.fresh import populate
@@ -32,19 +33,6 @@ def populated(declared, seed):
     store = journal.store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
     populate(store, declared, rng=random.Random(seed), now=NOW)
     return store
-
-
-def references(kind, value):
-    """Yield (class, reference) for every reference in a value."""
-    if isinstance(kind, RefType):
-        yield kind.target, value
-    elif isinstance(kind, SetType):
-        for item in value:
-            yield from references(kind.item, item)
-    elif isinstance(kind, MapType):
-        for key, item in value.items():
-            yield from references(kind.key, key)
-            yield from references(kind.value, item)
 
 
 def wire(kind, value):

@@ -321,6 +321,21 @@ def test_lists_follow_every_change(rng, turn, changes):
         assert world.stale() == []
 
 
+@pytest.mark.parametrize("turn", TURNS)
+def test_lists_survive_a_deletion_that_was_not_written(turn):
+    """An object that comes back, because its end was not durable, is felt wherever its end was."""
+    world = World(random.Random(1), turn)
+    register(world.db)
+    world.journal.held = True
+    for row in [row for name in SOME if name != "pool" for row in world.db.tables[name]]:
+        row._table.delete(row._ref)
+
+        world.db.failed(errors.INTERNAL_ERROR("the disk is full"))
+
+        world.db.recovered()
+        assert world.stale() == [], row
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 12))
 def test_lists_survive_a_journal_that_fails(rng, number):

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.api.storage_pool import NULL_REF, Disks, Threads, fit, make_sr
 from tests.conftest import Pool
-from xapi.fragments import Fragments
+from tests.property.follower import Follower
 
 MIB = 1 << 20
 UNIT = 2 * MIB
@@ -43,31 +43,6 @@ def world() -> Disks:
     return fit(Pool(Path(tempfile.mkdtemp())), Threads())
 
 
-class Follower:
-    """A client that follows the events of storage."""
-
-    def __init__(self, disks: Disks) -> None:
-        self.disks = disks
-        self.fragments = Fragments(disks.db)
-        self.view: dict[tuple[str, str], bytes] = {}
-        self.token = ""
-        self.follow()
-
-    def follow(self) -> None:
-        batch = self.disks("event.from", list(CLASSES), self.token, 0.0)
-        self.token = str(batch.token)
-        for event in batch.events:
-            key = event.table.name, event.ref
-            if event.row is None:
-                self.view.pop(key, None)
-            else:
-                self.view[key] = self.fragments.xml_record(event.row)
-
-    def truth(self) -> dict[tuple[str, str], bytes]:
-        tables = (self.disks.db.tables[name] for name in CLASSES)
-        return {(table.name, row._ref): self.fragments.xml_record(row) for table in tables for row in table}
-
-
 class StorageMachine(RuleBasedStateMachine):
     """One SR of type file, plugged or not."""
 
@@ -80,7 +55,7 @@ class StorageMachine(RuleBasedStateMachine):
         self.known: dict[str, Model] = {}
         self.forgotten: dict[str, Model] = {}
         """By uuid: what a scan finds again."""
-        self.follower = Follower(self.disks)
+        self.follower = Follower(self.disks, CLASSES)
         self.next = 0
 
     def teardown(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hypervisor.api import HostError, Power, Shutdown
-from tests.api.storage_pool import MIB, Disks, Threads, fit
+from tests.api.storage_pool import MIB, Threads, fit
 from tests.conftest import Pool
+from tests.property.follower import Follower, references
 from xapi.errors import Fault
-from xapi.fragments import Fragments
 from xapi.operations import sr, vdi
 from xapi.operations.refusal import RULES, refusal
-from xapi.types import NULL, MapType, RefType, SetType, Type
+from xapi.types import NULL
 
 NUMBERS = st.integers(0, 11)
 """Which of several: the remainder counts."""
@@ -61,43 +61,6 @@ class Once(dict[str, HostError]):
         return self.pop(name)
 
 
-class Follower:
-    """A client that follows events."""
-
-    def __init__(self, pool: Disks) -> None:
-        self.pool = pool
-        self.fragments = Fragments(pool.db)
-        self.view: dict[tuple[str, str], bytes] = {}
-        self.token = ""
-
-    def follow(self) -> None:
-        batch = self.pool("event.from", list(CLASSES), self.token, 0.0)
-        self.token = str(batch.token)
-        for event in batch.events:
-            key = event.table.name, event.ref
-            if event.row is None:
-                self.view.pop(key, None)
-            else:
-                self.view[key] = self.fragments.xml_record(event.row)
-
-    def truth(self) -> dict[tuple[str, str], bytes]:
-        tables = (self.pool.db.tables[name] for name in CLASSES)
-        return {(table.name, row._ref): self.fragments.xml_record(row) for table in tables for row in table}
-
-
-def references(kind: Type, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the classes and references in a value."""
-    if isinstance(kind, RefType):
-        yield kind.target, value
-    elif isinstance(kind, SetType):
-        for item in value:
-            yield from references(kind.item, item)
-    elif isinstance(kind, MapType):
-        for key, item in value.items():
-            yield from references(kind.key, key)
-            yield from references(kind.value, item)
-
-
 def dangling(db: Any) -> list[str]:
     """Return the fields with a reference that leads nowhere."""
     found = []
@@ -135,7 +98,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.disks: list[str] = [self.pool.create(MIB)._ref for _ in range(2)]
         self.left: set[str] = set()
         """Images of VMs that were destroyed: like disks, they stay."""
-        self.follower = Follower(self.pool)
+        self.follower = Follower(self.pool, CLASSES)
         self.clone(0, None)
 
     def teardown(self) -> None:
@@ -223,7 +186,13 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(number=NUMBERS, fail=FAILS)
     def revert(self, number: int, fail: str | None) -> None:
         snapshot = self.pick(number, [vm for vm in self.own() if vm.is_a_snapshot])
-        if snapshot is not None:
+        if snapshot is None:
+            return
+        vm = self.db.VM.get(snapshot.snapshot_of)
+        refused = None if vm is None else refusal(self.db, vm, "reverting")
+        if refused is not None and refusal(self.db, snapshot, "revert") is None:
+            assert self.pool.fails("VM.revert", snapshot._ref) == refused.description
+        else:
             self.ask(snapshot, "revert", "VM.revert", snapshot._ref, fail=fail)
 
     @rule(number=NUMBERS)
@@ -286,7 +255,8 @@ class Lifecycle(RuleBasedStateMachine):
         row = self.pick(number, [row for vm in self.own() for row in self.devices(vm) if row._table.name == name])
         if row is None:
             return
-        if row.currently_attached:
+        # A suspended VM keeps its attached drives; its cards can go, as in xapi.
+        if row.currently_attached and (name == "VBD" or self.db.VM[row.VM].power_state != "Suspended"):
             assert self.pool.fails(f"{name}.destroy", row._ref)[0] == "OPERATION_NOT_ALLOWED"
         else:
             self.pool(f"{name}.destroy", row._ref)

@@ -28,16 +28,11 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "a" / "state"
 
 
-def close(state: State) -> None:
-    """Let go of the lock, as the end of the process does."""
-    state._lock.close()
-
-
 @pytest.fixture
 def state(directory: Path) -> Any:
     made = State(directory)
     yield made
-    close(made)
+    made.close()
 
 
 def test_directory_is_made_for_its_owner(state: State, directory: Path) -> None:
@@ -51,15 +46,15 @@ def test_directory_has_one_daemon(state: State, directory: Path) -> None:
     with pytest.raises(StateError, match=rf"another daemon \(process {os.getpid()}\) uses it"):
         State(directory)
     assert (directory / "lock").read_text() == f"{os.getpid()}\n"
-    close(state)
-    close(State(directory))
+    state.close()
+    State(directory).close()
 
 
 def test_name_of_a_longer_process_is_replaced_whole(directory: Path) -> None:
     """A crash leaves any lock file."""
     directory.mkdir(parents=True)
     (directory / "lock").write_text("123456789012345\n")
-    close(State(directory))
+    State(directory).close()
     assert (directory / "lock").read_text() == f"{os.getpid()}\n"
 
 

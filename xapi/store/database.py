@@ -137,9 +137,11 @@ class _SQLite:
         """Check the file on a connection of its own: SQLite lets other threads run meanwhile."""
         try:
             with closing(self._connect()) as connection:
-                check.set_result(str(connection.execute("PRAGMA quick_check(1)").fetchone()[0]))
+                found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
         except BaseException as error:
             check.set_exception(error)
+        else:
+            check.set_result(found)  # only now: the last connection to be closed removes SQLite's own files
 
     def sound(self) -> None:
         """Return once the file is known to be sound. Raises DatabaseError, sqlite3.Error."""

@@ -498,8 +498,6 @@ class Store(Tables):
                 table._remove(row)
             else:
                 table._insert(row)
-                if not row._created:  # its deletion was committed, and told
-                    table.exhume(row)
 
     def _derive(self, transaction: _Transaction) -> None:
         todo = list(transaction.touched.items())
@@ -629,6 +627,8 @@ class Store(Tables):
             if transaction.touched:
                 self.generation += 1
                 for row in transaction.touched:
+                    if not row._created and row._ref in row._table.rows:  # only now: it told the sources
+                        row._table.exhume(row)
                     self._stamp(row, self.generation)
         finally:
             self._transaction = None
