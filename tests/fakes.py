@@ -23,12 +23,12 @@ from hypervisor.api import (
     Power,
     Shutdown,
 )
-from xapi import vdis
 from xapi.call import Call
 from xapi.daemon import Daemon
 from xapi.dispatch import Method
 from xapi.errors import Fault
 from xapi.operations.claim import claim
+from xapi.storage import vdis
 
 GUEST = {f"control/feature-{name}": "1" for name in ("suspend", "shutdown", "poweroff", "reboot", "balloon")}
 GUEST |= {"attr/PVAddons/MajorVersion": "1", "attr/PVAddons/MinorVersion": "0", "data/os_name": "fake"}

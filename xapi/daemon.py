@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from xapi import lifecycle, memory, registry
+from xapi import registry
 from xapi.backends import Backends, nowhere
 from xapi.dispatch import Dispatcher, Method
 from xapi.events import Events
 from xapi.fragments import BUDGET, Fragments, RecordOf, Records, Refs
-from xapi.metrics import Sampler
 from xapi.networks import Networks
 from xapi.operations import refusal
 from xapi.plugins import Plugins, run_nothing
-from xapi.reconcile import Reconciler
 from xapi.sessions import Sessions
-from xapi.storage import Storage
+from xapi.storage.repository import Storage
 from xapi.store.memory import Store
 from xapi.tasks import Tasks
+from xapi.vms import lifecycle, memory
+from xapi.vms.metrics import Sampler
+from xapi.vms.reconcile import Reconciler
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime

@@ -28,7 +28,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
 
 from hypervisor.api import Backend
-from xapi import datamodel, garbage, lifecycle, metrics
+from xapi import datamodel, garbage
 from xapi.backends.local import LocalBackend, Threads
 from xapi.backends.local_storage import LocalStorage
 from xapi.config import Config, ConfigError
@@ -43,6 +43,7 @@ from xapi.store.database import open_database
 from xapi.store.memory import Store
 from xapi.store.writer import Writer
 from xapi.types import moment
+from xapi.vms import lifecycle, metrics
 
 log = Logger()
 

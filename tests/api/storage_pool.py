@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from tests.conftest import Pool
 from xapi.backends.local_storage import LocalStorage
 from xapi.call import Call
-from xapi.lifecycle import own_call
+from xapi.vms.lifecycle import own_call
 
 MIB = 1 << 20
 NULL_REF = "OpaqueRef:NULL"

@@ -10,10 +10,10 @@ import pytest
 
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
-from xapi import memory
 from xapi.errors import Fault
-from xapi.placement import assert_can_boot_here, choose_host
 from xapi.types import NULL
+from xapi.vms import memory
+from xapi.vms.placement import assert_can_boot_here, choose_host
 
 MIB = 1 << 20
 GIB = 1 << 30

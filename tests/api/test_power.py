@@ -289,7 +289,7 @@ def test_power_state_reset_is_refused_while_there_is_a_domain(pool: Pool) -> Non
 
 def test_the_toolstack_that_starts_again_halts_what_ran_in_the_old_one(pool: Pool) -> None:
     """The guests lived in that process; what was under way is over."""
-    from xapi import lifecycle
+    from xapi.vms import lifecycle
 
     vm = running(pool)
     with pool.db.atomic():
@@ -300,7 +300,7 @@ def test_the_toolstack_that_starts_again_halts_what_ran_in_the_old_one(pool: Poo
 
 def test_vms_start_with_their_host_when_pool_and_vm_say_so(pool: Pool) -> None:
     """And only they."""
-    from xapi import lifecycle
+    from xapi.vms import lifecycle
 
     wanted, other = make_vm(pool, other_config={"auto_poweron": "true"}), make_vm(pool)
     lifecycle.begin(pool.daemon)

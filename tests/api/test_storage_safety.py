@@ -53,7 +53,7 @@ def test_a_suspend_image_that_was_never_written_goes(disks: Disks) -> None:
 
 def test_a_suspended_vm_s_memory_is_copied(disks: Disks) -> None:
     """For its clone."""
-    from xapi.vdis import copy_suspend_image
+    from xapi.storage.vdis import copy_suspend_image
 
     _, vdi, path = suspended(disks)
     Path(path).write_bytes(b"memory" * 1024)
@@ -96,7 +96,7 @@ def test_a_file_goes_when_its_row_cannot_be(disks: Disks, monkeypatch: pytest.Mo
     def refuse(*arguments: Any) -> None:
         raise Fault("INTERNAL_ERROR", "by the test")
 
-    monkeypatch.setattr("xapi.volumes.apply", refuse)
+    monkeypatch.setattr("xapi.storage.volumes.apply", refuse)
     record = {"SR": disks.sr._ref, "virtual_size": "1", "type": "user", "sharable": False, "read_only": False,
               "other_config": {}}  # fmt: skip
     assert disks.fails("VDI.create", record) == ["INTERNAL_ERROR", "by the test"]

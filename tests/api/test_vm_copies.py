@@ -12,10 +12,11 @@ from hypervisor.api import HostError, Power
 from tests.api.test_power import MIB, alerts, make_vm
 from tests.conftest import NOW, Pool
 from tests.fakes import FakeDisks
-from xapi import errors, sexpr
+from xapi import errors
 from xapi.errors import Fault
 from xapi.inventory.templates import mac_address
 from xapi.types import EPOCH, NULL
+from xapi.vms import sexpr
 
 
 @pytest.fixture

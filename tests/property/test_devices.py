@@ -20,10 +20,10 @@ from hypervisor.api import NIC, Disk, HostError
 from tests.api.test_devices import card_record, make_vdi, record
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
-from xapi.domains import Image, position
 from xapi.errors import Fault
 from xapi.operations.refusal import refusal
 from xapi.types import NULL
+from xapi.vms.domains import Image, position
 
 VMS = 3
 OPERATIONS = {"VBD": ("plug", "unplug", "unplug_force", "insert", "eject"), "VIF": ("plug", "unplug", "unplug_force")}

@@ -12,9 +12,9 @@ from xapi.inventory.declaration import NIC, SR, VDI, VM, Declaration, Disk, Host
 from xapi.inventory.fresh import populate
 from xapi.inventory.scale import grow
 from xapi.inventory.templates import default_templates, mac_address, read_size
-from xapi.memory import memory_overhead
 from xapi.store.memory import Store
 from xapi.types import NULL, MapType, RefType, SetType
+from xapi.vms.memory import memory_overhead
 
 NOW = datetime(2026, 1, 31, 9, 5, 7, tzinfo=UTC)
 

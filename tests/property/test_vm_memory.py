@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.api.test_placement import add_host
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
-from xapi import memory
 from xapi.errors import Fault
-from xapi.placement import assert_can_boot_here, choose_host, possible_hosts
+from xapi.vms import memory
+from xapi.vms.placement import assert_can_boot_here, choose_host, possible_hosts
 
 MIB = 1 << 20
 NAMES = ("static_min", "dynamic_min", "dynamic_max", "static_max")

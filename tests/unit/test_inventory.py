@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from xapi import datamodel, devices, memory
+from xapi import datamodel
 from xapi.datamodel import permission_uuid
 from xapi.inventory import declaration, scale
 from xapi.inventory.declaration import Declaration, DeclarationError, parse_declaration, read_declaration
 from xapi.inventory.fresh import DRIVERS, create_roles, populate
 from xapi.store.memory import Store
 from xapi.types import NULL
+from xapi.vms import devices, memory
 
 ROOT = Path(__file__).parents[2]
 FACTS = Path("/work/shared/xenapi")

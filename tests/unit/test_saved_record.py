@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from tests.conftest import in_memory
-from xapi import datamodel, saved_record, sexpr
+from xapi import datamodel
 from xapi.errors import Fault
 from xapi.types import NULL
+from xapi.vms import saved_record, sexpr
 
 VM = datamodel.load().classes["VM"]
 texts = st.text(max_size=20)

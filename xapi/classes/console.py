@@ -1,4 +1,4 @@
-"""Messages of console: the records come and go with domains (`xapi.reconcile`), not by calls."""
+"""Messages of console: the records come and go with domains (`xapi.vms.reconcile`), not by calls."""
 
 from __future__ import annotations
 

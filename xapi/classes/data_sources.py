@@ -10,11 +10,11 @@ from typing import Any
 
 from xapi import errors, records
 from xapi.call import Call
-from xapi.data_sources import Source
 from xapi.errors import Fault
 from xapi.operations.claim import claim
 from xapi.registry import message
 from xapi.types import Ref
+from xapi.vms.data_sources import Source
 
 VM = Ref[records.VM]
 Host = Ref[records.host]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from xapi import memory, records
+from xapi import records
 from xapi.call import Call
 from xapi.registry import message
 from xapi.types import Ref
+from xapi.vms import memory
 
 Host = Ref[records.host]
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from hypervisor.api import Change
-from xapi import errors, power, records
+from xapi import errors, records
 from xapi.call import Call
 from xapi.operations.claim import claim
 from xapi.registry import message
 from xapi.types import Ref
+from xapi.vms import power
 
 Host = Ref[records.host]
 VM = Ref[records.VM]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xapi import device_config, errors, records, srs, vdis
+from xapi import errors, records
 from xapi.call import Call
 from xapi.operations.busy import held
 from xapi.operations.claim import SHORT, changed, claim
 from xapi.registry import message
+from xapi.storage import device_config, srs, vdis
 from xapi.types import Ref
 
 PBD = Ref[records.PBD]

@@ -7,17 +7,18 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from xapi import errors, records, srs, vdis
+from xapi import errors, records
 from xapi.call import Call
 from xapi.errors import Fault
 from xapi.operations.claim import SHORT, claim
 from xapi.operations.pool import rolling_upgrade
 from xapi.operations.sr import driver
 from xapi.registry import message
-from xapi.scans import scan as scan_rows
-from xapi.storage_faults import UNIMPLEMENTED, answering, backend_failure
+from xapi.storage import srs, vdis
+from xapi.storage.faults import UNIMPLEMENTED, answering, backend_failure
+from xapi.storage.scans import scan as scan_rows
+from xapi.storage.volumes import write_space
 from xapi.types import Ref
-from xapi.volumes import write_space
 
 log = Logger()
 

@@ -7,9 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from hypervisor.api import Change
-from xapi import devices, domains, errors, hotplug, records
+from xapi import errors, records
 from xapi.call import Call
-from xapi.domains import Image
 from xapi.errors import Fault
 from xapi.operations import vbd as rules
 from xapi.operations.busy import busy, held
@@ -17,6 +16,8 @@ from xapi.operations.claim import claim
 from xapi.operations.refusal import refusal
 from xapi.registry import message
 from xapi.types import NULL, Ref
+from xapi.vms import devices, domains, hotplug
+from xapi.vms.domains import Image
 
 VBD = Ref[records.VBD]
 VDI = Ref[records.VDI]

@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from hypervisor.api import Description
-from xapi import errors, records, vdis, volumes
+from xapi import errors, records
 from xapi.call import Call
 from xapi.operations.claim import SHORT, claim
 from xapi.registry import message
-from xapi.storage_faults import answering
+from xapi.storage import vdis, volumes
+from xapi.storage.faults import answering
 from xapi.types import NULL, Ref
 
 VDI = Ref[records.VDI]

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from xapi import errors, records, vdis, volumes
+from xapi import errors, records
 from xapi.call import Call
 from xapi.registry import message
+from xapi.storage import vdis, volumes
 from xapi.types import Ref
 
 VDI = Ref[records.VDI]

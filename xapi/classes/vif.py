@@ -12,12 +12,13 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Any
 
 from hypervisor.api import Change
-from xapi import devices, domains, errors, hotplug, networks, records
+from xapi import errors, networks, records
 from xapi.call import Call
 from xapi.errors import Fault
 from xapi.operations.claim import claim
 from xapi.registry import message
 from xapi.types import Ref
+from xapi.vms import devices, domains, hotplug
 
 VIF = Ref[records.VIF]
 VM = Ref[records.VM]

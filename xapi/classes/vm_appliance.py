@@ -16,10 +16,10 @@ from twisted.logger import Logger
 from xapi import records
 from xapi.call import Call
 from xapi.errors import Fault
-from xapi.lifecycle import own_call
 from xapi.operations.claim import claim
 from xapi.registry import message
 from xapi.types import Ref
+from xapi.vms.lifecycle import own_call
 
 Appliance = Ref[records.VM_appliance]
 log = Logger()

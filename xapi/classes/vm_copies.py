@@ -9,17 +9,18 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from hypervisor.api import HostError
-from xapi import copies, errors, power, records
+from xapi import errors, records
 from xapi.alerts import alert
 from xapi.call import Call
-from xapi.copies import CHECKPOINT, CLONE, SNAPSHOT, How, duplicate
 from xapi.operations.claim import claim
 from xapi.operations.sr import driver
-from xapi.parts import part
-from xapi.reconcile import halt
 from xapi.registry import message
-from xapi.revert import revert as take_back
 from xapi.types import NULL, Ref
+from xapi.vms import copies, power
+from xapi.vms.copies import CHECKPOINT, CLONE, SNAPSHOT, How, duplicate
+from xapi.vms.parts import part
+from xapi.vms.reconcile import halt
+from xapi.vms.revert import revert as take_back
 
 log = Logger()
 

@@ -7,13 +7,14 @@ from typing import Any
 from twisted.internet.task import deferLater
 
 from hypervisor.api import Change
-from xapi import errors, memory, records
+from xapi import errors, records
 from xapi.call import Call
-from xapi.memory import Limits, check_limits, limits
 from xapi.operations.claim import claim
-from xapi.power import backend, told
 from xapi.registry import message
 from xapi.types import Ref
+from xapi.vms import memory
+from xapi.vms.memory import Limits, check_limits, limits
+from xapi.vms.power import backend, told
 
 VM = Ref[records.VM]
 PATIENCE = 256

@@ -9,9 +9,9 @@ from xapi.call import Call
 from xapi.fragments import RecordOf, Refs
 from xapi.operations.claim import claim
 from xapi.operations.refusal import allowed_operations, refusal
-from xapi.placement import assert_can_boot_here, possible_hosts
 from xapi.registry import message
 from xapi.types import NULL, Ref
+from xapi.vms.placement import assert_can_boot_here, possible_hosts
 
 VM = Ref[records.VM]
 Host = Ref[records.host]

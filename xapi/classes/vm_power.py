@@ -8,15 +8,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import TimeoutError as LateError
 
 from hypervisor.api import Shutdown
-from xapi import errors, power, records
+from xapi import errors, records
 from xapi.alerts import alert
 from xapi.call import Call
 from xapi.errors import Fault
 from xapi.operations.claim import SHORT, claim
-from xapi.placement import assert_can_boot_here, choose_host
-from xapi.reconcile import halt
 from xapi.registry import message
 from xapi.types import Ref
+from xapi.vms import power
+from xapi.vms.placement import assert_can_boot_here, choose_host
+from xapi.vms.reconcile import halt
 
 VM = Ref[records.VM]
 Host = Ref[records.host]

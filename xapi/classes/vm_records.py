@@ -6,14 +6,23 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from xapi import errors, provision, records
+from xapi import errors, records
 from xapi.call import Call
-from xapi.copies import DEFAULT_TEMPLATE, MAC_SEED, delete_devices, delete_drive, delete_metrics, drives, forget_proxies
 from xapi.implicit import constructor_fields
-from xapi.memory import overhead
 from xapi.operations.claim import claim
 from xapi.registry import message
 from xapi.types import NULL, Ref
+from xapi.vms import provision
+from xapi.vms.copies import (
+    DEFAULT_TEMPLATE,
+    MAC_SEED,
+    delete_devices,
+    delete_drive,
+    delete_metrics,
+    drives,
+    forget_proxies,
+)
+from xapi.vms.memory import overhead
 
 VM = Ref[records.VM]
 

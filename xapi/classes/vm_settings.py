@@ -9,14 +9,14 @@ from typing import Any
 from hypervisor.api import Change
 from xapi import errors, records
 from xapi.call import Call
-from xapi.domains import xenstore
 from xapi.errors import Fault
 from xapi.implicit import add_to_map_field, remove_from_map_field
 from xapi.operations.claim import claim
-from xapi.placement import is_live, unseen_srs
-from xapi.power import backend, told
 from xapi.registry import message
 from xapi.types import NULL, Ref
+from xapi.vms.domains import xenstore
+from xapi.vms.placement import is_live, unseen_srs
+from xapi.vms.power import backend, told
 
 VM = Ref[records.VM]
 BIOS_ORDER = "BIOS order"

@@ -9,9 +9,9 @@ from xapi import errors, records
 from xapi.call import Call
 from xapi.operations.claim import claim
 from xapi.operations.vm import is_dom0
-from xapi.power import backend, told
 from xapi.registry import message
 from xapi.types import Ref
+from xapi.vms.power import backend, told
 
 VM = Ref[records.VM]
 _RULE = "VCPU values must satisfy: 0 < VCPUs_at_startup ≤ VCPUs_max"

@@ -17,7 +17,6 @@ from itertools import count
 from typing import Any
 
 from xapi.datamodel import permission_uuid
-from xapi.devices import mac_address
 from xapi.inventory.declaration import (
     LOCAL_STORAGE,
     SR,
@@ -43,9 +42,10 @@ from xapi.inventory.templates import (
     default_templates,
     import_templates,
 )
-from xapi.memory import memory_overhead
 from xapi.store.memory import Store
 from xapi.types import NULL
+from xapi.vms.devices import mac_address
+from xapi.vms.memory import memory_overhead
 
 
 def _words(text: str) -> tuple[str, ...]:

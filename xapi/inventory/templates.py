@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from xapi.devices import mac_address
-from xapi.memory import memory_overhead
 from xapi.store.memory import Store
 from xapi.types import EPOCH, NULL
+from xapi.vms.devices import mac_address
+from xapi.vms.memory import memory_overhead
 
 MIB = 2**20
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": MIB, "GiB": 2**30, "TiB": 2**40}

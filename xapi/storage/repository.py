@@ -26,11 +26,11 @@ from twisted.internet.defer import DeferredLock
 
 from hypervisor.api import Description, Effect, Space, StorageFailure
 from hypervisor.api import Storage as HostStorage
-from xapi import errors, volumes
-from xapi.domains import Image
+from xapi import errors
 from xapi.errors import Fault
 from xapi.operations.claim import SHORT, claim
-from xapi.storage_faults import (
+from xapi.storage import volumes
+from xapi.storage.faults import (
     EXISTS,
     NO_CD_DIRECTORY,
     NO_CD_SERVER,
@@ -40,7 +40,8 @@ from xapi.storage_faults import (
     answering,
     backend_failure,
 )
-from xapi.volumes import allocation, declared, drop, is_uuid
+from xapi.storage.volumes import allocation, declared, drop, is_uuid
+from xapi.vms.domains import Image
 
 if TYPE_CHECKING:
     from xapi.call import Call

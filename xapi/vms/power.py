@@ -13,16 +13,17 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from hypervisor.api import HostError, Shutdown
-from xapi import errors, guest_metrics
+from xapi import errors
 from xapi.alerts import alert
 from xapi.call import Call
-from xapi.domains import describe
 from xapi.errors import Fault
 from xapi.operations.claim import SHORT, changed, claim
-from xapi.placement import choose_host
-from xapi.reconcile import halt
-from xapi.storage_faults import backend_failure
+from xapi.storage.faults import backend_failure
 from xapi.types import NULL
+from xapi.vms import guest_metrics
+from xapi.vms.domains import describe
+from xapi.vms.placement import choose_host
+from xapi.vms.reconcile import halt
 
 log = Logger()
 

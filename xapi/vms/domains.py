@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hypervisor.api import NIC, Boot, BootLoader, DirectBoot, Disk, DomainConfig, Firmware
 from xapi import errors
 from xapi.config import DEMO
-from xapi.devices import card_number, disk_number
 from xapi.types import NULL
+from xapi.vms.devices import card_number, disk_number
 
 if TYPE_CHECKING:
     from xapi.records import VBD, VIF, VM

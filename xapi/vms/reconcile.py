@@ -15,11 +15,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, DomainState, Power, Shutdown, disk_name
-from xapi import guest_metrics
-from xapi.domains import position
 from xapi.errors import Fault
 from xapi.operations.claim import changed
 from xapi.types import NULL, moment
+from xapi.vms import guest_metrics
+from xapi.vms.domains import position
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime

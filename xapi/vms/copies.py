@@ -12,11 +12,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xapi import errors, networks, saved_record, vdis
+from xapi import errors, networks
 from xapi.call import Call
-from xapi.devices import is_mac, mac_address
-from xapi.parts import Part, all_of, undo_all
+from xapi.storage import vdis
 from xapi.types import NULL, Ref
+from xapi.vms import saved_record
+from xapi.vms.devices import is_mac, mac_address
+from xapi.vms.parts import Part, all_of, undo_all
 
 if TYPE_CHECKING:
     from xapi.records import SR, VBD, VDI, VM

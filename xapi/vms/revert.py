@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from xapi import errors, saved_record, vdis
+from xapi import errors
 from xapi.call import Call
-from xapi.copies import (
+from xapi.errors import Fault
+from xapi.storage import vdis
+from xapi.storage.volumes import declared
+from xapi.types import NULL, RefType
+from xapi.vms import saved_record
+from xapi.vms.copies import (
     CLONE,
     KEPT,
     copy_devices,
@@ -28,10 +33,7 @@ from xapi.copies import (
     fresh_generation,
     names,
 )
-from xapi.errors import Fault
-from xapi.parts import part, undo_all
-from xapi.types import NULL, RefType
-from xapi.volumes import declared
+from xapi.vms.parts import part, undo_all
 
 if TYPE_CHECKING:
     from xapi.records import VDI, VM

@@ -17,9 +17,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, HostError, Power
-from xapi.data_sources import Look, Source, of_domain, of_host, rate, shares
 from xapi.errors import Fault
 from xapi.types import moment
+from xapi.vms.data_sources import Look, Source, of_domain, of_host, rate, shares
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime

@@ -9,11 +9,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hypervisor.api import Description, Effect, Space, StorageFailure
-from xapi import errors, volumes
+from xapi import errors
 from xapi.call import Call
 from xapi.operations.claim import SHORT, claim
-from xapi.storage import Repository
-from xapi.storage_faults import BAD_TYPE, UNIMPLEMENTED, answering, backend_failure
+from xapi.storage import volumes
+from xapi.storage.faults import BAD_TYPE, UNIMPLEMENTED, answering, backend_failure
+from xapi.storage.repository import Repository
 from xapi.types import EPOCH, NULL, format_datetime
 
 COPIED = ("name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "on_boot")

@@ -8,14 +8,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from hypervisor.api import Shutdown
-from xapi import power
 from xapi.alerts import alert
 from xapi.call import Call, Origin
 from xapi.errors import Fault
 from xapi.operations.claim import claim
-from xapi.placement import choose_host
-from xapi.reconcile import halt
 from xapi.types import NULL, moment
+from xapi.vms import power
+from xapi.vms.placement import choose_host
+from xapi.vms.reconcile import halt
 
 if TYPE_CHECKING:
     from xapi.daemon import Daemon

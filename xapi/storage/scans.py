@@ -2,7 +2,7 @@
 
 Volumes without a row get one. Rows whose volumes are gone go, as on XCP, but those that a drive, a suspended VM or a
 pool refers to: these stay and are `missing`, as are those whose images are damaged. Rows that have never had a file
-(see `xapi.volumes`) stay as they are.
+(see `xapi.storage.volumes`) stay as they are.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from hypervisor.api import Contents, Volume
-from xapi import volumes
 from xapi.call import Call
-from xapi.storage_faults import answering
+from xapi.storage import volumes
+from xapi.storage.faults import answering
 
 BATCH = 200
 """Rows that are written in one turn of the reactor."""

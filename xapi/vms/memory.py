@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xapi import errors
-from xapi.domains import domain_kind
 from xapi.errors import Fault
 from xapi.store.memory import Derivation
 from xapi.types import NULL
+from xapi.vms.domains import domain_kind
 
 if TYPE_CHECKING:
     from xapi.records import VM

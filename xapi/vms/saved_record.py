@@ -10,7 +10,6 @@ from typing import Any
 
 from xapi import errors
 from xapi.datamodel import Class, Field
-from xapi.sexpr import listing, parse, quote
 from xapi.types import (
     BoolType,
     DateTimeType,
@@ -23,6 +22,7 @@ from xapi.types import (
     Type,
     parse_datetime,
 )
+from xapi.vms.sexpr import listing, parse, quote
 
 
 def write(row: Any) -> str:

@@ -9,9 +9,9 @@ from lxml import etree
 
 from xapi import errors
 from xapi.call import Call
-from xapi.copies import OWNER
 from xapi.errors import Fault
-from xapi.parts import part, undo_all
+from xapi.vms.copies import OWNER
+from xapi.vms.parts import part, undo_all
 
 if TYPE_CHECKING:
     from xapi.records import VBD, VM

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xapi import device_config, errors, volumes
+from xapi import errors
 from xapi.call import Call
-from xapi.scans import scan
-from xapi.storage import cd_directory, kind_of, plugged
-from xapi.storage_faults import (
+from xapi.storage import device_config, volumes
+from xapi.storage.faults import (
     IN_USE,
     NO_CD_DIRECTORY,
     NO_CD_SERVER,
@@ -18,6 +17,8 @@ from xapi.storage_faults import (
     answering,
     backend_failure,
 )
+from xapi.storage.repository import cd_directory, kind_of, plugged
+from xapi.storage.scans import scan
 from xapi.store.memory import Store
 from xapi.types import NULL
 

@@ -11,15 +11,16 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xapi import errors, memory
-from xapi.domains import domain_kind
+from xapi import errors
 from xapi.errors import Fault
 from xapi.types import NULL
+from xapi.vms import memory
+from xapi.vms.domains import domain_kind
 
 if TYPE_CHECKING:
-    from xapi.memory import Room
     from xapi.records import VM
     from xapi.store.memory import Store
+    from xapi.vms.memory import Room
 
 Coming = Mapping[str, list[Any]]
 Category = Callable[[Any, "Room"], int]

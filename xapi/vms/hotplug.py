@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 from hypervisor.api import Change, Device, HostError
-from xapi import errors, power
+from xapi import errors
 from xapi.call import Call
 from xapi.errors import Fault
+from xapi.vms import power
 
 
 def is_plugged(call: Call, row: Any) -> bool:
