@@ -31,7 +31,6 @@ def hold() -> None:
 def settle() -> None:
     """Take all that there is out of the collector's sight, and collect only the young by itself."""
     gc.enable()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, 5, 1_000_000)
 

@@ -8,17 +8,17 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.benchmarks.figures import Figure, median, times
+from tests.benchmarks.figures import Figure, times
 from tests.benchmarks.processes import Child, run
 from tests.benchmarks.stage import Stage, say
 
 CONNECTIONS = 50
-SECONDS = 2.0
-ROUNDS = 3
+SECONDS = 1.0
+ROUNDS = 9
 
 
 def benchmark(stage: Stage) -> list[Figure]:
-    """Load both servers by turns."""
+    """Load both servers by turns; the best round of each counts, as what else the machine does can only slow one."""
     login = stage.warm
     peer, peer_port = stage.peer("twisted_web", login.session, login.vms[0])
     load = _wrk if shutil.which("wrk") else _own
@@ -36,11 +36,11 @@ def benchmark(stage: Stage) -> list[Figure]:
             per_cpu.append(count / (server.cpu - cpu))
             rates.append(count / (time.perf_counter() - begun))
     peer.stop()
-    ours, theirs = median(sides[0][2]), median(sides[1][2])
-    rate, their_rate = median(sides[0][3]), median(sides[1][3])
+    ours, theirs = max(sides[0][2]), max(sides[1][2])
+    rate, their_rate = max(sides[0][3]), max(sides[1][3])
     return [
         Figure(
-            f"VM.get_power_state, {CONNECTIONS} connections, calls a CPU-second; peer: twisted.web.xmlrpc",
+            f"VM.get_power_state, {CONNECTIONS} connections, calls a CPU-second, best of {ROUNDS} rounds; peer: twisted.web.xmlrpc",
             f"{ours:,.0f}", f"{theirs:,.0f}", times(ours / theirs), ">= 5 x", ours / theirs,
         ),
         Figure("the same, calls a second", f"{rate:,.0f}", f"{their_rate:,.0f}", times(rate / their_rate)),

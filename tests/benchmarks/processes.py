@@ -28,6 +28,7 @@ class Child:
         self.module = module
         self.log = log
         environment = {**os.environ, "XAPI_ROOT_PASSWORD": PASSWORD, "PYTHONUNBUFFERED": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed programs have their bytecode
         self.started = time.perf_counter()
         with log.open("wb") as file:
             self.process = subprocess.Popen(

@@ -100,8 +100,9 @@ def command(state: Path, *options: str) -> list[str]:
 
 def environment(password: str | None) -> Mapping[str, str]:
     """Return our own environment, in which only the test says what root's password is."""
-    # PYTHONUNBUFFERED would hide that something is not printed before the end.
-    kept = {name: value for name, value in os.environ.items() if name not in ("XAPI_ROOT_PASSWORD", "PYTHONUNBUFFERED")}
+    # PYTHONUNBUFFERED would hide that something is not printed before the end; without bytecode each start compiles.
+    dropped = ("XAPI_ROOT_PASSWORD", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept if password is None else kept | {"XAPI_ROOT_PASSWORD": password}
 
 
