@@ -20,6 +20,7 @@ from xapi import errors, implicit, registry
 from xapi.call import Call, Origin, key_permission
 from xapi.datamodel import Message, Model
 from xapi.errors import Fault
+from xapi.http.xmlrpc import Untyped
 from xapi.sessions import allowed
 from xapi.types import DecodeError, Type
 
@@ -120,6 +121,11 @@ def prepare(model: Model, db: Store, functions: Mapping[str, Callable[..., Any]]
     return methods
 
 
+async def _extend(call: Call, name: str, params: list[Any]) -> Any:
+    """Run an extension that was called by its own name, with all parameters as they came."""
+    return await call.daemon.plugins.call_extension(name, params)
+
+
 class Dispatcher:
     """Call messages by name."""
 
@@ -128,6 +134,8 @@ class Dispatcher:
         self.db = daemon.db
         self.methods = prepare(daemon.model, daemon.db, functions)
         self._sessions = daemon.db.tables["session"].rows
+        self._extension = Method(self.methods["host.call_extension"].message, _extend, False)
+        self._extension.result = Untyped()
 
     def call(self, name: str, params: list[Any], origin: Origin) -> tuple[Method, Any]:
         """Run a call and return its method and result, or a Deferred of it where it waits.
@@ -141,7 +149,7 @@ class Dispatcher:
             is_async, name = True, name[14:]
         method = self.methods.get(name)
         if method is None or (is_async and "." not in name):
-            raise self._unknown(name, params)
+            return self._other(name, params, origin, is_async)
         if is_async and not method.is_async:
             raise Fault("Fault", f"No async mode for this operation (rpc: Async.{method.name})")
         first = 1 if method.session else 0
@@ -158,13 +166,20 @@ class Dispatcher:
             return method, self._start(method, call, arguments)
         return method, self._run(method, call, arguments)
 
-    def _unknown(self, name: str, params: list[Any]) -> Fault:
-        """Say why there is no such message; xapi looks for an extension of that name first."""
-        if params:
-            session = self._session(params[0])
-            if not allowed(session, "host.call_extension"):
-                return errors.RBAC_PERMISSION_DENIED("host.call_extension", "No permission in user session")
-        return errors.MESSAGE_METHOD_UNKNOWN(name)
+    def _other(self, name: str, params: list[Any], origin: Origin, is_async: bool) -> tuple[Method, Any]:
+        """Call what is no message of the API: an extension of the administrator's, if there is one."""
+        if not params:
+            raise errors.MESSAGE_METHOD_UNKNOWN(name)
+        session = self._session(params[0])
+        extension = self._extension
+        if not allowed(session, extension.permission):
+            raise self._denied(extension.permission)
+        if is_async or not self.daemon.plugins.has_extension(name):
+            raise errors.MESSAGE_METHOD_UNKNOWN(name)
+        self.daemon.sessions.used(session)
+        return extension, self._finish(
+            extension, Call(self.daemon, extension.message, name, session, origin), [name, params]
+        )
 
     def _session(self, ref: Any) -> Any:
         if type(ref) is not str:

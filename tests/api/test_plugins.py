@@ -72,7 +72,8 @@ params, name = xmlrpc.client.loads(sys.stdin.buffer.read())
 if params[1] == "fail":
     answer = {{"Status": "Failure", "ErrorDescription": ["HOST_DISABLED", "h"]}}
 else:
-    answer = {{"Status": "Success", "Value": name + " " + params[1]}}
+    value = name + " " + params[1] if isinstance(params[1], str) else params[1:]
+    answer = {{"Status": "Success", "Value": value}}
 print(xmlrpc.client.dumps((answer,), methodresponse=True))
 """
 
@@ -231,6 +232,17 @@ def test_extensions(api: Any) -> None:
         with pytest.raises(XenAPI.Failure) as caught:
             api.host.call_extension(host, text)
         assert caught.value.details[0] == "INTERNAL_ERROR"
+
+
+def test_an_extension_is_a_message_of_its_own_name(api: Any) -> None:
+    """With all the parameters as they came, and whatever it answers; others stay unknown."""
+    assert api.Ext.say("é") == "Ext.say é"
+    sent = {"a": [1, True, 2.5, ""], "b": {"c": "<&>"}}
+    assert api.Ext.say(sent, "more") == [sent, "more"]
+    for call, expected in ((api.Ext.say, ["HOST_DISABLED", "h"]), (api.Ext.no, ["MESSAGE_METHOD_UNKNOWN", "Ext.no"])):
+        with pytest.raises(XenAPI.Failure) as caught:
+            call("fail")
+        assert caught.value.details == expected
 
 
 # VM.call_plugin

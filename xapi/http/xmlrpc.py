@@ -11,12 +11,13 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from lxml import etree
 
 from xapi import errors
-from xapi.types import DecodeError, Type, escape, parse_datetime
+from xapi.types import DecodeError, Type, escape, format_datetime, parse_datetime
 
 CONTENT_TYPE = b"text/xml"
 
@@ -234,27 +235,49 @@ class AnswerFault(Exception):
 
 
 def call(name: str, parameters: Sequence[Any]) -> bytes:
-    """Return a call of plain values: str, bool, int, float, None, lists and dicts."""
-    params = "".join(f"<param>{_plain(value)}</param>" for value in parameters)
+    """Return a call of values as they came over a wire."""
+    params = "".join(f"<param>{_untyped(value)}</param>" for value in parameters)
     head = f"<?xml version='1.0'?><methodCall><methodName>{escape(name)}</methodName>"
     return f"{head}<params>{params}</params></methodCall>".encode(errors="replace")
 
 
-def _plain(value: Any) -> str:
+def _untyped(value: Any) -> str:
     if isinstance(value, str):
         return f"<value><string>{escape(value)}</string></value>"
     if isinstance(value, bool):
         return f"<value><boolean>{int(value)}</boolean></value>"
     if isinstance(value, int):
-        return f"<value><int>{value}</int></value>" if abs(value) < 1 << 31 else _plain(str(value))
+        return f"<value><int>{value}</int></value>" if abs(value) < 1 << 31 else _untyped(str(value))
     if isinstance(value, float):
         return f"<value><double>{value!r}</double></value>"
     if isinstance(value, dict):
-        members = (f"<member><name>{escape(str(key))}</name>{_plain(each)}</member>" for key, each in value.items())
+        members = (f"<member><name>{escape(str(key))}</name>{_untyped(each)}</member>" for key, each in value.items())
         return f"<value><struct>{''.join(members)}</struct></value>"
     if isinstance(value, list):
-        return f"<value><array><data>{''.join(map(_plain, value))}</data></array></value>"
+        return f"<value><array><data>{''.join(map(_untyped, value))}</data></array></value>"
+    if isinstance(value, datetime):
+        return f"<value><dateTime.iso8601>{format_datetime(value)}</dateTime.iso8601></value>"
+    if isinstance(value, bytes):
+        return f"<value><base64>{binascii.b2a_base64(value, newline=False).decode()}</base64></value>"
     return "<value><nil/></value>"
+
+
+class Untyped(Type):
+    """Whatever a program answered that is no part of the API: it goes on as it came."""
+
+    name, annotation, empty = "untyped", "Any", None
+
+    def plain(self, value: Any) -> Any:
+        """Return what orjson can print: bytes in base64."""
+        if isinstance(value, bytes):
+            return binascii.b2a_base64(value, newline=False).decode()
+        if isinstance(value, dict):
+            return {str(key): self.plain(each) for key, each in value.items()}
+        return [self.plain(each) for each in value] if isinstance(value, list) else value
+
+    def xml(self, value: Any) -> str:
+        """Return ``<value>…</value>`` with the type that the value has."""
+        return _untyped(value)
 
 
 def parse_answer(body: bytes) -> Any:
