@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from xapi.daemon import Daemon
     from xapi.datamodel import Message
-    from xapi.store.memory import Row, Store
+    from xapi.store.memory import Store
+    from xapi.store.rows import Row
 
 
 class Origin:

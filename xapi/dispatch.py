@@ -26,7 +26,8 @@ from xapi.types import DecodeError, Type
 
 if TYPE_CHECKING:
     from xapi.daemon import Daemon
-    from xapi.store.memory import Row, Store
+    from xapi.store.memory import Store
+    from xapi.store.rows import Row
 
 log = Logger()
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from xapi.fragments import Fragments
     from xapi.sessions import Sessions
-    from xapi.store.memory import Row, Store, Table
+    from xapi.store.memory import Store
+    from xapi.store.rows import Row, Table
 
 FOREVER = 24 * 3600.0
 """Seconds that a timeout below 0, or none, means."""

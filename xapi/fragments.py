@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 
 from xapi.datamodel import Class
-from xapi.store.memory import Row, Store
+from xapi.store.memory import Store
+from xapi.store.rows import Row
 from xapi.types import SOURCE_NAMES, BoolType, FloatType, IntType, MapType, SetType, Type
 
 BUDGET = 512 * 2**20

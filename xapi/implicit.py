@@ -14,8 +14,8 @@ from xapi import errors
 from xapi.call import Call
 from xapi.datamodel import Message
 from xapi.fragments import RecordOf, Records, Refs
-from xapi.store.memory import Row, Table
 from xapi.store.query import select
+from xapi.store.rows import Row, Table
 from xapi.types import MapType
 
 Run = Callable[..., Any]

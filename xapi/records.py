@@ -1,6 +1,6 @@
 """The names by which annotations speak of stored objects; `records.pyi` says what fields they have.
 
-At run time the classes are made by each `xapi.store.memory.Table`; nothing here is ever instantiated.
+At run time the classes are made by each `xapi.store.rows.Table`; nothing here is ever instantiated.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Literal
 
-from xapi.store.memory import Row, Table
+from xapi.store.rows import Row, Table
 from xapi.types import Ref
 
 enum_bond_mode = Literal["balance-slb", "active-backup", "lacp"]

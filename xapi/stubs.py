@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Literal
 
-from xapi.store.memory import Row, Table
+from xapi.store.rows import Row, Table
 from xapi.types import Ref
 
 '''

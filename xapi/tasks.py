@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from xapi.call import Origin
-    from xapi.store.memory import Row, Store
+    from xapi.store.memory import Store
+    from xapi.store.rows import Row
 
 FINISHED_KEPT = 65 * 60
 PENDING_KEPT = 24 * 3600

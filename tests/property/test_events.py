@@ -18,7 +18,8 @@ from xapi.events import Batch, Events
 from xapi.fragments import Fragments
 from xapi.sessions import Sessions
 from xapi.store import memory
-from xapi.store.memory import Change, Row, Store
+from xapi.store.memory import Change, Store
+from xapi.store.rows import Row
 from xapi.types import NULL
 
 MODEL = datamodel.load()

@@ -6,8 +6,9 @@ import pytest
 
 from xapi import datamodel, errors
 from xapi.store import query
-from xapi.store.memory import Store, Table
+from xapi.store.memory import Store
 from xapi.store.query import select
+from xapi.store.rows import Table
 
 
 class NoJournal:

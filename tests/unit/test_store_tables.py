@@ -12,7 +12,8 @@ from sqlalchemy.schema import CreateTable
 
 from xapi import datamodel
 from xapi.store import tables
-from xapi.store.memory import Row, Store
+from xapi.store.memory import Store
+from xapi.store.rows import Row
 from xapi.types import NULL
 
 MODEL = datamodel.load()

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from xapi.call import Call
-    from xapi.store.memory import Row, Store
+    from xapi.store.memory import Store
+    from xapi.store.rows import Row
 
 PATIENCE = 2 * 3600.0
 """Seconds for which a call waits for an object that another operation holds."""

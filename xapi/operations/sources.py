@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xapi.records import VM
-    from xapi.store.memory import Row, Store
+    from xapi.store.memory import Store
+    from xapi.store.rows import Row
 
 Source = Callable[[Any, Collection[str]], Iterable[str]]
 

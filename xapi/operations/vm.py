@@ -22,7 +22,8 @@ from xapi.types import NULL
 
 if TYPE_CHECKING:
     from xapi.records import VM, VM_guest_metrics, VM_metrics, host, pool
-    from xapi.store.memory import Store, Table
+    from xapi.store.memory import Store
+    from xapi.store.rows import Table
 
 STATES = ("Halted", "Paused", "Suspended", "Running")
 MOVING = frozenset({"suspend", "checkpoint", "pool_migrate", "migrate_send"})

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 from xapi import errors
 from xapi.datamodel import Class
-from xapi.store.memory import Row, Store, Table
+from xapi.store.memory import Store
+from xapi.store.rows import Row, Table
 from xapi.types import (
     STRING,
     BoolType,

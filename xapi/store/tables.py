@@ -21,7 +21,7 @@ from sqlalchemy import Table as SQLTable
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from xapi.datamodel import Class, Field, Model
-from xapi.store.memory import Row, Table
+from xapi.store.rows import Row, Table
 from xapi.types import BoolType, DateTimeType, EnumType, FloatType, IntType, MapType, RefType, SetType, StringType, Type
 
 KRONOS = "kronos"
