@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from xapi import datamodel, reference
+from xapi import datamodel
+from xapi.reference.__main__ import MARKER, main, write
+from xapi.reference.blocks import Grid
+from xapi.reference.forms import FORMATS, HTML, STYLE, Markdown
+from xapi.reference.pages import Writer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -32,8 +36,8 @@ def pages(model, tmp_path_factory):
 
 
 def written(model, directory, form):
-    reference.write(model, directory, reference.FORMATS[form])
-    return {path.name: path.read_text("utf-8") for path in directory.iterdir() if path.name != reference.MARKER}
+    write(model, directory, FORMATS[form])
+    return {path.name: path.read_text("utf-8") for path in directory.iterdir() if path.name != MARKER}
 
 
 class Reader(HTMLParser):
@@ -87,13 +91,13 @@ def test_no_anchor_stands_twice_on_a_page(pages):
 def test_html_pages_load_nothing(pages):
     """They work from a folder, without a network."""
     assert [name for name, text in pages.items() if Reader(text).loaded] == []
-    assert "@import" not in reference.STYLE
-    assert "url(" not in reference.STYLE
+    assert "@import" not in STYLE
+    assert "url(" not in STYLE
 
 
 def test_pages_differ_in_more_than_case(model):
     """They must survive a file system that ignores case."""
-    names = [page.name.lower() for page in reference.Writer(model).pages()]
+    names = [page.name.lower() for page in Writer(model).pages()]
     assert len(set(names)) == len(names) == len(model.classes) + 6
 
 
@@ -148,15 +152,15 @@ def test_hidden_implicit_messages_are_marked(markdown):
 
 def test_text_is_escaped():
     """No description can break the page it stands on."""
-    block = reference.Grid(("a",), [["1 < 2 & `x` | *y*"]])
-    assert reference.HTML().block(block).count("1 &lt; 2 &amp; `x` | *y*") == 1
-    assert reference.Markdown().block(block).endswith("| 1 \\< 2 \\& \\`x\\` \\| \\*y\\* |")
+    block = Grid(("a",), [["1 < 2 & `x` | *y*"]])
+    assert HTML().block(block).count("1 &lt; 2 &amp; `x` | *y*") == 1
+    assert Markdown().block(block).endswith("| 1 \\< 2 \\& \\`x\\` \\| \\*y\\* |")
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path, capsys):
     """One line says why, and the status is 1."""
     (tmp_path / "index.md").write_text("mine")
-    assert reference.main(["--output", str(tmp_path)]) == 1
+    assert main(["--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error == f"xapi.reference: {tmp_path} is not empty and was not written by this program; nothing changed\n"
     assert [path.name for path in tmp_path.iterdir()] == ["index.md"]
@@ -165,9 +169,9 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, capsys):
 
 def test_a_second_run_replaces_the_first(tmp_path, capsys):
     """Also in another format; what others put there stays."""
-    assert reference.main(["--output", str(tmp_path)]) == 0
+    assert main(["--output", str(tmp_path)]) == 0
     (tmp_path / "notes.txt").write_text("mine")
-    assert reference.main(["--output", str(tmp_path), "--format", "html"]) == 0
+    assert main(["--output", str(tmp_path), "--format", "html"]) == 0
     assert list(tmp_path.glob("*.md")) == []
     assert (tmp_path / "index.html").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -176,9 +180,9 @@ def test_a_second_run_replaces_the_first(tmp_path, capsys):
 
 def test_a_page_of_somebody_else_is_not_replaced(tmp_path, capsys):
     """Not even inside a folder of ours."""
-    assert reference.main(["--output", str(tmp_path)]) == 0
+    assert main(["--output", str(tmp_path)]) == 0
     (tmp_path / "index.html").write_text("mine")
-    assert reference.main(["--output", str(tmp_path), "--format", "html"]) == 1
+    assert main(["--output", str(tmp_path), "--format", "html"]) == 1
     assert "index.html was not written by this program; nothing changed\n" in capsys.readouterr().err
     assert (tmp_path / "index.html").read_text() == "mine"
     assert (tmp_path / "index.md").exists()
@@ -190,15 +194,15 @@ def test_a_marker_cannot_name_files_elsewhere(tmp_path):
     outside.write_text("mine")
     folder = tmp_path / "out"
     folder.mkdir()
-    (folder / reference.MARKER).write_text("../precious\n")
-    assert reference.main(["--output", str(folder)]) == 0
+    (folder / MARKER).write_text("../precious\n")
+    assert main(["--output", str(folder)]) == 0
     assert outside.read_text() == "mine"
 
 
 def test_output_that_is_a_file_is_refused_in_one_line(tmp_path, capsys):
     """The system's own words say why."""
     (tmp_path / "file").write_text("mine")
-    assert reference.main(["--output", str(tmp_path / "file")]) == 1
+    assert main(["--output", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().err == f"xapi.reference: cannot write {tmp_path / 'file'}: File exists\n"
 
 

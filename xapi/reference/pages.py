@@ -1,127 +1,30 @@
-"""Write the API reference from the schema: ``python -m xapi.reference [--output DIR] [--format html]``.
-
-The pages are built once as blocks (headings, paragraphs, lists, tables) and printed as Markdown or as
-HTML. Pages of a class are named for it; links between pages are relative, so the folder may lie
-anywhere. A marker file lists what was written: only those files are ever replaced or removed.
-"""
+"""The pages of the reference: what the schema declares, in sentences and tables."""
 
 from __future__ import annotations
 
-import argparse
-import html
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
-from xapi import datamodel
-from xapi.datamodel import (
-    Alert,
-    Class,
-    ErrorCode,
-    Field,
-    HTTPHandler,
-    Life,
-    Message,
-    Model,
-    Parameter,
-    SchemaError,
+from xapi.datamodel import Alert, Class, ErrorCode, Field, HTTPHandler, Life, Message, Model, Parameter
+from xapi.reference.blocks import (
+    Anchor,
+    Block,
+    Bullets,
+    Code,
+    Grid,
+    Heading,
+    Inline,
+    Link,
+    Page,
+    Paragraph,
+    Part,
+    Row,
+    counted,
+    joined,
 )
 from xapi.types import Type
-
-MARKER = ".kronos-reference"
-"""The file that marks a folder as ours; its lines are the names of the pages."""
-
-
-class OutputError(Exception):
-    """The reference cannot be written where it was asked for; the text says why."""
-
-
-@dataclass(frozen=True)
-class Code:
-    text: str
-
-
-@dataclass(frozen=True)
-class Link:
-    text: str
-    page: str
-    """Name of the page, without its suffix."""
-    anchor: str = ""
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """Text that links lead to."""
-
-    text: str
-    name: str
-
-
-Part = str | Code | Link | Anchor
-Inline = Sequence[Part]
-Cell = Part | Inline
-Row = Sequence[Cell]
-
-
-@dataclass(frozen=True)
-class Heading:
-    level: int
-    text: str
-    anchor: str = ""
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    content: Cell
-
-
-@dataclass(frozen=True)
-class Bullets:
-    items: Sequence[Cell]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table."""
-
-    head: Sequence[str]
-    rows: Sequence[Row]
-
-
-Block = Heading | Paragraph | Bullets | Grid
-
-
-@dataclass
-class Page:
-    name: str
-    title: str
-    blocks: list[Block] = field(default_factory=list)
-
-
-def parts(content: Cell) -> Inline:
-    """Return the parts of what may be one part by itself."""
-    return [content] if isinstance(content, Part) else content
-
-
-def joined(items: Iterable[Inline], separator: str = ", ") -> Inline:
-    """Return the items as one inline, with the separator between them."""
-    whole: list[Part] = []
-    for item in items:
-        if whole:
-            whole.append(separator)
-        whole.extend(item)
-    return whole
-
-
-def counted(number: int, noun: str) -> str:
-    """Return ``1 class`` or ``3 classes``: the number and the noun in the form that it asks for."""
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
-
 
 G = TypeVar("G", ErrorCode, Alert, HTTPHandler)
 
@@ -425,154 +328,3 @@ class Writer:
             return call, Code(handler.name), joined([least, *also]), handler.doc
 
         return Page("http", "HTTP handlers", [Paragraph(intro), *tables(self.model.handlers.values(), head, row)])
-
-
-# Printing.
-
-_MARKS = re.compile(r"[\\`*_\[\]<>|&]")
-
-
-class Markdown:
-    suffix = ".md"
-
-    def text(self, text: str) -> str:
-        return _MARKS.sub(lambda match: "\\" + match.group(), text)
-
-    def part(self, part: Part) -> str:
-        if isinstance(part, Code):
-            return f"`{part.text}`".replace("|", "\\|") if part.text else ""
-        if isinstance(part, Link):
-            anchor = f"#{part.anchor}" if part.anchor else ""
-            return f"[{self.text(part.text)}]({part.page}{self.suffix}{anchor})"
-        if isinstance(part, Anchor):
-            return f'<a id="{part.name}"></a>{self.text(part.text)}'
-        return self.text(part)
-
-    def inline(self, content: Cell) -> str:
-        return "".join(self.part(part) for part in parts(content)).strip()
-
-    def block(self, block: Block) -> str:
-        if isinstance(block, Heading):
-            anchor = f'<a id="{block.anchor}"></a>' if block.anchor else ""
-            return f"{'#' * block.level} {anchor}{self.text(block.text)}"
-        if isinstance(block, Paragraph):
-            return self.inline(block.content)
-        if isinstance(block, Bullets):
-            return "\n".join(f"- {self.inline(item)}" for item in block.items)
-        rows = [list(block.head), ["---"] * len(block.head)]
-        rows += [[self.inline(cell) for cell in row] for row in block.rows]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-    def page(self, page: Page) -> str:
-        top = "" if page.name == "index" else f"[Index](index{self.suffix})\n\n"
-        blocks = [self.block(block) for block in [Heading(1, page.title), *page.blocks]]
-        return top + "\n\n".join(blocks) + "\n"
-
-
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.5em 0 1.5em}div{overflow-x:auto}
-th,td{border:1px solid #ccc;padding:.25em .6em;text-align:left;vertical-align:top}th{background:#f3f3f3}
-code{font:.9em monospace;background:#f3f3f3;padding:0 .2em}a{color:#05c}:target{background:#ffd}
-h4{margin-bottom:.2em;border-top:1px solid #ddd;padding-top:.6em}"""
-
-
-class HTML:
-    suffix = ".html"
-
-    def part(self, part: Part) -> str:
-        if isinstance(part, Code):
-            return f"<code>{html.escape(part.text)}</code>" if part.text else ""
-        if isinstance(part, Link):
-            target = html.escape(f"{part.page}{self.suffix}{'#' * bool(part.anchor)}{part.anchor}")
-            return f'<a href="{target}">{html.escape(part.text)}</a>'
-        if isinstance(part, Anchor):
-            return f'<span id="{html.escape(part.name)}">{html.escape(part.text)}</span>'
-        return html.escape(part)
-
-    def inline(self, content: Cell) -> str:
-        return "".join(self.part(part) for part in parts(content)).strip()
-
-    def block(self, block: Block) -> str:
-        if isinstance(block, Heading):
-            anchor = f' id="{html.escape(block.anchor)}"' if block.anchor else ""
-            return f"<h{block.level}{anchor}>{html.escape(block.text)}</h{block.level}>"
-        if isinstance(block, Paragraph):
-            return f"<p>{self.inline(block.content)}</p>"
-        if isinstance(block, Bullets):
-            items = "\n".join(f"<li>{self.inline(item)}</li>" for item in block.items)
-            return f"<ul>\n{items}\n</ul>"
-        head = "".join(f"<th>{html.escape(title)}</th>" for title in block.head)
-        rows = "\n".join(
-            "<tr>" + "".join(f"<td>{self.inline(cell)}</td>" for cell in row) + "</tr>" for row in block.rows
-        )
-        return f"<div><table>\n<tr>{head}</tr>\n{rows}\n</table></div>"
-
-    def page(self, page: Page) -> str:
-        top = "" if page.name == "index" else '<p><a href="index.html">Index</a></p>\n'
-        body = "\n".join(self.block(block) for block in [Heading(1, page.title), *page.blocks])
-        return (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(page.title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n"
-            f"<body>\n{top}{body}\n</body>\n</html>\n"
-        )
-
-
-FORMATS: dict[str, Markdown | HTML] = {"markdown": Markdown(), "html": HTML()}
-
-
-def write(model: Model, directory: Path, form: Markdown | HTML) -> int:
-    """Write all pages and return their number; pages of an earlier run that are no more are removed.
-
-    Raises OutputError when the folder holds things that this program did not write.
-    """
-    pages = {page.name + form.suffix: form.page(page) for page in Writer(model).pages()}
-    marker = directory / MARKER
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        earlier = marker.read_text("utf-8").splitlines() if marker.is_file() else []
-        if not marker.is_file() and any(directory.iterdir()):
-            raise OutputError(f"{directory} is not empty and was not written by this program; nothing changed")
-        for name in pages.keys() - set(earlier):
-            if (directory / name).exists():
-                raise OutputError(f"{directory / name} was not written by this program; nothing changed")
-        # The marker comes first: a run that was cut short can be repeated.
-        marker.write_text("".join(f"{name}\n" for name in sorted({*earlier, *pages})), "utf-8")
-        for name in earlier:
-            if name not in pages and Path(name).name == name:
-                (directory / name).unlink(missing_ok=True)
-        for name, text in pages.items():
-            (directory / name).write_text(text, "utf-8")
-        marker.write_text("".join(f"{name}\n" for name in sorted(pages)), "utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {error.filename or directory}: {error.strerror}") from error
-    return len(pages)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m xapi.reference",
-        description="Write the XenAPI reference, made from the schema: an index, a page for each class, and "
-        "pages for errors, roles, alerts, releases and HTTP handlers.",
-        epilog="A folder that this program wrote before is brought up to date; any other folder must be "
-        "empty or absent. The exit status is 1 when nothing could be written.",
-    )
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("reference"), help="where to (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--format", choices=list(FORMATS), default="markdown", help="what to write (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        number = write(datamodel.load(), options.output, FORMATS[options.format])
-    except (OutputError, SchemaError) as error:
-        print(f"xapi.reference: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.output}: {counted(number, 'page')}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What pages are made of: headings, paragraphs, lists and tables of text, code and links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Code:
+    text: str
+
+
+@dataclass(frozen=True)
+class Link:
+    text: str
+    page: str
+    """Name of the page, without its suffix."""
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Text that links lead to."""
+
+    text: str
+    name: str
+
+
+Part = str | Code | Link | Anchor
+Inline = Sequence[Part]
+Cell = Part | Inline
+Row = Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Heading:
+    level: int
+    text: str
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    content: Cell
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table."""
+
+    head: Sequence[str]
+    rows: Sequence[Row]
+
+
+Block = Heading | Paragraph | Bullets | Grid
+
+
+@dataclass
+class Page:
+    name: str
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+def parts(content: Cell) -> Inline:
+    """Return the parts of what may be one part by itself."""
+    return [content] if isinstance(content, Part) else content
+
+
+def joined(items: Iterable[Inline], separator: str = ", ") -> Inline:
+    """Return the items as one inline, with the separator between them."""
+    whole: list[Part] = []
+    for item in items:
+        if whole:
+            whole.append(separator)
+        whole.extend(item)
+    return whole
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 class`` or ``3 classes``: the number and the noun in the form that it asks for."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
