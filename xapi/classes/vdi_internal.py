@@ -88,17 +88,8 @@ async def set_read_only(call: Call, self: VDI, value: bool) -> None:
     await vdis.describe(call, row, read_only=value)
 
 
-def _introduce(call: Call, fields: dict[str, Any]) -> VDI:
-    sr: Any = call.db.SR[fields["SR"]]
-    if any(call.db.VDI[ref].location == fields["location"] for ref in sr.VDIs):
-        raise errors.LOCATION_NOT_UNIQUE(sr._ref, fields["location"])
-    if not volumes.is_uuid(fields["uuid"].lower()):
-        raise errors.UUID_INVALID("VDI", fields["uuid"])
-    return call.db.VDI.create(**fields)._ref
-
-
-@message("VDI.pool_introduce")
-def pool_introduce(
+@message("VDI.pool_introduce", "VDI.db_introduce")
+def introduce_row(
     call: Call,
     uuid: str,
     name_label: str,
@@ -120,37 +111,15 @@ def pool_introduce(
     snapshot_of: VDI,
     cbt_enabled: bool,
 ) -> VDI:
-    """Make a row alone, of a host that joins."""
+    """Make a row alone: the SR's driver says so, or a host that joins."""
     fields = dict(locals())
     del fields["call"]
-    return _introduce(call, fields)
-
-
-@message("VDI.db_introduce")
-def db_introduce(
-    call: Call,
-    uuid: str,
-    name_label: str,
-    name_description: str,
-    SR: SR,
-    type: records.enum_vdi_type,
-    sharable: bool,
-    read_only: bool,
-    other_config: Keys,
-    location: str,
-    xenstore_data: Keys,
-    sm_config: Keys,
-    managed: bool,
-    virtual_size: int,
-    physical_utilisation: int,
-    metadata_of_pool: Pool,
-    is_a_snapshot: bool,
-    snapshot_time: datetime,
-    snapshot_of: VDI,
-    cbt_enabled: bool,
-) -> VDI:
-    """Make a row alone: the SR's driver says so."""
-    fields = dict(locals())
-    del fields["call"]
-    vdis.may_write(call, SR)
-    return _introduce(call, fields)
+    if call.message.name == "db_introduce":
+        vdis.may_write(call, SR)
+    sr: Any = call.db.SR[SR]
+    if any(call.db.VDI[ref].location == location for ref in sr.VDIs):
+        raise errors.LOCATION_NOT_UNIQUE(SR, location)
+    if not volumes.is_uuid(uuid.lower()):
+        raise errors.UUID_INVALID("VDI", uuid)
+    made: VDI = call.db.VDI.create(**fields)._ref
+    return made
