@@ -124,7 +124,20 @@ class NIC:
     """The VLANs for which the guest may tag frames itself."""
 
 
-Device = Disk | NIC
+@dataclass(frozen=True, slots=True)
+class Display:
+    """A screen with a keyboard and a pointer; of `width` x `height` pixels, unless the guest wants another.
+
+    The guest's picture may take `memory` bytes of the guest's own, a multiple of 1 MiB.
+    """
+
+    number: int = 0
+    width: int = 800
+    height: int = 600
+    memory: int = 8 << 20
+
+
+Device = Disk | NIC | Display
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +152,7 @@ class DomainConfig:
     boot: Boot
     disks: tuple[Disk, ...] = ()
     nics: tuple[NIC, ...] = ()
+    display: Display | None = None
     weight: int = 256
     cap: int = 0
     affinity: tuple[int, ...] = ()
@@ -173,9 +187,9 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """Whether a device is connected to its driver, and its counters since it was plugged."""
+    """Whether a disk or card is connected to its driver, and its counters since it was plugged."""
 
-    device: Device
+    device: Disk | NIC
     connected: bool
     counters: Mapping[str, int]
 
@@ -219,6 +233,64 @@ class ByteStream(Protocol):
         """Yield output as it comes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A rectangle of pixels, never empty; (0, 0) is the top left of the screen."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def __contains__(self, other: Area) -> bool:
+        return (
+            self.x <= other.x
+            and self.y <= other.y
+            and other.x + other.width <= self.x + self.width
+            and other.y + other.height <= self.y + self.height
+        )
+
+    @property
+    def size(self) -> int:
+        """Return how many pixels it has."""
+        return self.width * self.height
+
+    def around(self, other: Area) -> Area:
+        """Return the smallest area that holds both."""
+        left, top = min(self.x, other.x), min(self.y, other.y)
+        right = max(self.x + self.width, other.x + other.width)
+        bottom = max(self.y + self.height, other.y + other.height)
+        return Area(left, top, right - left, bottom - top)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What has changed on a screen that is `width` x `height` now, 0 x 0 while the guest has no driver for it."""
+
+    width: int
+    height: int
+    areas: tuple[Area, ...]
+
+
+class Screen(Protocol):
+    """A domain's screen, keyboard and pointer. Input tells whether it was taken: not without a driver in the guest."""
+
+    def follow(self) -> AsyncIterator[Damage]:
+        """Yield what has changed, at first the whole screen; what changes while nobody waits comes at once.
+
+        Of a guest whose driver does not tell of changes only a new shape is heard: look at the whole at times.
+        """
+
+    async def pixels(self, area: Area) -> bytes:
+        """Return a part of the screen, 4 bytes a pixel: blue, green, red and none. Raises HostError for one off it."""
+
+    def key(self, code: int, pressed: bool) -> bool:
+        """Press or release a key or a button of the pointer, by Linux's code. Raises HostError for one of none."""
+
+    def point(self, x: int, y: int, wheel: int = 0) -> bool:
+        """Put the pointer at a place of the screen as it is now, and turn the wheel by steps, up is positive."""
+
+
 class Backend(Protocol):
     """What a toolstack asks of one host. Idempotent; state is read with `stat`. Raises HostError.
 
@@ -241,8 +313,8 @@ class Backend(Protocol):
     async def network(self, name: str, addresses: Addresses | None) -> None:
         """Have a network of this name, with this address service or with none."""
 
-    async def build(self, config: DomainConfig) -> None:
-        """Make a domain, paused, with its devices."""
+    async def build(self, config: DomainConfig, *, paused: bool = False) -> DomainState:
+        """Make a domain with its devices and let it run, unless it is to be `paused`; return what is true then."""
 
     async def suspend(self, uuid: str, image: str) -> None:
         """Have the guest suspend itself, and write it into a file; it stays suspended, to be resumed or destroyed."""
@@ -250,8 +322,8 @@ class Backend(Protocol):
     async def resume(self, uuid: str) -> None:
         """Let a suspended domain go on where it is."""
 
-    async def restore(self, config: DomainConfig, image: str) -> None:
-        """Make a domain, paused, from a saved image: a file that the host can reach."""
+    async def restore(self, config: DomainConfig, image: str, *, paused: bool = False) -> DomainState:
+        """Make a domain as `build` does, but from a saved image: a file that the host can reach."""
 
     async def unpause(self, uuid: str) -> None:
         """Let a domain run."""
@@ -265,8 +337,8 @@ class Backend(Protocol):
     async def shutdown(self, uuid: str, how: Shutdown) -> None:
         """Ask the guest to go down; returns when it is down."""
 
-    async def plug(self, uuid: str, device: Device) -> None:
-        """Connect a device to a domain that runs; returns when the guest's driver has it, or there is none."""
+    async def plug(self, uuid: str, device: Device) -> DomainState:
+        """Offer a device to a domain that runs; return what is true of it then."""
 
     async def unplug(self, uuid: str, device: Device, force: bool) -> None:
         """Take a device away; with force, whether the guest agrees or not."""
@@ -276,6 +348,9 @@ class Backend(Protocol):
 
     async def console(self, uuid: str) -> ByteStream:
         """Return a domain's console."""
+
+    async def screen(self, uuid: str) -> Screen:
+        """Return a domain's screen as it is plugged now. Raises HostError for a domain that has none."""
 
     def listen(self, attention: Callable[[str], None]) -> None:
         """Call `attention` with a uuid when something about that domain has changed; calls may coalesce."""

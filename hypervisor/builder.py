@@ -18,6 +18,7 @@ from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTC
 from hypervisor.loader import pv, pvh
 from hypervisor.loader.elf import LoadError
 from hypervisor.paravirtual.cpu import PVCPU
+from hypervisor.snapshot import resume
 
 LARGE_CODE_CACHE, SMALL_CODE_CACHE = 64 << 20, 1 << 20
 SMALL_GUEST = 32 << 20
@@ -130,7 +131,7 @@ class PVBuild:
 
 
 class RestoredBuild:
-    """A PVH domain made from an image or a template: its guest is in its memory already."""
+    """A domain made from an image or a template: its guest is in its memory already."""
 
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
@@ -140,8 +141,8 @@ class RestoredBuild:
         return self.domain.params[STORE_PFN], self.domain.params[CONSOLE_PFN]
 
     def attach(self, store_port: int, console_port: int) -> None:
-        """The guest asks for its new ports."""
-        self.domain.params |= {STORE_EVTCHN: store_port, CONSOLE_EVTCHN: console_port}
+        """Tell the guest of its new ports."""
+        resume.connect(self.domain, store_port, console_port)
 
 
 def begin(host: Host, config: DomainConfig, kind: str) -> Build:

@@ -1,8 +1,8 @@
 """What a toolstack says to a guest through xenstore, and hears from it (docs/misc/xenstore-paths.pandoc).
 
-It says: go down (control/shutdown), do a magic SysRq (control/sysrq), hold so much memory (memory/target). It hears
-whether the guest has taken a request, which it does by emptying the key, and what the guest tells of itself: the keys
-that xapi's guest agent reads, see `Control.metrics`. How far a balloon has come is not told here: `Memory.present` is.
+It says: go down (control/shutdown), hold so much memory (memory/target). It hears whether the guest has taken a
+request, which it does by emptying the key, and what the guest tells of itself: the keys that xapi's guest agent reads,
+see `Control.metrics`. How far a balloon has come is not told here: `Memory.present` is.
 
 Everything is done at once, by a caller that holds the lock of the domain's machine; callbacks come under it too. Time
 is the caller's: one that does not want to wait for ever withdraws its request. A guest may write what it likes, as
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hypervisor.api import Shutdown
-from hypervisor.xenstore.errors import NoEntry
+from hypervisor.xenstore.errors import Invalid, NoEntry
+from hypervisor.xenstore.paths import absolute
 from hypervisor.xenstore.permissions import NONE, Permissions
 from hypervisor.xenstore.store import Store, WatchHandle
 
@@ -93,6 +94,17 @@ class Metrics:
     """False when the guest has written more than the limits allow; then the rest is left out."""
 
 
+def may_be_told(values: Mapping[str, str]) -> bool:
+    """Tell whether `Control.metrics` may have returned this: what is kept of a guest is not always what was written."""
+    if len(values) > MOST_KEYS or sum(len(name) + len(value) for name, value in values.items()) > MOST_BYTES:
+        return False
+    try:
+        names = [absolute(f"/{name}")[1:] for name in values]
+    except Invalid:
+        return False
+    return all(name.startswith(_FEATURE) or name.partition("/")[0] in (*TREES, "memory") for name in names)
+
+
 class Control:
     """The control keys of one domain whose home in xenstore stands; `close` it before the home is removed.
 
@@ -137,15 +149,6 @@ class Control:
     def supports(self, how: Shutdown) -> bool:
         """Tell whether the guest says that it heeds such a request; older kernels heed them without saying so."""
         return self.store.read_text(f"{self.home}/{_FEATURE}{how.value}") == "1"
-
-    def sysrq(self, key: str) -> None:
-        """Ask for a magic SysRq by its letter. Raises ValueError."""
-        if len(key) != 1 or not key.isascii() or not key.isprintable():
-            raise ValueError(f"{key!r} is no key")
-        path = f"{self.home}/control/sysrq"
-        with self.store.transaction() as transaction:
-            transaction.write(path, key)
-            transaction.set_perms(path, Permissions(self.domid, NONE))
 
     def set_memory_target(self, kib: int) -> None:
         """Tell the guest's balloon how much memory, in KiB, the guest is to hold. Raises ValueError."""

@@ -1,14 +1,16 @@
-"""The disks and network cards of one domain: from what a toolstack describes to what the guest's drivers meet."""
+"""The disks, cards and display of one domain: from what a toolstack describes to what the guest's drivers meet."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
-from hypervisor.api import NIC, Device, DeviceState, Disk, HostError, disk_name
+from hypervisor.api import NIC, Device, DeviceState, Disk, Display, HostError, disk_name
 from hypervisor.disks import disk as disks
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.anonymous import AnonymousDisk
@@ -20,8 +22,10 @@ from hypervisor.network.port import trunk
 from hypervisor.networks import Networks
 from hypervisor.pv.block import BlockDevice, number_of
 from hypervisor.pv.block_queue import Execute
+from hypervisor.pv.framebuffer import Framebuffer
+from hypervisor.pv.keyboard import Keyboard
 from hypervisor.pv.net import NetDevice
-from hypervisor.pv.xenbus import Backend, BusState
+from hypervisor.pv.xenbus import Backend, BusState, DeviceClass
 from hypervisor.storage.errors import StorageError
 from hypervisor.storage.repositories import Repositories
 from hypervisor.xenstore.errors import XenstoreError
@@ -50,9 +54,11 @@ class _Plugged:
     """A device that the guest has, or is to have."""
 
     described: Device
-    device: BlockDevice | NetDevice
-    bus: Backend
+    device: BlockDevice | NetDevice | Framebuffer
+    buses: tuple[Backend, ...]
+    """Of the device, and of what comes with it."""
     disk: disks.Disk | None = None
+    keyboard: Keyboard | None = None
 
 
 class Devices:
@@ -84,20 +90,41 @@ class Devices:
         if key in self._plugged:
             raise HostError("device_exists", f"device {described.number} is plugged already")
         disk = open_disk(described, self._repositories) if isinstance(described, Disk) else None
+        buses: list[Backend] = []
         try:
-            device = self._disk(described, disk) if isinstance(described, Disk) else self._nic(described)
-            bus = Backend(self._domain, self._store, device, _bus_number(device), lambda _: self._changed())
+            plugged = self._made(described, disk)
             if isinstance(described, NIC):
                 self._reserve(described)
                 self._set_static_ip(described)
-            bus.plug()
+            for bus in plugged.buses:
+                bus.plug()
+                buses.append(bus)
         except (ValueError, XenstoreError) as error:
+            for bus in buses:
+                bus.remove()
             if disk is not None:
                 disk.close()
             if isinstance(described, NIC):
                 self._forget(described)
             raise HostError("failed", f"device {described.number}: {error}") from error
-        self._plugged[key] = _Plugged(described, device, bus, disk)
+        self._plugged[key] = plugged
+
+    def _made(self, described: Device, disk: disks.Disk | None) -> _Plugged:
+        """Return a device that is not plugged yet. Raises ValueError."""
+        if isinstance(described, Disk):
+            drive = self._disk(described, disk)
+            return _Plugged(described, drive, (self._bus(drive, number_of(drive.name)),), disk)
+        if isinstance(described, NIC):
+            card = self._nic(described)
+            return _Plugged(described, card, (self._bus(card, card.number),))
+        number, (width, height) = described.number, (described.width, described.height)
+        screen = Framebuffer(self._domain, width=width, height=height, video_memory=described.memory)
+        keyboard = Keyboard(self._domain, width=width, height=height)
+        buses = self._bus(screen, number), self._bus(keyboard, number)
+        return _Plugged(described, screen, buses, keyboard=keyboard)
+
+    def _bus(self, device: DeviceClass, number: int) -> Backend:
+        return Backend(self._domain, self._store, device, number, lambda _: self._changed())
 
     def _settings(self, number: int) -> str:
         """Return where XenServer's agents look for what concerns a card."""
@@ -175,7 +202,12 @@ class Devices:
         """
         plugged = self._find(kind, number)
 
-        def gone() -> None:
+        left = list(plugged.buses)
+
+        def gone(bus: Backend) -> None:
+            left.remove(bus)
+            if left:
+                return
             self._plugged.pop((kind, number), None)
             if isinstance(plugged.described, NIC):
                 self._forget(plugged.described)
@@ -184,10 +216,8 @@ class Devices:
             else:
                 self._execute(lambda: _close_then(plugged.disk, done))
 
-        if force:
-            plugged.bus.remove(gone)
-        else:
-            plugged.bus.unplug(gone)
+        for bus in plugged.buses:
+            (bus.remove if force else bus.unplug)(partial(gone, bus))
 
     def change_medium(self, described: Disk, done: Callable[[], None]) -> None:
         """Eject, insert or exchange a CD; `done` is called when the old one is closed. Raises HostError."""
@@ -235,10 +265,17 @@ class Devices:
         return plugged
 
     def states(self) -> Iterator[DeviceState]:
-        """Yield what is true of each device; under the machine's lock."""
+        """Yield what is true of each disk and card; under the machine's lock."""
         for plugged in list(self._plugged.values()):
-            counters = asdict(plugged.device.counters)
-            yield DeviceState(plugged.described, plugged.bus.state is BusState.CONNECTED, counters)
+            if not isinstance(plugged.described, Display) and not isinstance(plugged.device, Framebuffer):
+                counters = asdict(plugged.device.counters)
+                yield DeviceState(plugged.described, plugged.buses[0].state is BusState.CONNECTED, counters)
+
+    def display(self, number: int = 0) -> tuple[Framebuffer, Keyboard]:
+        """Return the screen, and the keyboard that belongs to it. Raises HostError."""
+        plugged = self._find(Display, number)
+        assert isinstance(plugged.device, Framebuffer) and plugged.keyboard is not None
+        return plugged.device, plugged.keyboard
 
     def disks(self, *, cdroms: bool) -> list[disks.Disk]:
         """Return the open disks, or the CDs in drives, in the order of their numbers."""
@@ -250,16 +287,16 @@ class Devices:
         return [disk for _, disk in found]
 
     def close(self) -> None:
-        """Close the disks of a domain that has ended."""
+        """Take all devices from a domain that does not run any more, and close its disks; waits for their transfers."""
+        for bus in [bus for plugged in self._plugged.values() for bus in plugged.buses]:
+            quiet = threading.Event()
+            bus.remove(quiet.set)
+            quiet.wait()
         plugged, self._plugged = self._plugged, {}
         for each in plugged.values():
             if isinstance(each.described, NIC):
                 self._forget(each.described)
             _close(each.disk)
-
-
-def _bus_number(device: BlockDevice | NetDevice) -> int:
-    return number_of(device.name) if isinstance(device, BlockDevice) else device.number
 
 
 def _close(disk: disks.Disk | None) -> None:

@@ -240,6 +240,10 @@ class EventChannels:
         self.queued.append(function)
         self.peers.attend(self.domid)
 
+    def put_off(self, function: Callable[[], None]) -> None:
+        """Have a function called like one that is posted, but when the vCPU comes back by itself; in a hook of its."""
+        self.queued.append(function)
+
     def raise_virq(self, virq: int, vcpu: int = 0) -> bool:
         """Raise a virtual interrupt if the guest has bound it; on the domain's thread."""
         port = self._virqs.get((virq, vcpu))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+from hypervisor.atomic import clear_bits, set_bits
 from hypervisor.errors import EINVAL, XenError
 from hypervisor.memory import PAGE, BadAddress, Memory
 
@@ -23,8 +24,8 @@ _NOWHERE = -1
 GTF_TYPE, GTF_PERMIT_ACCESS, GTF_ACCEPT_TRANSFER, GTF_TRANSITIVE = 3, 1, 2, 3
 GTF_READONLY, GTF_READING, GTF_WRITING, GTF_SUB_PAGE = 1 << 2, 1 << 3, 1 << 4, 1 << 8
 
-GNTST_OKAY, GNTST_GENERAL_ERROR, GNTST_BAD_DOMAIN, GNTST_BAD_GNTREF = 0, -1, -2, -3
-GNTST_PERMISSION_DENIED, GNTST_BAD_PAGE, GNTST_BAD_COPY_ARG = -8, -9, -10
+GNTST_OKAY, GNTST_GENERAL_ERROR, GNTST_BAD_DOMAIN, GNTST_BAD_GNTREF, GNTST_BAD_HANDLE = 0, -1, -2, -3, -4
+GNTST_BAD_PAGE, GNTST_BAD_COPY_ARG, GNTST_NO_SPACE = -9, -10, -13
 
 
 class GrantError(Exception):
@@ -59,6 +60,14 @@ class Grant:
 
 
 @dataclass(slots=True)
+class _Pin:
+    """The domain that uses an entry, and how often it reads and writes."""
+
+    domid: int
+    uses: list[int] = field(default_factory=lambda: [0, 0])
+
+
+@dataclass(slots=True)
 class GrantTable:
     """A domain's table. `frames` are where in its memory the entries lie, `status_frames` the status of v2."""
 
@@ -66,8 +75,8 @@ class GrantTable:
     version: int = 1
     frames: list[int] = field(default_factory=list)
     status_frames: list[int] = field(default_factory=list)
-    _in_use: dict[int, list[int]] = field(default_factory=dict)
-    """Reference to how many read and write it now: the mark goes with the last."""
+    _in_use: dict[int, _Pin] = field(default_factory=dict)
+    """Reference to those who use it now: the mark goes with the last."""
 
     def set_version(self, version: int) -> None:
         """Choose the layout of entries; refused while grants are in use."""
@@ -121,12 +130,11 @@ class GrantTable:
             offset, length, frame = 0, PAGE, struct.unpack_from("<Q", self.memory.bytes, at + 8)[0]
             if flags & GTF_SUB_PAGE:
                 offset, length = struct.unpack_from("<HH", self.memory.bytes, at + 4)
-        if flags & GTF_TYPE != GTF_PERMIT_ACCESS or owner != domid:
-            raise GrantError(GNTST_BAD_GNTREF if flags & GTF_TYPE != GTF_PERMIT_ACCESS else GNTST_BAD_DOMAIN)
-        if write and flags & GTF_READONLY:
-            raise GrantError(GNTST_PERMISSION_DENIED)
-        if offset + length > PAGE:
+        refused = flags & GTF_TYPE != GTF_PERMIT_ACCESS or owner != domid or (write and flags & GTF_READONLY)
+        if refused or offset + length > PAGE:
             raise GrantError(GNTST_GENERAL_ERROR)
+        if frame in self.memory.foreign:  # only its owner may grant it
+            raise GrantError(GNTST_BAD_PAGE)
         try:
             self.memory.check(frame * PAGE, PAGE)
         except BadAddress:
@@ -136,30 +144,56 @@ class GrantTable:
     def access(self, ref: int, domid: int, write: bool) -> Grant:
         """Begin to use a frame granted to a domain. Raises GrantError."""
         frame, offset, length = self.look(ref, domid, write)
-        uses = self._in_use.setdefault(ref, [0, 0])
-        uses[write] += 1
-        self._mark(ref, uses)
-        return Grant(self, ref, frame, write, offset, length)
+        pin = self._in_use.get(ref)
+        if pin is None:
+            pin = self._in_use[ref] = _Pin(domid)
+        elif pin.domid != domid:  # the entry was changed while it was in use
+            raise GrantError(GNTST_GENERAL_ERROR)
+        pin.uses[write] += 1
+        self._mark(ref, pin)
+        grant = Grant(self, ref, frame, write, offset, length)
+        if domid:
+            self._confirm(grant, domid)
+        return grant
+
+    def _confirm(self, grant: Grant, domid: int) -> None:
+        """End a grant that the guest, which may be running, took back while it was marked. Raises GrantError."""
+        try:
+            if self.look(grant.ref, domid, grant.writable) != (grant.frame, grant.offset, grant.length):
+                raise GrantError(GNTST_GENERAL_ERROR)
+        except GrantError:
+            grant.end()
+            raise
 
     def _release(self, grant: Grant) -> None:
-        uses = self._in_use.get(grant.ref)
-        if uses is None or not grant._uses:
+        pin = self._in_use.get(grant.ref)
+        if pin is None or not grant._uses:
             return
         grant._uses = 0
-        uses[grant.writable] -= 1
-        self._mark(grant.ref, uses)
-        if uses == [0, 0]:
+        pin.uses[grant.writable] -= 1
+        self._mark(grant.ref, pin)
+        if pin.uses == [0, 0]:
             del self._in_use[grant.ref]
 
-    def _mark(self, ref: int, uses: list[int]) -> None:
-        """Write GTF_reading and GTF_writing, where the layout has them."""
-        flags = (GTF_READING if uses[0] or uses[1] else 0) | (GTF_WRITING if uses[1] else 0)
+    def _mark(self, ref: int, pin: _Pin) -> None:
+        """Write GTF_reading and GTF_writing, where the layout has them.
+
+        In version 1 that is a word which the guest may write at this moment, unless it is a backend of ours that
+        asks: they do so while it does not run.
+        """
+        readers, writers = pin.uses
+        flags = (GTF_READING if readers or writers else 0) | (GTF_WRITING if writers else 0)
         try:
             if self.version == 1:
                 at = self._address(self.frames, _V1_ENTRY, ref)
             else:
                 at = self._address(self.status_frames, _V2_STATUS, ref)
         except GrantError:  # the guest took the table away meanwhile
+            return
+        if self.version == 1 and pin.domid:
+            if flags:
+                set_bits(self.memory.address + at, flags)
+            clear_bits(self.memory.address + at, (GTF_READING | GTF_WRITING) & ~flags)
             return
         before = int.from_bytes(self.memory.bytes[at : at + 2], "little")
         now = (before & ~(GTF_READING | GTF_WRITING)) | flags

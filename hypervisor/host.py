@@ -177,7 +177,7 @@ class Host(Machine):
         """Tell a vCPU that events are pending for it."""
         domain = self.domains.get(domid)
         if domain is not None:
-            domain.upcall(vcpu)
+            domain.execution.upcall(vcpu)
 
     def changed(self, domain: Domain) -> None:
         """Tell listeners that a domain shut down."""

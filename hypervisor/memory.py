@@ -17,8 +17,12 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from hypervisor import pagemap
+
+if TYPE_CHECKING:
+    from hypervisor.foreign import Loan
 
 PAGE = 4096
 """Bytes of a frame; a frame number times this is an address."""
@@ -60,9 +64,10 @@ class Memory:
         self.size = size
         self.private = _file is not None
         """True for a clone: what it writes is its own, and its file is the frozen original."""
-        self._file = os.memfd_create("domain") if _file is None else _file
+        self.file = os.memfd_create("domain") if _file is None else _file
+        """Descriptor of the file; -1 once the memory is closed."""
         if not self.private:
-            os.ftruncate(self._file, size + EXTRA * PAGE)
+            os.ftruncate(self.file, size + EXTRA * PAGE)
         self.extra: dict[int, int] = {}
         """Frame number to offset, of frames beyond the memory."""
         self.address = self._map()
@@ -76,12 +81,17 @@ class Memory:
         self.present = size // PAGE
         """How many frames the domain holds: ballooned-out ones are not counted."""
         self.freed: bytearray | None = None
-        """While somebody copies the memory: 1 for each frame that was freed meanwhile, which reads as zero since."""
+        """While somebody copies the memory: 1 for each frame that was freed meanwhile, which reads as zero since, and
+        for each that was written where this mapping does not show it."""
+        self.foreign: dict[int, Loan] = {}
+        """Frames that are another domain's, by their numbers here."""
+        self.lent: dict[int, list[Loan]] = {}
+        """Frames of this memory that others show."""
 
     def _map(self, fixed: int | None = None) -> int:
         kind = mmap.MAP_PRIVATE if self.private else mmap.MAP_SHARED
         flags = kind | _MAP_NORESERVE | (_MAP_FIXED if fixed is not None else 0)
-        address = _libc.mmap(fixed, self.size + EXTRA * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._file, 0)
+        address = _libc.mmap(fixed, self.size + EXTRA * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, self.file, 0)
         if address is None or address == ctypes.c_void_p(-1).value:
             code = ctypes.get_errno()
             raise OSError(code, f"cannot map {self.size} bytes: {os.strerror(code)}")
@@ -89,12 +99,15 @@ class Memory:
 
     def close(self) -> None:
         """Give the memory back. No engine may run over it any more; later accesses raise."""
-        if self._file >= 0:
+        if self.file >= 0:
+            for loan in list(self.foreign.values()):
+                loan.abandon()
+            self._call_in(suppress=True)
             self.words.release()
             self.bytes.release()
             _libc.munmap(self.address, self.size + EXTRA * PAGE)
-            os.close(self._file)
-            self._file = -1
+            os.close(self.file)
+            self.file = -1
 
     # Access
 
@@ -168,7 +181,7 @@ class Memory:
             self.freed[frame : frame + count] = b"\1" * count
         if self.private:
             self._free_private(frame, count)
-        elif _libc.fallocate(self._file, _FALLOC_FL_PUNCH_HOLE, frame * PAGE, count * PAGE):
+        elif _libc.fallocate(self.file, _FALLOC_FL_PUNCH_HOLE, frame * PAGE, count * PAGE):
             code = ctypes.get_errno()
             raise OSError(code, f"cannot free frames: {os.strerror(code)}")
 
@@ -183,9 +196,19 @@ class Memory:
             if bytes(self.bytes[at : at + PAGE]) != _ZEROS:
                 self.bytes[at : at + PAGE] = _ZEROS
 
+    def _call_in(self, suppress: bool = False) -> None:
+        """Let all who show frames of this memory keep copies. Raises OSError unless that is to be suppressed."""
+        for loan in [loan for loans in self.lent.values() for loan in loans]:
+            try:
+                loan.keep()
+            except OSError:  # where that is suppressed the frame stays as it is: a file lives while it is mapped
+                if not suppress:
+                    raise
+                loan.lender.lent.pop(loan.frame, None)
+
     def used(self) -> int:
         """Return how many bytes the host holds for the domain's file (a clone's own pages not counted)."""
-        return os.fstat(self._file).st_blocks * 512
+        return os.fstat(self.file).st_blocks * 512
 
     def extents(self) -> Iterator[tuple[int, int]]:
         """Yield start and end of the ranges that were ever written, in order, without a look at their content."""
@@ -206,12 +229,12 @@ class Memory:
         at = 0
         while at < end:
             try:
-                start = os.lseek(self._file, at, os.SEEK_DATA)
+                start = os.lseek(self.file, at, os.SEEK_DATA)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # only holes follow
                     return
                 raise
-            at = os.lseek(self._file, start, os.SEEK_HOLE)
+            at = os.lseek(self.file, start, os.SEEK_HOLE)
             if start < end:
                 yield start, min(at, end)
 
@@ -222,17 +245,21 @@ class Memory:
 
         From here on this memory is private too; any number of clones can be made of the descriptor. The first
         time takes microseconds; memory that is private already is copied to a file of its own, all that is in use
-        of it. No vCPU and no backend may write meanwhile. Raises OSError.
+        of it. No vCPU and no backend may write meanwhile. Frames of others are empty afterwards, and those who have
+        frames of this memory keep copies: nobody else may write to what is frozen. Raises OSError.
         """
+        for loan in list(self.foreign.values()):
+            loan.end()
+        self._call_in()
         if self.private and self._own(self.size + EXTRA * PAGE):
             file = self._copied()
-            os.close(self._file)
-            self._file = file
+            os.close(self.file)
+            self.file = file
             self._map(self.address)
         elif not self.private:
             self.private = True
             self._map(self.address)
-        return os.dup(self._file)
+        return os.dup(self.file)
 
     def _copied(self) -> int:
         """Return a new file with the content of this private memory."""

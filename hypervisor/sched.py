@@ -14,6 +14,7 @@ One lock guards all of this. It may be taken while the host's lock is held, neve
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -31,6 +32,9 @@ _log = logging.getLogger(__name__)
 RETRY = 0.0005
 SWITCH_INTERVAL = 0.0005
 """Python's thread switch interval while guests run: a hook waits this long for the lock, not 5 ms."""
+NICE = 5
+"""How much less the kernel favours pCPU threads than the others of the process: who serves clients gets a core at once,
+and guests have whatever is left."""
 MOST_WEIGHT = 65535
 
 
@@ -237,6 +241,8 @@ class Scheduler:
     # The threads
 
     def _run_pcpu(self, pcpu: _Pcpu) -> None:
+        own = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + NICE)
         while (entity := self._next(pcpu)) is not None:
             try:
                 self._run_slice(entity)

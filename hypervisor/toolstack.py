@@ -1,85 +1,30 @@
 """Building and ending domains in ordered steps, each with its undoing: what libxl does on a real host.
 
-The xenstore layout is libxl's (docs/misc/xenstore-paths.pandoc): the domain reads its own path, and writes
-below ``data``, ``attr``, ``control``, ``device``, ``drivers``, ``error`` and ``feature``. Everything here
-blocks only for the work itself and runs on a thread of the caller's; what a guest takes its time for is told
-by a callback, on some thread, and the caller decides how long to wait.
+Everything here blocks only for the work itself and runs on a thread of the caller's; what a guest takes its time
+for is told by a callback, on some thread, and the caller decides how long to wait.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
-from hypervisor import builder
-from hypervisor.api import (
-    BootLoader,
-    Change,
-    Device,
-    DirectBoot,
-    DomainConfig,
-    DomainState,
-    Firmware,
-    HostError,
-    Power,
-    Shutdown,
-)
+from hypervisor import builder, home, images
+from hypervisor.api import Change, Device, DomainConfig, DomainState, HostError, Shutdown
 from hypervisor.control import Control, Request
-from hypervisor.devices import Devices, open_disk
-from hypervisor.disks.disk import SECTOR, Disk
-from hypervisor.domain import Domain, Reason, State
-from hypervisor.firmware import boot as firmware
-from hypervisor.firmware.errors import BootError
-from hypervisor.host import Host, NoMemory
+from hypervisor.devices import Devices
+from hypervisor.domain import Domain, State
+from hypervisor.guest import Guest
+from hypervisor.host import Host
+from hypervisor.kernels import kernel
 from hypervisor.memory import PAGE
 from hypervisor.networks import Networks
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
 from hypervisor.snapshot import resume as resuming
-from hypervisor.snapshot.records import ImageError
-from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import NotSuspended, save
 from hypervisor.storage.repositories import Repositories
-from hypervisor.xenstore.permissions import NONE, READ, Permissions
-
-_FEATURES = ("suspend", "shutdown", "poweroff", "reboot", "balloon", "static-ip-setting")
-_GUEST_WRITES = ("data", "attr", "device", "drivers", "error", "feature", "memory/meminfo")
-REASONS = {
-    Reason.POWEROFF: Shutdown.POWEROFF,
-    Reason.REBOOT: Shutdown.REBOOT,
-    Reason.SUSPEND: Shutdown.SUSPEND,
-    Reason.CRASH: Shutdown.CRASH,
-    Reason.WATCHDOG: Shutdown.WATCHDOG,
-    Reason.SOFT_RESET: Shutdown.REBOOT,
-}
-_RUN_STATES = ("running", "runnable", "blocked", "offline")
-
-
-@dataclass(slots=True)
-class Guest:
-    """A domain with what the toolstack joined to it."""
-
-    domain: Domain
-    config: DomainConfig
-    kind: str
-    """``pvh`` or ``pv``."""
-    console: Console
-    store: StoreRing
-    control: Control
-    devices: Devices
-    target: int
-    """Bytes that the balloon was last told to keep."""
-    start_time: float = 0.0
-
-    @property
-    def path(self) -> str:
-        """Its home in xenstore."""
-        return f"/local/domain/{self.domain.domid}"
 
 
 class Toolstack:
@@ -114,7 +59,7 @@ class Toolstack:
     def build(self, config: DomainConfig) -> Guest:
         """Make a domain, paused, with everything connected. Raises HostError, with nothing left behind."""
         with self._making(config.uuid) as undo:
-            boot, kind = self._boot(config)
+            boot, kind = kernel(config, self.repositories)
             build = builder.begin(self.host, config, kind)
             undo.callback(self.host.destroy, build.domain)
             guest = self._join(undo, config, kind, build.domain, build.load(boot), build.attach)
@@ -125,20 +70,10 @@ class Toolstack:
     def restore(self, config: DomainConfig, path: Path) -> Guest:
         """Make a domain, paused, whose guest goes on from an image. Raises HostError, with nothing left behind."""
         with self._making(config.uuid) as undo:
-            try:
-                with path.open("rb") as file:
-                    image = Image(file)
-                    said = _keys(image.config)
-                    domain = image.build(self.host, config.uuid, builder.code_cache(config.memory_max))
-            except ImageError as error:
-                raise HostError("bad_image", f"{path}: {error}") from error
-            except NoMemory as error:
-                raise HostError("no_memory", str(error)) from error
-            except OSError as error:
-                raise HostError("bad_image", f"{path}: {error.strerror}") from error
+            domain, kind, said = images.read(self.host, config, path)
             undo.callback(self.host.destroy, domain)
             build = builder.RestoredBuild(domain)
-            guest = self._join(undo, config, "pvh", domain, build.frames(), build.attach)
+            guest = self._join(undo, config, kind, domain, build.frames(), build.attach)
             self._write(guest, said)
             return self._made(undo, guest)
 
@@ -158,38 +93,6 @@ class Toolstack:
         self._building.discard(guest.config.uuid)
         return guest
 
-    def _boot(self, config: DomainConfig) -> tuple[firmware.Boot, str]:
-        """Return the kernel to load, and by which entry. Raises HostError."""
-        boot = config.boot
-        if isinstance(boot, DirectBoot):
-            return _offered(boot), boot.kind
-        return self._firmware(config), boot.kind if isinstance(boot, BootLoader) else "pvh"
-
-    def _firmware(self, config: DomainConfig) -> firmware.Boot:
-        """Look for a kernel on the disks that are described, before there is a domain. Raises HostError."""
-        boot = config.boot
-        with ExitStack() as opened:
-            found: dict[bool, list[Disk]] = {False: [], True: []}
-            for described in sorted(config.disks, key=lambda each: each.number):
-                disk = open_disk(described, self.repositories, read_only=True)
-                if disk is not None:
-                    opened.callback(disk.close)
-                    found[described.is_cdrom].append(disk)
-            try:
-                if isinstance(boot, BootLoader):
-                    if not found[False]:
-                        raise BootError("there is no disk")
-                    return firmware.pygrub(
-                        found[False][0], boot.arguments, boot.append, kind=boot.kind, memory=config.memory_max
-                    )
-                assert isinstance(boot, Firmware)
-                network = None if boot.network is None else _offered(boot.network)
-                return firmware.find(boot.order, found[False], found[True], network, memory=config.memory_max)
-            except BootError as error:
-                if isinstance(boot, BootLoader):
-                    raise HostError("bootloader_failed", str(error)) from error
-                return firmware.message(error)
-
     def _join(
         self,
         undo: ExitStack,
@@ -201,7 +104,7 @@ class Toolstack:
     ) -> Guest:
         """Give a domain its home in xenstore, its console and its devices; `frames` are those of their rings."""
         with self.host.lock:
-            self._introduce(config, domain)
+            home.write(self.host.xenstore, domain.domid, config)
             undo.callback(self._forget, domain)
             store_port, console_port = domain.events.alloc_unbound(0), domain.events.alloc_unbound(0)
             attach(store_port, console_port)
@@ -221,7 +124,8 @@ class Toolstack:
         undo.callback(devices.close)
         started = self.host.time_of_day() / 1e9
         guest = Guest(domain, config, kind, console, store, control, devices, config.memory_target, started)
-        described: tuple[Device, ...] = (*config.disks, *config.nics)
+        display = () if config.display is None else (config.display,)
+        described: tuple[Device, ...] = (*config.disks, *config.nics, *display)
         for each in described:
             devices.plug(each)
         self._schedule(domain, config.weight, config.cap, config.affinity)
@@ -240,66 +144,12 @@ class Toolstack:
         except ValueError as error:
             raise HostError("failed", str(error)) from error
 
-    def _introduce(self, config: DomainConfig, domain: Domain) -> None:
-        """Write the domain's home in xenstore."""
-        store, domid = self.host.xenstore, domain.domid
-        home = f"/local/domain/{domid}"
-        own, readable = Permissions(domid, NONE), Permissions(0, NONE, ((domid, READ),))
-        keys = {
-            "": "",
-            "vm": f"/vm/{config.uuid}",
-            "name": config.name,
-            "domid": str(domid),
-            "memory/static-max": str(config.memory_max >> 10),
-            "memory/target": str(config.memory_target >> 10),
-            "control": "",
-            "control/platform-feature-multiprocessor-suspend": "1",
-            "control/platform-feature-xs_reset_watches": "1",
-        }
-        keys |= {f"cpu/{number}/availability": "online" for number in range(config.vcpus)}
-        with store.transaction() as transaction:
-            for key, value in keys.items():
-                transaction.write(f"{home}/{key}".rstrip("/"), value.encode())
-                transaction.set_perms(f"{home}/{key}".rstrip("/"), readable)
-            features = (f"control/feature-{name}" for name in _FEATURES)
-            for key in ("control/shutdown", "control/sysrq", *features, *_GUEST_WRITES):
-                transaction.write(f"{home}/{key}", b"")
-                transaction.set_perms(f"{home}/{key}", own)
-            for key, value in config.xenstore.items():
-                transaction.write(f"{home}/{key}", value.encode())
-                transaction.set_perms(f"{home}/{key}", own)
-
     # What is true
 
     def state(self, uuid: str) -> DomainState | None:
         """Return what is true of a domain now, or None when there is none."""
         guest = self.guests.get(uuid)
-        if guest is None:
-            return None
-        domain, config = guest.domain, guest.config
-        with self.host.lock:
-            shutdown = REASONS[domain.reason] if domain.reason is not None else None
-            power = Power.SHUTDOWN if shutdown else Power.PAUSED if domain.state is State.PAUSED else Power.RUNNING
-            times = [domain.runstate_times(number) for number in range(len(domain.vcpus))]
-            return DomainState(
-                uuid=uuid,
-                domid=domain.domid,
-                power=power,
-                shutdown=shutdown,
-                crash=domain.crash,
-                kind=guest.kind,
-                memory_actual=domain.memory.present * PAGE,
-                memory_target=guest.target,
-                memory_max=config.memory_max,
-                vcpus=sum(vcpu.up for vcpu in domain.vcpus),
-                cpu_time=tuple(vcpu.cpu_time for vcpu in domain.vcpus),
-                run_times={
-                    name: sum(each[at] for each in times) / len(times) / 1e9 for at, name in enumerate(_RUN_STATES)
-                },
-                start_time=guest.start_time,
-                devices=tuple(guest.devices.states()),
-                guest=guest.control.metrics().values,
-            )
+        return None if guest is None else guest.state()
 
     # Changing domains
 
@@ -316,8 +166,6 @@ class Toolstack:
     def request(self, uuid: str, how: Shutdown, acknowledged: Callable[[], None] = lambda: None) -> Request:
         """Ask the guest to go down; `acknowledged` is called when it has heard. Raises HostError."""
         guest = self.guest(uuid)
-        if how is Shutdown.SUSPEND and guest.kind == "pv":
-            raise HostError("not_suspendable", "a PV guest cannot be saved yet")
         with self.host.lock:
             if guest.domain.state is not State.RUNNING:
                 raise HostError("not_running", f"domain {uuid} does not run")
@@ -362,37 +210,16 @@ class Toolstack:
 
     def _write(self, guest: Guest, keys: Mapping[str, str]) -> None:
         with self.host.lock, self.host.xenstore.transaction() as transaction:
-            for key, value in keys.items():
-                transaction.write(f"{guest.path}/{key}", value.encode())
-                transaction.set_perms(f"{guest.path}/{key}", Permissions(guest.domain.domid, NONE))
+            home.put(transaction, guest.domain.domid, keys)
 
     # Suspended domains
 
     def save(self, uuid: str, path: Path) -> int:
         """Write a domain that has suspended itself into a new file, durably; return its length. Raises HostError."""
         guest = self.guest(uuid)
-        unfinished = path.with_name(f".new-{path.name}")
-        try:
-            with unfinished.open("xb") as file:
-                length = save(self.host, guest.domain, file, json.dumps(self._said(guest)).encode())
-                length += -length % SECTOR  # it is copied as a disk is
-                file.truncate(length)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.rename(path)
-        except NotSuspended as error:
-            unfinished.unlink(missing_ok=True)
-            raise HostError("not_suspended", str(error)) from error
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            raise HostError("no_space" if error.errno == 28 else "failed", f"{path}: {error.strerror}") from error
-        return length
-
-    def _said(self, guest: Guest) -> dict[str, str]:
-        """Return what the guest has told of itself: it does so when it boots, and not again when it is restored."""
         with self.host.lock:
-            return dict(guest.control.metrics().values)
+            said = guest.control.metrics().values
+        return images.write(self.host, guest.domain, said, path)
 
     def resume(self, uuid: str) -> None:
         """Let a domain that has suspended itself go on where it is. Raises HostError."""
@@ -410,17 +237,14 @@ class Toolstack:
             self.host.pause(guest.domain)
             with self.host.lock:
                 guest.control.close()
-                self._forget(guest.domain)
-            self.host.destroy(guest.domain)
             guest.devices.close()
+            self._forget(guest.domain)
+            self.host.destroy(guest.domain)
             self.attention(uuid)
 
     def _forget(self, domain: Domain) -> None:
-        store = self.host.xenstore
         with self.host.lock:
-            if store.is_introduced(domain.domid):
-                store.release(domain.domid)
-            store.rm(f"/local/domain/{domain.domid}")
+            home.remove(self.host.xenstore, domain.domid)
 
     def guest(self, uuid: str) -> Guest:
         """Return a domain by its uuid. Raises HostError."""
@@ -428,22 +252,6 @@ class Toolstack:
         if guest is None:
             raise HostError("no_domain", f"there is no domain {uuid}")
         return guest
-
-
-def _keys(config: bytes) -> dict[str, str]:
-    """Read what `Toolstack.save` put beside a domain. Raises ImageError."""
-    try:
-        found = json.loads(config)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ImageError("the toolstack's part is none of ours")
-    return found
-
-
-def _offered(boot: DirectBoot) -> firmware.Boot:
-    """Return a kernel of the host's as the firmware returns those it finds."""
-    return firmware.Boot(Path(boot.kernel), Path(boot.ramdisk) if boot.ramdisk else None, boot.command_line, "the host")
 
 
 def _nobody(uuid: str) -> None:

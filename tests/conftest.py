@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,8 @@ from xapi.errors import Fault
 from xapi.inventory import declaration, fresh
 from xapi.passwords import Passwords
 from xapi.store.memory import Change, Store
+from xapi.store.tables import kept_fields, persistent
+from xapi.vms import lifecycle
 
 NOW = datetime(2026, 1, 31, 9, 5, 7, tzinfo=UTC)
 
@@ -60,23 +63,45 @@ class Pool:
         self.db = in_memory(self.clock, self.journal)
         fresh.populate(self.db, declaration.Declaration(), rng=random.Random(1), now=NOW)
         self.turn()
-        passwords = Passwords(directory / "passwords")
-        passwords.set("root", "xenroot")
+        self.passwords = Passwords(directory / "passwords")
+        self.passwords.set("root", "xenroot")
         self.guests = directory / "guests"
         self.guests.mkdir()
+        self.storage_directory = directory / "storage"
+        self.origin = Origin("127.0.0.1")
+        self.begin()
+
+    def begin(self) -> None:
+        """Make the daemon over the store, and log in."""
         self.daemon = Daemon(
             datamodel.load(),
             self.db,
             self.clock,
-            passwords,
+            self.passwords,
             maybeDeferred,
             pool_secret="pool-secret",
             make_backend=self.make_backend,
             guest_directory=self.guests,
-            storage_directory=directory / "storage",
+            storage_directory=self.storage_directory,
         )
-        self.origin = Origin("127.0.0.1")
         self.session = self.login()
+
+    def crashed(self, directory: Path) -> Pool:
+        """Return what is on disk now, copied to a directory, without its daemon: `begin` makes it."""
+        after: Pool = object.__new__(Pool)
+        after.backends, after.clock, after.journal = {}, self.clock, InstantJournal()
+        after.passwords, after.origin = self.passwords, self.origin
+        after.guests, after.storage_directory = self.guests, directory
+        shutil.copytree(self.storage_directory, directory)
+        after.db = in_memory(self.clock, after.journal)
+        for cls in filter(persistent, self.db.model.stored):
+            kept, table = [field.name for field in kept_fields(cls)], after.db.tables[cls.name]
+            rows: Any = self.db.tables[cls.name]
+            after.db.load(table, [table.make(row._ref, {name: getattr(row, name) for name in kept}) for row in rows])
+        fresh.create_roles(after.db)
+        lifecycle.renew_metrics(after.db)
+        after.db.loaded()
+        return after
 
     def make_backend(self, host: Any) -> FakeBackend:
         """Return the fake behind a host; there is one for each."""

@@ -122,17 +122,17 @@ class FakeBackend:
         await self._asked("network")
         self.networks[name] = addresses
 
-    async def build(self, config: DomainConfig) -> None:
+    async def build(self, config: DomainConfig, *, paused: bool = False) -> DomainState:
         await self._asked("build")
-        self._make(config)
+        return await self._make(config, paused)
 
-    async def restore(self, config: DomainConfig, image: str) -> None:
+    async def restore(self, config: DomainConfig, image: str, *, paused: bool = False) -> DomainState:
         await self._asked("restore")
         if not Path(image).exists():
             raise HostError("bad_image", f"{image}: No such file or directory")
-        self._make(config)
+        return await self._make(config, paused)
 
-    def _make(self, config: DomainConfig) -> None:
+    async def _make(self, config: DomainConfig, paused: bool) -> DomainState:
         if config.uuid in self.doms:
             raise HostError("exists", config.uuid)
         domain = FakeDomain(config, self._next, target=config.memory_target)
@@ -142,6 +142,14 @@ class FakeBackend:
         for nic in config.nics:
             domain.devices[NIC, nic.number] = nic
         self.doms[config.uuid] = domain
+        if not paused:
+            await self.unpause(config.uuid)
+        return await self._state(config.uuid)
+
+    async def _state(self, uuid: str) -> DomainState:
+        state = await self.stat(uuid)
+        assert state is not None
+        return state
 
     async def unpause(self, uuid: str) -> None:
         await self._asked("unpause")
@@ -172,12 +180,13 @@ class FakeBackend:
         domain = self._domain(uuid)
         domain.state, domain.shutdown = Power.RUNNING, None
 
-    async def plug(self, uuid: str, device: Device) -> None:
+    async def plug(self, uuid: str, device: Device) -> DomainState:
         await self._asked("plug")
         devices = self._domain(uuid).devices
         if (type(device), device.number) in devices:
             raise HostError("device_exists", str(device.number))
         devices[type(device), device.number] = device
+        return await self._state(uuid)
 
     async def unplug(self, uuid: str, device: Device, force: bool) -> None:
         await self._asked("unplug")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from xapi import datamodel
@@ -23,6 +24,6 @@ def alert(db: Store, now: datetime, name: str, cls: str, row: Any, body: str = "
 def keep(db: Store, **values: Any) -> Any:
     """Create a message, and let go of the oldest that are too many."""
     table = db.message
-    for oldest in list(table)[: max(0, len(table) - MOST + 1)]:
+    for oldest in list(islice(table, max(0, len(table) - MOST + 1))):
         table.delete(oldest._ref)
     return table.create(**values)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from xapi.daemon import Daemon
     from xapi.datamodel import Message
+    from xapi.storage.unfinished import Making
     from xapi.store.memory import Store
     from xapi.store.rows import Row
 
@@ -34,7 +35,7 @@ class Origin:
 class Call:
     """One call of one message."""
 
-    __slots__ = ("_task", "borrowed", "daemon", "message", "name", "origin", "session")
+    __slots__ = ("_task", "borrowed", "daemon", "making", "message", "name", "origin", "session")
 
     def __init__(
         self, daemon: Daemon, message: Message, name: str, session: Row | None, origin: Origin, task: Row | None = None
@@ -46,6 +47,8 @@ class Call:
         self.origin = origin
         self._task: Any = task
         self.borrowed = False
+        self.making: Making | None = None
+        """Notes of what the operation that this call is part of has made; see `xapi.storage.unfinished`."""
 
     @property
     def db(self) -> Store:

@@ -1,42 +1,83 @@
 """The reactor: Twisted's epoll one, with short turns.
 
-Twisted takes all ready sockets in one turn; with a thousand listeners that all have news, a turn is then as
-long as a thousand answers, and timers and the writer's news wait for it. Ours takes a few at a time. epoll is
-level-triggered and rotates, so the rest is ready in the next turn, and nobody is passed over.
+Twisted serves all ready sockets and all that threads have to tell in one turn. With a thousand listeners that all
+have news, or eight clients that each start a VM, timers and everybody else then wait as long as all of that takes.
+Ours takes a few at a time, and ends a turn that lasts: what is left comes first in the next, so nobody is passed over.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from time import monotonic
+from typing import Any, TypeVar
 
 from twisted.internet import main
 from twisted.internet.epollreactor import EPollReactor
 
 READY = 16
 """Sockets served in one turn at most."""
+LASTING = 0.003
+"""Seconds after which a turn takes no further socket; and as long again until it takes no further news of threads."""
+
+_Item = TypeVar("_Item")
+
+
+def _for_a_while(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield items until a turn has lasted; at least one."""
+    end = monotonic() + LASTING
+    for item in items:
+        yield item
+        if monotonic() > end:
+            return
 
 
 class _Few:
-    """An epoll object whose `poll` returns at most `READY` events."""
+    """An epoll object whose `poll` returns at most `READY` events, and of these as many as a turn has time for."""
 
     def __init__(self, poller: Any) -> None:
         self._poller = poller
+        self._left: dict[int, int] = {}
+        """What is ready by file descriptor, those that have waited for a turn at first."""
 
-    def poll(self, timeout: float, most: int) -> Any:
-        """Wait as epoll.poll does."""
-        return self._poller.poll(timeout, min(most, READY))
+    def poll(self, timeout: float, most: int) -> Iterator[tuple[int, int]]:
+        """Wait as epoll.poll does, unless there is something left; what is not taken stays for the next call."""
+        self._left |= self._poller.poll(0 if self._left else timeout, min(most, READY))
+        return _for_a_while(self._take())
+
+    def _take(self) -> Iterator[tuple[int, int]]:
+        while self._left:
+            number = next(iter(self._left))
+            yield number, self._left.pop(number)
+
+    def modify(self, number: int, events: int) -> None:
+        """Wait for other events of a file; what is left of it may not be wanted any more, and epoll tells it again."""
+        self._left.pop(number, None)
+        self._poller.modify(number, events)
+
+    def unregister(self, number: int) -> None:
+        """Wait no more for a file; the next of that number has nothing to do with it."""
+        self._left.pop(number, None)
+        self._poller.unregister(number)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._poller, name)
 
 
+class _News(list[_Item]):
+    """Twisted's list of what threads want to be called: it goes through it, and removes as many as it has come by."""
+
+    def __iter__(self) -> Iterator[_Item]:
+        return _for_a_while(super().__iter__())
+
+
 class ShortTurnReactor(EPollReactor):
-    """An epoll reactor with at most `READY` sockets a turn."""
+    """An epoll reactor whose turns are short, unless one thing alone takes long."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._poller = _Few(self._poller)
+        self.threadCallQueue = _News(self.threadCallQueue)
 
 
 def install() -> None:

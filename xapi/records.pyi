@@ -731,6 +731,7 @@ class SR(Row):
     sm_config: Mapping[str, str]
     other_config: Mapping[str, str]
     blobs: Mapping[str, Ref[_blob]]
+    unfinished: tuple[str, ...]
     default_vdi_visibility: bool
 
 class subject(Row):

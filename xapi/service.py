@@ -88,6 +88,7 @@ class XapiService(MultiService):
         db.when_flushed(db.last_written, lambda fault: durable.errback(fault) if fault else durable.callback(None))
         await durable
         lifecycle.forget_lost_domains(self.daemon)
+        await lifecycle.undo_unfinished(self.daemon)
         garbage.settle()
         addresses = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
         if self.config.tls:
@@ -209,6 +210,7 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
         writer = Writer(database, reactor.callFromThread)
         store = make_store(model, writer, lambda tell: reactor.callLater(0, tell), database.generation)
         database.load(store)
+        lifecycle.renew_metrics(store)
         store.loaded()
         growth = _first_inventory(store, config, declared, reactor)
         passwords, invented = state.passwords(given)

@@ -2,7 +2,7 @@
 
 Features (Intel SDM volume 2, CPUID) are those of QEMU's model qemu64 as far as guests need them; what the
 emulator does not have or has not been tested with (XSAVE, AVX, SMEP, SMAP, FSGSBASE, PCID, X2APIC, MWAIT,
-RDRAND, MTRR) is not offered. NX is: stores to pages that could be executed are thirty times slower.
+RDRAND, MTRR) is not offered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ _THREADS = 28
 """HTT of leaf 1: the number of APICs next to it is good."""
 _EXTENDED_EDX = (11, 20, 29)
 """SYSCALL NX LM."""
-_SIGNATURE = 0x000306C1
+_SIGNATURE = 0x00030661
+"""Family 6, model 0x36, stepping 1: an Atom that executes in order, whose instruction set is next to ours. Guests
+take from the model whether a CPU speculates, which this one does not. With one that does (0x3C, Haswell) Linux isolates
+its page tables, replaces indirect calls and flushes buffers against Meltdown, Spectre and MDS; that took 9 % of the CPU
+time of its boot (measured), and takes two flushes of the TLB for each system call."""
 _XEN = struct.unpack("<III", b"XenVMMXenVMM")
 _VENDOR = struct.unpack("<III", b"GenuineIntel")
 _BRAND = b"Kronos virtual CPU".ljust(48, b"\0")

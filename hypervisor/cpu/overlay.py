@@ -1,11 +1,10 @@
-"""All that is private to Unicorn 2.1.4: where its x86 CPU keeps its state, and proof that it does.
+"""All that is private to Unicorn 2.1.4: where its x86 CPU keeps its state.
 
 Unicorn's public interface cannot raise the privilege level, read an error code, deliver an interrupt or
 stop soundly, and a register costs 2 µs. So the CPU's own structures are laid over with ctypes. The
 offsets below are those of ``offsetof`` compiled against the sources of 2.1.4 (``uc_struct`` of
 include/uc_priv.h, ``CPUState`` of qemu/include/hw/core/cpu.h, ``CPUX86State`` of qemu/target/i386/cpu.h);
-`self_check` runs at import and verifies each one by behaviour. With any other build it raises
-`UnsupportedUnicorn`, and nothing is guessed.
+`hypervisor.cpu.proof` verifies each one by behaviour before a CPU is made, and nothing is guessed.
 
 Two techniques were weighed. Unicorn still has QEMU's SVM code, so that a guest entered by ``vmrun`` exits
 for every intercept, MSRs and nested page faults included; but it delivers no more than this overlay for
@@ -16,7 +15,7 @@ MSR exits; page protection below the guest's own tables). It needs no ``vmrun``:
 whenever hflags has its bit for guest mode.
 
 **Several CPUs in one engine.** All that is a CPU's own, from the registers to what SVM intercepts, is one piece
-of memory, `_ENV_SIZE` bytes from `_ENV` on; what is behind it (features) and before it (the TLB) is the engine's.
+of memory, `ENV_SIZE` bytes from `ENV` on; what is behind it (features) and before it (the TLB) is the engine's.
 `Overlay.leave` and `Overlay.take` copy that piece out and in and flush the TLB. The pointers to hardware
 breakpoints in it go along, but the engine's list of them does not: one that a guest sets is seen by its other
 CPUs too, which take an exception 1 that their DR6 does not explain.
@@ -26,39 +25,19 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Any
 
-import unicorn
-from unicorn import (
-    UC_ARCH_X86,
-    UC_CTL_IO_WRITE,
-    UC_CTL_TLB_FLUSH,
-    UC_HOOK_INSN,
-    UC_HOOK_INTR,
-    UC_MODE_64,
-    UC_PROT_ALL,
-    Uc,
-    UcError,
-)
+from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_PROT_ALL, Uc
 from unicorn import x86_const as x86
-from unicorn.unicorn_py3.unicorn import uclib
-
-from hypervisor.cpu.abort import raise_instead
-from hypervisor.cpu.translation import UnknownCode, mend
-
-VERSION = "2.1.4"
 
 _CPU, _NO_EXIT_REQUEST = 440, 2034
 """In uc_struct: the CPU object; whether blocks leave out the exit check after each memory access."""
-_INTERRUPT_REQUEST, _ENV_POINTER, _HALTED, _ENV = 28, 296, 33176, 35408
+_INTERRUPT_REQUEST, _ENV_POINTER, _HALTED, ENV = 28, 296, 33176, 35408
 """In the CPU object: pending interrupts; the pointer to its registers; whether HLT ended the last run (the
 only word that differs between an engine that halted and one that was stopped); the registers themselves."""
 _STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS = 4824, 4840, 4848, 4856, 4864
 _EFER, _ERROR_CODE, _EXCEPTION_IS_INT, _OLD_EXCEPTION, _VMCB, _INTERCEPT = 592, 5384, 5388, 5496, 5504, 5520
-_ENV_SIZE = 5568
-"""offsetof(CPUX86State, end_reset_fields): a CPU's own state ends here, for uc_context_save too, whose
-structure has so many bytes more:"""
-_CONTEXT_HEADER = 40
+ENV_SIZE = 5568
+"""offsetof(CPUX86State, end_reset_fields): a CPU's own state ends here, for uc_context_save too."""
 
 _EXPECTED_VIRQ = 0x100
 """CPU_INTERRUPT_VIRQ of target/i386/cpu.h: deliver the vector named in the VMCB as soon as IF allows."""
@@ -135,9 +114,9 @@ class Overlay:
     def __init__(self, engine: Uc) -> None:
         handle = _handle(engine)
         cpu = ctypes.c_uint64.from_address(handle + _CPU).value
-        if not cpu or ctypes.c_uint64.from_address(cpu + _ENV_POINTER).value != cpu + _ENV:
+        if not cpu or ctypes.c_uint64.from_address(cpu + _ENV_POINTER).value != cpu + ENV:
             raise UnsupportedUnicorn("Unicorn keeps its CPU elsewhere than in the build known here")
-        env = cpu + _ENV
+        env = cpu + ENV
         self.engine = engine
         self._vector = 0
         self._see(env)
@@ -175,13 +154,13 @@ class Overlay:
 
     def leave(self, place: Parked) -> None:
         """Copy the registers out, between runs, with the interrupt that the CPU has not taken yet."""
-        ctypes.memmove(place.address, self.address, _ENV_SIZE)
+        ctypes.memmove(place.address, self.address, ENV_SIZE)
         place.vector = self._vector if self.interrupt_pending else 0
         self.cancel_interrupt()
 
     def take(self, place: Parked) -> None:
         """Copy registers in, between runs. Code that was translated for another CPU stays: it depends on none."""
-        ctypes.memmove(self.address, place.address, _ENV_SIZE)
+        ctypes.memmove(self.address, place.address, ENV_SIZE)
         self.engine.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
         if place.vector:
             self.interrupt(place.vector)
@@ -323,9 +302,9 @@ class Parked(Overlay):
     def __init__(self, live: Overlay) -> None:
         self.engine = live.engine
         self.vector = 0
-        self._kept = (ctypes.c_ubyte * _ENV_SIZE)()
+        self._kept = (ctypes.c_ubyte * ENV_SIZE)()
         self._see(ctypes.addressof(self._kept))
-        ctypes.memmove(self.address, live.address, _ENV_SIZE)
+        ctypes.memmove(self.address, live.address, ENV_SIZE)
 
     def interrupt(self, vector: int) -> None:
         """Let the CPU take an interrupt when it runs again and accepts one."""
@@ -374,19 +353,18 @@ def _handle(engine: Uc) -> int:
     return value
 
 
-# The proof, on a small machine of its own: 64-bit code at 1 MiB, page tables below, everything flat.
+# 64-bit mode as small machines have it: code at 1 MiB, page tables below, everything flat.
 
-_CODE, _STACK, _TABLES, _IDT, _DATA = 0x100000, 0x180000, 0x1000, 0x9000, 0x190000
-_SENTINELS = [0x51BB_0000_0000_0000 | 0x1234567 * (number + 3) for number in range(16)]
+CODE, STACK, TABLES = 0x100000, 0x180000, 0x1000
 
 
 def long_mode(engine: Uc, overlay: Overlay) -> None:
     """Set the engine up in 64-bit mode with the first GiB mapped one to one; for checks and small guests."""
-    engine.mem_write(_TABLES, struct.pack("<Q", (_TABLES + 0x1000) | 7))
-    engine.mem_write(_TABLES + 0x1000, struct.pack("<Q", (_TABLES + 0x2000) | 7))
-    engine.mem_write(_TABLES + 0x2000, struct.pack("<512Q", *(number << 21 | 0x87 for number in range(512))))
+    engine.mem_write(TABLES, struct.pack("<Q", (TABLES + 0x1000) | 7))
+    engine.mem_write(TABLES + 0x1000, struct.pack("<Q", (TABLES + 0x2000) | 7))
+    engine.mem_write(TABLES + 0x2000, struct.pack("<512Q", *(number << 21 | 0x87 for number in range(512))))
     engine.reg_write(x86.UC_X86_REG_CR4, 0x620)
-    engine.reg_write(x86.UC_X86_REG_CR3, _TABLES)
+    engine.reg_write(x86.UC_X86_REG_CR3, TABLES)
     engine.reg_write(x86.UC_X86_REG_MSR, (0xC0000080, 0x901))
     engine.reg_write(x86.UC_X86_REG_CR0, 0x80010033)
     overlay.set_code64(8, 0)
@@ -395,174 +373,4 @@ def long_mode(engine: Uc, overlay: Overlay) -> None:
         segment = overlay.segments[number]
         segment.selector, segment.base, segment.limit, segment.flags = 16, 0, 0xFFFFFFFF, 0xC09300
     overlay.flags = 2
-    overlay.general[RSP] = _STACK
-
-
-def self_check() -> None:
-    """Verify by behaviour every offset used here. Raises UnsupportedUnicorn. Takes some 10 ms."""
-    if unicorn.__version__ != VERSION:
-        raise UnsupportedUnicorn(f"Unicorn {unicorn.__version__} is installed; this program needs exactly {VERSION}")
-    try:
-        mend()
-        raise_instead(_ENV)
-        failed = [check.__doc__ for check in _CHECKS if not check()]
-    except (UcError, ValueError, struct.error, UnknownCode) as error:
-        raise UnsupportedUnicorn(f"Unicorn does not behave as the build known here: {error}") from error
-    if failed:
-        raise UnsupportedUnicorn(f"Unicorn does not behave as the build known here: {'; '.join(map(str, failed))}")
-
-
-def _machine(code: str) -> tuple[Uc, Overlay]:
-    engine = Uc(UC_ARCH_X86, UC_MODE_64)
-    engine.ctl_set_tcg_buffer_size(1 << 20)
-    engine.mem_map(0, 0x200000, UC_PROT_ALL)
-    overlay = Overlay(engine)
-    long_mode(engine, overlay)
-    engine.mem_write(_CODE, bytes.fromhex(code))
-    return engine, overlay
-
-
-def _registers() -> bool:
-    """the general registers, RIP and flags"""
-    engine, overlay = _machine("f9 fd f4")  # stc; std; hlt
-    order = [
-        x86.UC_X86_REG_RAX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX, x86.UC_X86_REG_RBX, x86.UC_X86_REG_RSP,
-        x86.UC_X86_REG_RBP, x86.UC_X86_REG_RSI, x86.UC_X86_REG_RDI, *range(x86.UC_X86_REG_R8, x86.UC_X86_REG_R15 + 1),
-    ]  # fmt: skip
-    for register, value in zip(order, _SENTINELS):
-        engine.reg_write(register, value)
-    seen = list(overlay.general)
-    engine.emu_start(_CODE, 0)
-    ran = overlay.regs.rip == _CODE + 3 and overlay.flags & 0x401 == 0x401
-    overlay.flags = 0x8D7
-    return seen == _SENTINELS and ran and overlay.flags == 0x8D7 and engine.reg_read(x86.UC_X86_REG_EFLAGS) == 0x8D7
-
-
-def _system_registers() -> bool:
-    """control registers, descriptor tables and system-call MSRs"""
-    load = "48 c7 c0 00 50 19 00 0f 01 10 48 c7 c0 00 60 19 00 0f 01 18"  # lgdt [0x195000]; lidt [0x196000]
-    engine, overlay = _machine(load + "f4")
-    engine.mem_write(0x195000, struct.pack("<HQ", 0x3F, 0x191000))
-    engine.mem_write(0x196000, struct.pack("<HQ", 0xFFF, _IDT))
-    engine.emu_start(_CODE, 0)
-    regs = overlay.regs
-    tables = (regs.gdt.base, regs.gdt.limit, regs.idt.base, regs.idt.limit) == (0x191000, 0x3F, _IDT, 0xFFF)
-    for number in (0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, 0xC0000102):
-        engine.reg_write(x86.UC_X86_REG_MSR, (number, 0x7000_0000_0000 | number & 0xFF))
-    places = (overlay.star, overlay.lstar, overlay.cstar, overlay.kernel_gs)
-    same = [place.value & 0xFF for place in places] == [0x81, 0x82, 0x83, 0x02]
-    same = same and all(place.value >> 44 == 7 for place in places) and overlay.fmask.value & 0xFF == 0x84
-    controls = (overlay.cr[0], overlay.cr[3], overlay.cr[4]) == (0x80010033, _TABLES, 0x620)
-    return tables and same and controls and overlay.efer.value & 0xD01 == 0xD01
-
-
-def _faults() -> bool:
-    """the error code, CR2 and the state of a second fault"""
-    seen = []
-
-    def fault(engine: Uc, number: int, _: Any) -> None:
-        seen.append((number, overlay.error_code.value, overlay.cr[2], overlay.old_exception.value))
-        overlay.old_exception.value = -1
-        overlay.regs.rip += 8
-
-    write = "48 89 04 25 00 00 00 70"  # mov [0x70000000], rax
-    read = "48 8b 04 25 08 00 00 70"  # mov rax, [0x70000008]
-    engine, overlay = _machine(write + read + "f4")
-    engine.mem_write(_TABLES + 0x2000 + 8 * (0x70000000 >> 21), bytes(8))
-    engine.hook_add(UC_HOOK_INTR, fault)
-    engine.emu_start(_CODE, 0)
-    return seen == [(14, 2, 0x70000000, 14), (14, 0, 0x70000008, 14)] and overlay.regs.rip == _CODE + 17
-
-
-def _whole_blocks() -> bool:
-    """a stop in the middle of a block, which must let the block end"""
-    # in al,dx; inc qword [0x190000] twice; jmp to itself
-    increment = "48 ff 04 25 00 00 19 00"
-    engine, overlay = _machine("ec" + increment * 2 + "eb fe")
-    engine.hook_add(UC_HOOK_INSN, lambda engine, *_: engine.emu_stop() or 0, None, 1, 0, x86.UC_X86_INS_IN)
-    engine.emu_start(_CODE, 0, 0, 0)
-    counted = struct.unpack("<Q", engine.mem_read(_DATA, 8))[0]
-    return bool(counted == 2 and overlay.regs.rip == _CODE + 17)
-
-
-def _halts() -> bool:
-    """telling a halt from a stop"""
-    engine, overlay = _machine("90 f4 ec eb fe")  # nop; hlt; in al,dx; jmp to itself
-    engine.hook_add(UC_HOOK_INSN, lambda engine, *_: engine.emu_stop() or 0, None, 1, 0, x86.UC_X86_INS_IN)
-    engine.emu_start(_CODE, 0)
-    halted = overlay.halted and overlay.regs.rip == _CODE + 2
-    engine.emu_start(_CODE + 2, 0)
-    return bool(halted and not overlay.halted)
-
-
-def _interrupts() -> bool:
-    """native delivery of an interrupt, held back while IF is clear"""
-    engine, overlay = _machine("90 fb 90 f4 f4")  # nop; sti; nop; hlt; hlt
-    handler = _CODE + 0x100
-    gate = struct.pack("<HHBBHII", handler & 0xFFFF, 8, 0, 0x8E, handler >> 16 & 0xFFFF, 0, 0)
-    engine.mem_write(_IDT + 16 * 0xF3, gate)
-    engine.mem_write(handler, bytes.fromhex("48 ff 04 25 00 00 19 00 f4"))  # inc [0x190000]; hlt
-    engine.mem_write(0x195008, struct.pack("<Q", 0x00AF9B000000FFFF))
-    regs = overlay.regs
-    regs.idt.base, regs.idt.limit = _IDT, 0xFFF
-    regs.gdt.base, regs.gdt.limit = 0x195000, 0x3F
-    overlay.interrupt(0xF3)
-    engine.emu_start(_CODE, 0)
-    taken = struct.unpack("<Q", engine.mem_read(_DATA, 8))[0]
-    frame = struct.unpack("<Q", engine.mem_read(overlay.general[RSP], 8))[0]
-    return bool(taken == 1 and frame == _CODE + 3 and not overlay.interrupt_pending and regs.rip == handler + 9)
-
-
-def _turns() -> bool:
-    """two CPUs in turn in one engine, and the exit at PAUSE"""
-    # movq xmm0, rbx; fninit; fild qword [rbx]; pause; movq rax, xmm0; fistp qword [rbx + 8]; hlt
-    engine, overlay = _machine("66 48 0f 6e c3 db e3 df 2b f3 90 66 48 0f 7e c0 df 7b 08 f4")
-    exits = []
-
-    def leave(engine: Uc, vector: int, _: Any) -> None:
-        exits.append((vector, overlay.regs.rip))
-        overlay.regs.rip += 2
-        engine.emu_stop()
-
-    engine.hook_add(UC_HOOK_INTR, leave)
-    overlay.regs.rip = _CODE
-    overlay.exit_at_pause(True)
-    overlay.cr[2] = 77
-    places = [Parked(overlay), Parked(overlay)]
-    for number, place in enumerate(places):
-        place.general[RBX] = _DATA + 64 * number
-        engine.mem_write(place.general[RBX], struct.pack("<QQ", 1000 + number, 0))
-    for place in [*places, *places]:
-        overlay.take(place)
-        engine.emu_start(overlay.regs.rip, 0)
-        overlay.leave(place)
-    results = [struct.unpack("<Q", engine.mem_read(place.general[RAX] + 8, 8))[0] for place in places]
-    own = [place.general[RAX] == _DATA + 64 * number for number, place in enumerate(places)]
-    size = uclib.uc_context_size(engine._uch) - _CONTEXT_HEADER
-    return exits == [(PAUSE_EXIT, _CODE + 9)] * 2 and results == [1000, 1001] and all(own) and size == _ENV_SIZE
-
-
-def _no_task() -> bool:
-    """an interrupt that needs a stack of a TSS, when there is none"""
-    engine, overlay = _machine("fb 90 90 f4")  # sti; nop; nop; hlt
-    seen = []
-
-    def fault(engine: Uc, number: int, _: Any) -> None:
-        seen.append(number)
-        overlay.cancel_interrupt()
-        engine.emu_stop()
-
-    engine.hook_add(UC_HOOK_INTR, fault)
-    engine.mem_write(_IDT + 16 * 0xF3, struct.pack("<HHBBHII", 0, 8, 1, 0x8E, 0, 0, 0))
-    overlay.regs.idt.base, overlay.regs.idt.limit = _IDT, 0xFFF
-    overlay.regs.gdt.base, overlay.regs.gdt.limit = 0x195000, 0x3F
-    engine.mem_write(0x195008, struct.pack("<Q", 0x00AF9B000000FFFF))
-    overlay.regs.tr.flags = 0
-    overlay.interrupt(0xF3)
-    engine.emu_start(_CODE, 0)
-    return seen == [10]
-
-
-_CHECKS = (_registers, _system_registers, _faults, _whole_blocks, _halts, _interrupts, _turns, _no_task)
-
-self_check()
+    overlay.general[RSP] = STACK

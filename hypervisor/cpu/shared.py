@@ -29,6 +29,7 @@ from unicorn import UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, Uc
 from unicorn import x86_const as x86
 
 from hypervisor.cpu.apic import LocalAPIC, Processors
+from hypervisor.cpu.code import TranslatedCode
 from hypervisor.cpu.overlay import PAUSE_EXIT, Overlay, Parked, close_engine
 from hypervisor.cpu.vcpu import VCPU, Outcome, Platform, new_engine
 from hypervisor.memory import PAGE, BadAddress, Memory
@@ -58,6 +59,7 @@ class SharedEngine:
         self.engine = engine = new_engine(memory, code_cache, ranges)
         self.overlay = Overlay(engine)
         self.overlay.exit_at_pause(False)
+        self.code = TranslatedCode(engine, memory, ranges)
         self.mapped: set[int] = set()
         self.apic_address: int | None = None
         apics: list[LocalAPIC] = []
@@ -114,6 +116,7 @@ class SharingVCPU(VCPU):
         self._parked = Parked(shared.overlay)
         self._begin(number, memory, platform, self._parked, shared.mapped)
         self._shared = shared
+        self._translated = shared.code
         self.apic = apic
         self.gave_up = False
         """True when the last run ended because the guest waits for another vCPU."""

@@ -1,7 +1,7 @@
 """Two changes to Unicorn 2.1.4's translator, without which a guest, even its user code, can end the process.
 
-Found by `tests.fuzz`; Unicorn has no setting for either, so a constant in its code is changed, in this process
-only, and it is proved that the change is obeyed.
+Found by `tests.fuzz`; Unicorn has no setting for either, so a constant in its code is changed, and it is proved
+that the change is obeyed.
 
 The length of a block. Unicorn translates up to 512 instructions at once. Its translator has room for 512
 temporary values of such a block, some 50 of them taken, and does not look whether there is room left; some
@@ -15,12 +15,11 @@ reads it: a domain's vCPUs run in turn on one thread, so that every instruction 
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import re
 
 from unicorn import UC_ARCH_X86, UC_HOOK_INTR, UC_MODE_64, Uc, UcError
-from unicorn.unicorn_py3.unicorn import uclib
+
+from hypervisor.cpu.patch import UnknownCode, address, find, write
 
 INSTRUCTIONS = 96
 """Most instructions of a block: each may leak four temporary values."""
@@ -36,56 +35,26 @@ _AHEAD = 0x14000
 """``disas_insn`` has no name that is exported; it lies in so many bytes before ``gen_intermediate_code``."""
 
 
-class UnknownCode(Exception):
-    """The installed Unicorn's code is not the one known here, or cannot be changed."""
-
-
 def mend() -> None:
     """Make both changes, once, for all engines of this process. Raises UnknownCode."""
     if _longest() != INSTRUCTIONS:
         limit, size = INSTRUCTIONS.to_bytes(4, "little"), _ORIGINAL.to_bytes(4, "little")
-        start = _address("tb_gen_code_x86_64")
+        start = address("tb_gen_code_x86_64")
         for pattern in (_COMPARE, _LOAD):
             _replace(start, start + 256, pattern, size, limit)
     if (longest := _longest()) != INSTRUCTIONS:
         raise UnknownCode(f"Unicorn translates {longest} instructions at once, and was told {INSTRUCTIONS}")
     if not _ignores_lock():
-        end = _address("gen_intermediate_code_x86_64")
+        end = address("gen_intermediate_code_x86_64")
         _replace(end - _AHEAD, end, _LOCK, bytes([_PREFIX_LOCK]), b"\0")
     if not _ignores_lock():
         raise UnknownCode("Unicorn heeds the LOCK prefix, and was told not to")
 
 
-def _address(function: str) -> int:
-    try:
-        address = ctypes.cast(getattr(uclib, function), ctypes.c_void_p).value
-    except AttributeError:
-        address = None
-    if address is None:
-        raise UnknownCode(f"Unicorn has no function {function}")
-    return address
-
-
 def _replace(start: int, end: int, before: bytes, old: bytes, new: bytes) -> None:
-    """Replace the constant behind a pattern that occurs once between two addresses of Unicorn's code."""
-    found = list(re.finditer(before + re.escape(old), ctypes.string_at(start, end - start), re.DOTALL))
-    if len(found) != 1:
-        raise UnknownCode(f"a constant of Unicorn's code is not where it was in the build known here: {old.hex()}")
-    _write(start + found[0].end() - len(old), new)
-
-
-def _write(place: int, value: bytes) -> None:
-    """Write into code, which is ours alone afterwards: the pages of a library are mapped privately."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    start = place & -mmap.PAGESIZE
-    length = place + len(value) - start
-    readable = mmap.PROT_READ | mmap.PROT_EXEC
-    if libc.mprotect(start, length, readable | mmap.PROT_WRITE):
-        raise UnknownCode("the system does not let us change Unicorn's code")
-    ctypes.memmove(place, value, len(value))
-    if libc.mprotect(start, length, readable):
-        raise UnknownCode("the system does not let us protect Unicorn's code again")
+    """Replace the constant behind a pattern."""
+    _, behind = find(start, end, before + re.escape(old))
+    write(behind - len(old), new)
 
 
 # The proofs

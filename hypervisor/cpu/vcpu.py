@@ -1,9 +1,9 @@
 """One virtual CPU: a Unicorn engine over a domain's memory, with what Unicorn leaves out added.
 
 Unicorn runs guest code, page tables, IRET, SYSRET, segment loads and MSRs by itself, and delivers
-interrupts that `Overlay.interrupt` asks for. It never delivers an exception: it calls us, and `_deliver`
-pushes the frame and enters the gate as the manual says (Intel SDM volume 3, chapter 6, 64-bit mode).
-SYSCALL, CPUID, port I/O and hypercalls arrive here too; what they mean is the `Platform`'s business.
+interrupts that `Overlay.interrupt` asks for. It never delivers an exception: it calls us, and
+`hypervisor.cpu.exceptions` does. SYSCALL, CPUID, port I/O and hypercalls arrive here too; what they mean
+is the `Platform`'s business.
 
 `run` executes until the guest halts, is asked to stop, or cannot go on. It is called on one thread at a
 time; `stop` from any thread. Unicorn frees Python's lock meanwhile; hooks take it again. Costs: a run that
@@ -12,7 +12,6 @@ halts at once 1.2 µs, a hypercall 1 µs plus its work, an exception 15 µs.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
@@ -20,8 +19,9 @@ from typing import Any, Protocol
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 
+from hypervisor.cpu.code import TranslatedCode
+from hypervisor.cpu.exceptions import DOUBLE_FAULT, INVALID_OPCODE, WITH_ERROR_CODE, Undeliverable, deliver
 from hypervisor.cpu.overlay import (
-    CS,
     R8,
     R10,
     R11,
@@ -31,21 +31,19 @@ from hypervisor.cpu.overlay import (
     RDI,
     RDX,
     RSI,
-    RSP,
-    SS,
     Overlay,
     close_engine,
     hook_error,
 )
+from hypervisor.cpu.proof import self_check
 from hypervisor.memory import PAGE, BadAddress, Memory
 
-_WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
-_CONTRIBUTORY = frozenset({0, 10, 11, 12, 13})
-_DOUBLE_FAULT, _GENERAL_PROTECTION, _PAGE_FAULT, _INVALID_OPCODE = 8, 13, 14, 6
+self_check()
+
 _VMCALL, _VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
 _FRAME_MASK = 0x000F_FFFF_FFFF_F000
 _ALL = (1 << 64) - 1
-_IF, _TF, _NT, _RF = 1 << 9, 1 << 8, 1 << 14, 1 << 16
+_IF, _RF = 1 << 9, 1 << 16
 
 
 class Outcome(Enum):
@@ -86,10 +84,6 @@ def new_engine(memory: Memory, code_cache: int, ranges: Sequence[tuple[int, int]
     return engine
 
 
-class _Undeliverable(Exception):
-    """An exception's gate, stack or frame cannot be used."""
-
-
 class VCPU:
     """A 64-bit x86 CPU of a domain, off until its first state is set.
 
@@ -108,6 +102,7 @@ class VCPU:
     ) -> None:
         engine = new_engine(memory, code_cache, ranges)
         self._begin(number, memory, platform, Overlay(engine), set())
+        self._translated = TranslatedCode(engine, memory, ranges)
         hook = engine.hook_add
         hook(UC_HOOK_INTR, self._on_exception)
         hook(UC_HOOK_INSN_INVALID, self._on_invalid)
@@ -234,6 +229,10 @@ class VCPU:
                 raise BadAddress(f"frame {frame:#x} cannot be mapped: {error}") from None
             self._mapped.add(frame)
 
+    def forget_code(self, start: int, end: int) -> None:
+        """Let bytes of `Memory.bytes` that the host has written be translated anew; on the thread that runs us."""
+        self._translated.forget(start, end)
+
     # The local APIC: a page of memory, which answers with an identity and does nothing
 
     def map_apic(self, address: int, page: bytes) -> None:
@@ -302,7 +301,7 @@ class VCPU:
             self.withdraw()
         is_int = bool(overlay.exception_is_int.value)
         overlay.exception_is_int.value = 0
-        code = overlay.error_code.value & 0xFFFFFFFF if vector in _WITH_ERROR_CODE and not is_int else None
+        code = overlay.error_code.value & 0xFFFFFFFF if vector in WITH_ERROR_CODE and not is_int else None
         self.raise_exception(vector, code, software=is_int)
 
     def raise_exception(self, vector: int, error_code: int | None = None, software: bool = False) -> None:
@@ -311,69 +310,18 @@ class VCPU:
         overlay.old_exception.value = -1  # else the next fault would count as one during this one
         try:
             try:
-                self._deliver(vector, error_code, software)
-            except _Undeliverable:
-                if vector == _DOUBLE_FAULT:
+                deliver(self, vector, error_code, software)
+            except Undeliverable:
+                if vector == DOUBLE_FAULT:
                     raise
-                self._deliver(_DOUBLE_FAULT, 0, False)
-        except _Undeliverable as error:
+                deliver(self, DOUBLE_FAULT, 0)
+        except Undeliverable as error:
             self._crash(f"triple fault: exception {vector} at RIP {overlay.regs.rip:#x}: {error}")
 
     def _crash(self, why: str) -> None:
         self.crash = self.crash or why
         self.withdraw()
         self.engine.emu_stop()
-
-    def _deliver(self, vector: int, error_code: int | None, software: bool) -> None:
-        """Enter the gate of a vector: check it, choose the stack, push the frame, load CS, SS, RIP, RFLAGS."""
-        overlay = self.overlay
-        regs, general = overlay.regs, self.general
-        if not overlay.efer.value & 0x400:
-            raise _Undeliverable("not in long mode")
-        if vector * 16 + 15 > regs.idt.limit:
-            raise _Undeliverable("beyond the limit of the IDT")
-        low, selector, ist, kind, middle, high, _ = struct.unpack(
-            "<HHBBHII", self._read_or_fail(regs.idt.base + 16 * vector, 16)
-        )
-        level = regs.hflags & 3
-        if software and kind >> 5 & 3 < level:
-            vector, error_code = _GENERAL_PROTECTION, vector * 8 + 2
-            return self._deliver(vector, error_code, False)
-        if not kind & 0x80 or kind & 0xF not in (14, 15):
-            raise _Undeliverable(f"vector {vector} has no gate")
-        flags, old_rsp = overlay.flags, general[RSP]
-        ist &= 7
-        if ist:
-            stack = self._word(regs.tr.base + 36 + 8 * (ist - 1))
-        else:
-            stack = self._word(regs.tr.base + 4) if level else old_rsp
-        frame = struct.pack(
-            "<QQQQQ", regs.rip, overlay.segments[CS].selector, flags, old_rsp, overlay.segments[SS].selector
-        )
-        if error_code is not None:
-            frame = struct.pack("<Q", error_code) + frame
-        stack = ((stack & ~15) - len(frame)) & _ALL
-        try:
-            self.write(stack, frame)
-        except BadAddress as error:
-            raise _Undeliverable(f"stack: {error}") from None
-        flags &= ~(_TF | _NT | _RF)
-        overlay.flags = flags & ~_IF if kind & 0xF == 14 else flags
-        if level:
-            overlay.set_stack(0, 0, null=True)
-        overlay.set_code64(selector & ~3, 0)
-        general[RSP] = stack
-        regs.rip = low | middle << 16 | high << 32
-        return None
-
-    def _read_or_fail(self, address: int, length: int) -> bytes:
-        try:
-            return self.read(address, length)
-        except BadAddress as error:
-            raise _Undeliverable(str(error)) from None
-
-    def _word(self, address: int) -> int:
-        return int.from_bytes(self._read_or_fail(address, 8), "little")
 
     def _on_invalid(self, engine: Uc, _: Any) -> bool:
         overlay = self.overlay
@@ -386,7 +334,7 @@ class VCPU:
             self._hypercall()
             regs.rip += 3
         else:
-            self.raise_exception(_INVALID_OPCODE)
+            self.raise_exception(INVALID_OPCODE)
         return True
 
     def _hypercall(self) -> None:

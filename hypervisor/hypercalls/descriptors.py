@@ -27,9 +27,8 @@ def set_gdt(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     frames = struct.unpack(f"<{count}Q", cpu.read(arguments[0], 8 * count))
     if any(frame >= pv.area.frames for frame in frames):
         raise XenError(EINVAL)
-    pv.area.clear_gdt(domain.memory, cpu.number)
-    start = pv.area.window_entry(cpu.number, 0)
-    domain.memory.write(start, struct.pack(f"<{count}Q", *(frame * PAGE | _ENTRY for frame in frames)))
+    pv.state.gdt = frames
+    pv.area.place_gdt(domain.memory, cpu.number, frames)
     pv.flush()
     return 0
 

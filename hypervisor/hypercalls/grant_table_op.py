@@ -1,18 +1,26 @@
-"""grant_table_op: the calling domain's own table, and copies between domains (public/grant_table.h)."""
+"""grant_table_op: the calling domain's own table, and access to other domains' (public/grant_table.h).
+
+Mapping is for translated domains, as Xen has it for them (xen/arch/x86/hvm/grant_table.c): `host_addr` is a
+guest-physical address, whose frame shows the granted one until it is unmapped, and is empty then. What lay there is
+given back to the host. Paravirtual domains, which would map at a page table entry, have ENOSYS instead.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from hypervisor import maptrack
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domain import Domain, State
 from hypervisor.errors import EINVAL, ENOSYS, XenError
 from hypervisor.event_channel import DOMID_SELF
 from hypervisor.grant_table import (
     GNTST_BAD_COPY_ARG,
     GNTST_BAD_DOMAIN,
+    GNTST_BAD_GNTREF,
     GNTST_BAD_PAGE,
+    GNTST_GENERAL_ERROR,
     GNTST_OKAY,
     MAX_FRAMES,
     Grant,
@@ -21,30 +29,75 @@ from hypervisor.grant_table import (
 from hypervisor.memory import PAGE, BadAddress
 
 _SOURCE_GREF, _DESTINATION_GREF = 1, 2
-_MOST = 64
-"""Operations in one call."""
+_MAP, _UNMAP, _COPY, _QUERY_SIZE, _UNMAP_AND_REPLACE, _SET_VERSION, _GET_VERSION = 0, 1, 5, 6, 7, 8, 10
+
+_DEVICE_MAP, _HOST_MAP, _READONLY = 1, 2, 4
+"""GNTMAP_*. Those beyond, application_map and contains_pte, are for paravirtual domains."""
 
 
 def grant_table_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
-    """Do one of GNTTABOP_*. Mapping into a guest, and transfer, are refused."""
+    """Do one of GNTTABOP_*. Transfer is refused."""
     command, address, count = arguments[0] & 0xFFFFFFFF, arguments[1], arguments[2] & 0xFFFFFFFF
-    if command in (3, 5) and count > _MOST:
-        raise XenError(EINVAL)
-    if command == 5:
+    if command in _LISTS:
+        most, size, operation = _LISTS[command]
+        if count > most:
+            raise XenError(EINVAL)
         for number in range(count):
-            _copy(domain, cpu, address + 40 * number)
+            operation(domain, cpu, address + size * number)
         return 0
-    if command == 6:  # query_size: {u16 dom; u32 nr_frames, max_nr_frames; s16 status}
+    if command == _QUERY_SIZE:  # {u16 dom; u32 nr_frames, max_nr_frames; s16 status}
         cpu.write(address + 4, struct.pack("<IIh", len(domain.grants.frames), MAX_FRAMES, GNTST_OKAY))
         return 0
-    if command == 8:  # set_version, in place
+    if command == _SET_VERSION:  # in place
         domain.grants.set_version(struct.unpack("<I", cpu.read(address, 4))[0])
         cpu.write(address, struct.pack("<I", domain.grants.version))
         return 0
-    if command == 10:  # get_version: {u16 dom; u32 version}
+    if command == _GET_VERSION:  # {u16 dom; u32 version}
         cpu.write(address + 4, struct.pack("<I", domain.grants.version))
         return 0
     raise XenError(ENOSYS)
+
+
+def _map(domain: Domain, cpu: VCPU, address: int) -> None:
+    """Do one gnttab_map_grant_ref: write its status and, when that is good, its handle."""
+    host_address, flags, ref, domid = struct.unpack("<QIIH", cpu.read(address, 18))
+    handle = 0
+    try:
+        if not flags & (_DEVICE_MAP | _HOST_MAP):
+            raise GrantError(GNTST_BAD_GNTREF)
+        if flags & ~_READONLY != _HOST_MAP:
+            raise GrantError(GNTST_GENERAL_ERROR)
+        granter = domain.peer(domid)
+        if granter is None or granter.state is State.DYING:
+            raise GrantError(GNTST_BAD_DOMAIN)
+        writable = not flags & _READONLY
+        handle = domain.maptrack.map(host_address // PAGE, granter.physmap, granter.grants, ref, writable)
+        status = GNTST_OKAY
+    except GrantError as error:
+        status = error.status
+    cpu.write(address + 18, struct.pack("<hIQ", status, handle, 0))  # no bus address: there is no device to give it to
+
+
+def _unmap(domain: Domain, cpu: VCPU, address: int) -> None:
+    """Do one gnttab_unmap_grant_ref and write its status."""
+    host_address, _, handle = struct.unpack("<QQI", cpu.read(address, 20))
+    cpu.write(address + 20, struct.pack("<h", _unmapped(domain, host_address, handle)))
+
+
+def _unmap_and_replace(domain: Domain, cpu: VCPU, address: int) -> None:
+    """Do one gnttab_unmap_and_replace: as Xen has it for translated domains, good only without a replacement."""
+    host_address, replacement, handle = struct.unpack("<QQI", cpu.read(address, 20))
+    status = GNTST_GENERAL_ERROR if replacement else _unmapped(domain, host_address, handle)
+    cpu.write(address + 20, struct.pack("<h", status))
+
+
+def _unmapped(domain: Domain, host_address: int, handle: int) -> int:
+    """Unmap, and return the status; no address asks for nothing."""
+    try:
+        domain.maptrack.unmap(handle, host_address // PAGE if host_address else None)
+    except GrantError as error:
+        return error.status
+    return GNTST_OKAY
 
 
 def _copy(domain: Domain, cpu: VCPU, address: int) -> None:
@@ -74,8 +127,21 @@ def _page(domain: Domain, number: int, domid: int, is_ref: bool, write: bool, gr
     owner = domain if domid in (DOMID_SELF, domain.domid) else domain.peer(domid)
     if owner is None or (not is_ref and owner is not domain):
         raise GrantError(GNTST_BAD_DOMAIN)
-    if not is_ref:
-        return owner.memory.frame(number)
-    grant = owner.grants.access(number & 0xFFFFFFFF, domain.domid, write)
-    grants.append(grant)
-    return grant.bytes
+    page = None
+    if is_ref:
+        grant = owner.grants.access(number & 0xFFFFFFFF, domain.domid, write)
+        grants.append(grant)
+        number, page = grant.frame, grant.bytes
+    if write:
+        at = owner.memory.offset(number)
+        owner.overwritten([(at, at + PAGE)])
+    return owner.memory.frame(number) if page is None else page
+
+
+_LISTS: Mapping[int, tuple[int, int, Callable[[Domain, VCPU, int], None]]] = {
+    _MAP: (maptrack.MOST, 32, _map),
+    _UNMAP: (maptrack.MOST, 24, _unmap),
+    _COPY: (64, 40, _copy),
+    _UNMAP_AND_REPLACE: (maptrack.MOST, 24, _unmap_and_replace),
+}
+"""For what comes in lists: how many in one call, the bytes of each, and what does it."""

@@ -70,11 +70,11 @@ def _reservation(domain: Domain, cpu: VCPU, address: int, start: int, populate: 
     _check_self(domain, domid)
     if order > 9:
         raise XenError(EPERM)
-    done = start
+    done, physmap = start, domain.physmap
     while done < min(extents, start + max(1, _MOST_FRAMES >> order)):
         frame = struct.unpack("<Q", cpu.read(buffer + 8 * done, 8))[0]
         try:
-            moved = domain.populate(frame, 1 << order) if populate else domain.release(frame, 1 << order)
+            moved = physmap.populate(frame, 1 << order) if populate else physmap.release(frame, 1 << order)
         except BadAddress:
             break
         if not moved:

@@ -114,8 +114,10 @@ def _reservation(domain: Domain, cpu: VCPU, arguments: Sequence[int], command: i
 
 
 def _grant_table(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
-    """grant_table_op: the table's frames are Xen's, and the guest asks where they are."""
+    """grant_table_op: the table's frames are Xen's, and the guest asks where they are; it cannot map others'."""
     command, address = arguments[0] & 0xFFFFFFFF, arguments[1]
+    if command in (0, 1, 7):  # a mapping would be a page table entry, with a frame that is not the guest's own
+        raise XenError(ENOSYS)
     if command not in (2, 9):
         return grant_table_op.grant_table_op(domain, cpu, arguments)
     area, grants = paravirtual(cpu).area, domain.grants

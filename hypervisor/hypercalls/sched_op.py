@@ -23,7 +23,7 @@ def sched_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
         if info >= 0:
             domain.memory.bytes[info + 1] = 0
         if not domain.events.upcall_pending(cpu.number):
-            domain.block(cpu.number)
+            domain.execution.block(cpu.number)
     elif command in (2, 5):  # shutdown, shutdown_code
         reason = struct.unpack("<I", cpu.read(address, 4))[0]
         if reason > 5:
@@ -34,7 +34,9 @@ def sched_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
         at, count, timeout = struct.unpack("<QIxxxxQ", cpu.read(address, 24))
         if count > _MOST_POLLED:
             raise XenError(EINVAL)
-        domain.poll(cpu.number, frozenset(struct.unpack(f"<{count}I", cpu.read(at, 4 * count))), timeout or None)
+        domain.execution.poll(
+            cpu.number, frozenset(struct.unpack(f"<{count}I", cpu.read(at, 4 * count))), timeout or None
+        )
     elif command == 6:
         return domain.set_watchdog(*struct.unpack("<II", cpu.read(address, 8)))
     else:

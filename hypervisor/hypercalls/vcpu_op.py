@@ -42,7 +42,7 @@ def vcpu_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
         domain.events.place_vcpu_info(number, frame * PAGE + offset)
         domain.write_time(number)
     elif command == 4:  # get_runstate_info
-        cpu.write(address, domain.runstate(number))
+        cpu.write(address, domain.vcpus[number].runstate.encode())
     else:
         raise XenError(ENOSYS)
     return 0
@@ -60,8 +60,8 @@ def _start_or_stop(domain: Domain, cpu: VCPU, command: int, number: int, address
         vcpu_context.load(vcpu.cpu, context)
         vcpu.held, vcpu.blocked = True, False
     elif command == 2:
-        domain.hold_cpu(number)
+        domain.execution.hold(number)
     elif vcpu.up or vcpu.held:
-        domain.release_cpu(number)
+        domain.execution.release(number)
     else:
         raise XenError(EINVAL)

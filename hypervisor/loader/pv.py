@@ -10,7 +10,8 @@ Layout as libxc's for 64-bit guests (tools/libs/guest/xg_dom_x86.c), by guest fr
 
 Frames below the kernel are plain RAM. Behind the RAM lie Xen's own frames (`paravirtual.area`): the domain's
 `Memory` is larger than its RAM by those, `ranges` says how large. `build` fills the memory, `attach` makes the
-domain a paravirtual one, `enter` puts a CPU at the kernel's entry.
+domain a paravirtual one, `enter` puts a CPU at the kernel's entry. `reconnect` is for a guest that goes on from a
+suspend.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from dataclasses import dataclass, replace
 
 from unicorn import x86_const as x86
 
-from hypervisor.cpu.overlay import CS, RSI, RSP
+from hypervisor.cpu.overlay import CS, RDX, RSI, RSP
 from hypervisor.domain import Domain
+from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.hypercalls.paravirtual import dispatch
 from hypervisor.loader import bzimage, elf
 from hypervisor.loader.elf import Kernel, LoadError, Notes
 from hypervisor.loader.pvh import MemoryRange, Source, content
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory import PAGE, BadAddress, Memory
 from hypervisor.paravirtual.area import (
     ACCESSED,
     DIRTY,
@@ -55,7 +57,9 @@ _START_INFO = struct.Struct("<32sQQIxxxxQIxxxxQIxxxxQQQQQ1024sQQ")
 _MAGIC = b"xen-3.0-x86_64"
 _MODULE_BY_FRAME = 1 << 3
 """SIF_MOD_START_PFN: mod_start is a frame, for the initrd is not mapped."""
-_SHARED_INFO_AT, _STORE_AT, _STORE_PORT_AT, _CONSOLE_AT, _CONSOLE_PORT_AT = 40, 56, 64, 72, 80
+_RENEWED_AT, _STORE_PORT_AT, _CONSOLE_PORT_AT = 32, 64, 80
+_RENEWED = struct.Struct("<QQIxxxxQIxxxxQIxxxx")
+"""From `_RENEWED_AT` on: number of frames, shared page, flags, rings and their ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,44 +285,71 @@ def hypercall_page() -> bytes:
 # The domain and its CPUs
 
 
-def attach(domain: Domain, image: PVImage, store_port: int, console_port: int) -> None:
-    """Make a built domain, whose CPUs are `PVCPU`s, a paravirtual one: its shared page, hypercalls and CPUID."""
-    memory, area = domain.memory, image.area
+def adopt(domain: Domain, area: Area) -> PageTables:
+    """Make a domain over `ranges`, whose CPUs are `PVCPU`s, a paravirtual one, by its hypercalls, CPUID and RAM.
+
+    Returns its page tables, of which none is known yet. Raises LoadError.
+    """
     if len(domain.vcpus) > VCPUS:
         raise LoadError(f"a PV domain has at most {VCPUS} vCPUs")
-    tables = PageTables(memory, area)
+    tables = PageTables(domain.memory, area)
     for vcpu in domain.vcpus:
         assert isinstance(vcpu.cpu, PVCPU)
         vcpu.cpu.attach(area, tables, domain.events)
-    tables.pin(image.root, 4)
     domain.hypercall_table = dispatch
     domain.policy = PVPolicy(domain.clock.hz, len(domain.vcpus))
-    domain.ranges = ((0, area.ram),)
+    domain.ranges = domain.physmap.ranges = ((0, area.ram),)
+    return tables
+
+
+def attach(domain: Domain, image: PVImage, store_port: int, console_port: int) -> None:
+    """Make a built domain a paravirtual one, with its shared page and the ports of its rings."""
+    adopt(domain, image.area).pin(image.root, 4)
     domain.memory_map = [(entry.start, entry.size, entry.kind) for entry in image.memory_map]
-    place_shared_page(domain, area)
-    connect(memory, image, store_port, console_port)
+    domain.params |= {STORE_PFN: image.xenstore, CONSOLE_PFN: image.console}
+    place_shared_page(domain)
+    start_info = image.start_info_frame * PAGE
+    domain.memory.write_u32(start_info + _STORE_PORT_AT, store_port)
+    domain.memory.write_u32(start_info + _CONSOLE_PORT_AT, console_port)
 
 
-def place_shared_page(domain: Domain, area: Area) -> None:
+def _area(domain: Domain) -> Area:
+    """Return Xen's frames of a domain that was adopted."""
+    return Area(domain.ranges[0][1])
+
+
+def place_shared_page(domain: Domain) -> None:
     """Make the shared page as a guest finds it at its start: no port masked, but no vCPU takes events yet."""
-    domain.place_shared_info(area.shared_info)
-    at = area.shared_info * PAGE
+    frame = _area(domain).shared_info
+    domain.place_shared_info(frame)
+    at = frame * PAGE
     domain.memory.write(at + 0xA00, bytes(0x200))
     for vcpu in range(32):
         domain.memory.bytes[at + vcpu * 64 + 1] = 1
 
 
-def connect(memory: Memory, image: PVImage, store_port: int, console_port: int, at: int | None = None) -> None:
-    """Write where Xen's pages and rings are into start_info, at a build and when a guest resumes.
+def start_info_frame(domain: Domain) -> int:
+    """Return where start_info is in a suspended domain: its guest has said so in the hypercall. Raises BadAddress."""
+    frame = int(domain.vcpus[0].cpu.general[RDX])
+    if frame >= _area(domain).frames:
+        raise BadAddress(f"the guest has no frame {frame:#x} for its start_info")
+    return frame
 
-    `at` is start_info's frame, of which a guest says at each suspend where it is now. Raises BadAddress.
+
+def reconnect(domain: Domain, store_port: int, console_port: int) -> None:
+    """Write into start_info what is new to a guest that goes on from a suspend. Raises BadAddress.
+
+    That is what Xen's toolstack writes (process_start_info of tools/libs/guest/xg_sr_restore_x86_pv.c): the rings,
+    whose frames the guest had turned into its own numbers, are machine frames again, and there are no flags.
     """
-    start = (image.start_info_frame if at is None else at) * PAGE
-    memory.write_u64(start + _SHARED_INFO_AT, image.area.shared_info * PAGE)
-    memory.write_u64(start + _STORE_AT, image.xenstore)
-    memory.write_u32(start + _STORE_PORT_AT, store_port)
-    memory.write_u64(start + _CONSOLE_AT, image.console)
-    memory.write_u32(start + _CONSOLE_PORT_AT, console_port)
+    area = _area(domain)
+    domain.memory.write(
+        start_info_frame(domain) * PAGE + _RENEWED_AT,
+        _RENEWED.pack(
+            *(area.frames, area.shared_info * PAGE, 0),
+            *(domain.params[STORE_PFN], store_port, domain.params[CONSOLE_PFN], console_port),
+        ),
+    )
 
 
 def enter(cpu: PVCPU, image: PVImage) -> None:

@@ -1,8 +1,8 @@
 """The time of networks: a thread that ticks switches, services and stations when something is due.
 
 What it ticks it ticks under the lock of the machine that they belong to. A network where nothing is under way costs
-nothing: the thread sleeps until an `alarm` says that there may be a deadline. While there is one it looks again after
-`GRAIN` at the latest, so that an alarm for each frame does not wake it each time.
+nothing: the thread sleeps until there is a deadline, for which parts are looked at whenever they ring their `alarm`.
+While there is one it looks again after `GRAIN` at the latest. So an alarm for each frame wakes it seldom.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 GRAIN = 0.02
@@ -46,7 +47,7 @@ class Ticker:
         """Tick a part from now on; its alarm is ours."""
         with self._lock:
             self._parts.append(part)
-            part.alarm = self._ring
+            part.alarm = partial(self._ring, part)
         self._alarm.set()
 
     def remove(self, part: Timed) -> None:
@@ -81,8 +82,8 @@ class Ticker:
             left = [due for part in self._parts if (due := part.next_deadline()) is not None]
             return (min(left) - self._clock()) / 1e9 if left else None
 
-    def _ring(self) -> None:
-        if not self._alarm.is_set():
+    def _ring(self, part: Timed) -> None:
+        if not self._alarm.is_set() and part.next_deadline() is not None:
             self._alarm.set()
 
     def _run(self) -> None:

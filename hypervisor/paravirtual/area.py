@@ -1,8 +1,8 @@
 """The frames of a paravirtual domain that are Xen's: what a guest sees of the hypervisor, above its own RAM.
 
 On hardware these are pages of the host; here they lie in the domain's `Memory`, behind its RAM, so that the
-CPU's page walks and our own checked ones find them, and so that an image of the memory is complete. Frame
-numbers are the same for guest and machine: `mfn == pfn`, and the M2P table says so.
+CPU's page walks and our own checked ones find them. Frame numbers are the same for guest and machine:
+`mfn == pfn`, and the M2P table says so. An image of a domain has its RAM only: `snapshot.paravirtual`.
 
     frame 0      the shared page (start_info.shared_info)
     frame 1      Xen's part of the GDT: page 14 of each vCPU's (FIRST_RESERVED_GDT_PAGE of public/arch-x86/xen.h)
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypervisor.memory import PAGE, Memory
@@ -133,15 +134,15 @@ class Area:
         words[(first + 3) * 512] = self._windows * PAGE | _TABLE
         words[self._windows * 512] = (self._windows + 1) * PAGE | _TABLE
         for vcpu in range(VCPUS):
-            self.clear_gdt(memory, vcpu)
+            self.place_gdt(memory, vcpu)
 
-    def clear_gdt(self, memory: Memory, vcpu: int) -> None:
-        """Leave only Xen's descriptors in a vCPU's GDT."""
-        start = self.window_entry(vcpu, 0)
+    def place_gdt(self, memory: Memory, vcpu: int, frames: Sequence[int] = ()) -> None:
+        """Let frames that the caller has checked, before `RESERVED_GDT_PAGE`, be a vCPU's GDT; Xen's part is behind."""
         flags = PRESENT | ACCESSED | DIRTY | NO_EXECUTE
         entries = [(self.frames + 4) * PAGE | flags] * GDT_PAGES
         entries[RESERVED_GDT_PAGE] = (self.frames + 1) * PAGE | flags
-        memory.write(start, struct.pack(f"<{GDT_PAGES}Q", *entries))
+        entries[: len(frames)] = (frame * PAGE | flags | WRITABLE for frame in frames)
+        memory.write(self.window_entry(vcpu, 0), struct.pack(f"<{GDT_PAGES}Q", *entries))
 
     def install(self, memory: Memory, root: int) -> None:
         """Put Xen's slots into a top-level table, a frame that the caller has checked."""

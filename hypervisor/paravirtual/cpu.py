@@ -140,6 +140,10 @@ class PVCPU(VCPU):
             root = self.state.kernel_root
         return super().translate(address, root)
 
+    def apic_page(self, address: int) -> bytes:
+        """Return nothing: there is no local APIC, and RAM may lie where others have it."""
+        return b""
+
     def flush(self) -> None:
         """Forget all translations when the hypercall ends or the vCPU next runs."""
         self._flush = True

@@ -20,6 +20,8 @@ class PVState:
     """Where the kernel's stack begins when it is entered from its users."""
     kernel_root: int = 0
     user_root: int = 0
+    gdt: tuple[int, ...] = ()
+    """Frames of the guest's part of the GDT."""
     ldt: tuple[int, int] = (0, 0)
     """Virtual address and number of entries."""
     debug: list[int] = field(default_factory=lambda: [0] * 8)

@@ -288,6 +288,8 @@ class BlockQueue:
             item.frames.end(buffers.grants)
             length = buffers.length
         counters, operation = self.counters, item.request.operation
+        if operation == READ and buffers is not None:  # failed ones too have filled some of it
+            self.domain.overwritten(buffers.runs)
         counters.in_flight -= 1
         counters.wait_ns += self.domain.clock.now() - item.taken
         if item.status != OKAY:

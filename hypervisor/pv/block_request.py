@@ -152,6 +152,8 @@ class Frames:
 class Buffers:
     """The guest's memory that a request names, in order; neighbours in memory are one view."""
 
+    runs: list[tuple[int, int]]
+    """Start and end of each view in the guest's memory."""
     views: list[memoryview]
     grants: list[Grant]
     length: int
@@ -174,7 +176,7 @@ def segments_of(request: Request, frames: Frames, indirect: int) -> Sequence[Seg
 def gather(segments: Sequence[Segment], frames: Frames, memory: memoryview, write: bool) -> Buffers:
     """Begin access to the frames of segments; `write` is to the guest's memory. Raises BadRequest, with none begun."""
     grants: list[Grant] = []
-    runs: list[list[int]] = []
+    runs: list[tuple[int, int]] = []
     end = -1
     length = 0
     try:
@@ -187,11 +189,12 @@ def gather(segments: Sequence[Segment], frames: Frames, memory: memoryview, writ
             size = (last - first + 1) * SECTOR
             length += size
             if start == end:
-                runs[-1][1] = end = start + size
+                end = start + size
+                runs[-1] = runs[-1][0], end
             else:
                 end = start + size
-                runs.append([start, end])
+                runs.append((start, end))
     except BadRequest:
         frames.end(grants)
         raise
-    return Buffers([memory[start:end] for start, end in runs], grants, length)
+    return Buffers(runs, [memory[start:end] for start, end in runs], grants, length)

@@ -13,9 +13,10 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hypervisor.api import Area, Damage
 from hypervisor.domain import Domain
 from hypervisor.memory import PAGE
-from hypervisor.pv.pixels import DEPTHS, Area, clipped, converted, merged
+from hypervisor.pv.pixels import DEPTHS, clipped, converted, merged
 from hypervisor.pv.shared_page import SharedPage, ram
 from hypervisor.pv.xenbus import Backend, BusState, Frontend, FrontendError
 
@@ -72,15 +73,6 @@ class Picture:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What has changed since last time: parts of a screen that is `width` x `height` now, 0 x 0 when there is none."""
-
-    width: int
-    height: int
-    areas: tuple[Area, ...]
-
-
 class Follower:
     """What of the screen somebody has not seen yet. `changed` is called once, until `take`, when there is something.
 
@@ -93,14 +85,14 @@ class Follower:
         self._areas: list[Area] = []
         self._told = False
 
-    def take(self) -> Change:
+    def take(self) -> Damage:
         """Return what has changed since last time; all of it when the front does not tell (`Framebuffer.tells`)."""
         with self._screen.domain.machine.lock:
             areas, self._areas, self._told = self._areas, [], False
             shape = self._screen.shape
             if shape is None:
-                return Change(0, 0, ())
-            return Change(shape.width, shape.height, tuple(areas) if self._screen.tells else (shape.area,))
+                return Damage(0, 0, ())
+            return Damage(shape.width, shape.height, tuple(areas) if self._screen.tells else (shape.area,))
 
     def add(self, area: Area) -> None:
         """Hear of a change."""

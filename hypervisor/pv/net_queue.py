@@ -42,6 +42,9 @@ from hypervisor.pv.ring import Ring
 TURN_NS = 1_000_000
 """Nanoseconds of sending after which whoever else wants the machine's lock has a turn."""
 
+ANSWERS_HELD = 32
+"""Answers that are held until the guest's CPU comes back, at most: each event interrupts the guest."""
+
 
 @dataclass(slots=True)
 class Failures:
@@ -84,6 +87,8 @@ class NetQueue:
         """Packets taken from the ring that have no credit yet."""
         self._answers: list[bytes] = []
         self._sending = False
+        self._holding = False
+        """Answers are held until the guest's CPU comes back."""
         self._posted: deque[tuple[int, int]] = deque()
         """Slots that the guest gave for receiving, id and grant, oldest first."""
         self._filled: list[bytes] = []
@@ -117,11 +122,24 @@ class NetQueue:
                 self._send_waiting()
         finally:
             self._sending = False
+        if len(self._answers) >= ANSWERS_HELD:
+            self._answer()
+        elif self._answers and not self._holding:
+            self._holding = True
+            self._domain.events.put_off(self._answer_held)
+        if self._called:
+            self._fill_all()
+
+    def _answer_held(self) -> None:
+        self._holding = False
+        if not self.closed:
+            self._answer()
+
+    def _answer(self) -> None:
+        """Hand back slots whose packets are gone."""
         answers, self._answers = self._answers, []
         if answers and self.rings.tx.respond(answers):
             self._domain.events.raise_port(self.rings.tx_event)
-        if self._called:
-            self._fill_all()
 
     def _take(self) -> bool:
         """Take the requests that are in the ring; tell whether there is something to send."""

@@ -6,42 +6,12 @@ VNC's and Pillow's "BGRX"), rows from the top, no gaps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from hypervisor.api import Area
 
 DEPTHS = (8, 16, 24, 32)
 """Bits of a pixel; 8 is red, green, blue of 3, 3 and 2 bits, 16 of 5, 6 and 5, both with red in the high bits."""
 MOST_AREAS = 16
 """How many areas are kept apart before they are joined into one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Area:
-    """A rectangle of pixels, never empty; (0, 0) is the top left of the screen."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-    def __contains__(self, other: Area) -> bool:
-        return (
-            self.x <= other.x
-            and self.y <= other.y
-            and other.x + other.width <= self.x + self.width
-            and other.y + other.height <= self.y + self.height
-        )
-
-    @property
-    def size(self) -> int:
-        """Return how many pixels it has."""
-        return self.width * self.height
-
-    def around(self, other: Area) -> Area:
-        """Return the smallest area that holds both."""
-        left, top = min(self.x, other.x), min(self.y, other.y)
-        right = max(self.x + self.width, other.x + other.width)
-        bottom = max(self.y + self.height, other.y + other.height)
-        return Area(left, top, right - left, bottom - top)
 
 
 def clipped(rectangle: tuple[int, int, int, int], screen: Area) -> Area | None:

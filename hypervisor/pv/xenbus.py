@@ -163,10 +163,12 @@ class Backend:
         with self.domain.machine.lock:
             self._store.transact(self._create)
             self.online = True
-            self._enter(BusState.INIT_WAIT)
+            self.state = BusState.INIT_WAIT
             self.domain.at_end.append(self._domain_ends)
             self._watches.append(self._store.watch(self.front, lambda _: self._look()))
             self._watches.append(self._store.watch(f"{self.back}/state", lambda _: self._told()))
+            if self._changed is not None:
+                self._changed(self.state)
 
     def _create(self, store: Client) -> None:
         domid = self.domain.domid

@@ -48,7 +48,8 @@ class Template:
     def clone(self, host: Host, uuid_text: str = "", code_cache: int = 1 << 20) -> Domain:
         """Return a new domain, paused, with the template's memory; console and xenstore are to be joined to it.
 
-        Raises NoMemory, OSError, with nothing left behind.
+        Raises NoMemory, OSError, and ImageError for a PV guest that has spoilt its page tables behind Xen's back, with
+        nothing left behind.
         """
         memory = Memory.clone(self._file, self._size)
         try:

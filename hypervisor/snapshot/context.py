@@ -11,10 +11,16 @@ from unicorn import UcError
 from hypervisor.cpu import context as registers
 from hypervisor.cpu.context import CPUContext
 from hypervisor.domain import Domain
+from hypervisor.execution import DomainVCPU
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
-from hypervisor.loader import pvh
+from hypervisor.loader import pv, pvh
+from hypervisor.loader.elf import LoadError
 from hypervisor.memory import EXTRA, PAGE, BadAddress
-from hypervisor.snapshot.pages import Run, runs_of
+from hypervisor.paravirtual.area import VCPUS, Area
+from hypervisor.paravirtual.cpu import PVCPU
+from hypervisor.paravirtual.state import PVState
+from hypervisor.snapshot import paravirtual
+from hypervisor.snapshot.pages import Run
 from hypervisor.snapshot.records import ImageError
 
 MOST_VCPUS, MOST_RANGES, MOST_ENTRIES, MOST_PARAMS = 512, 16, 128, 64
@@ -31,11 +37,27 @@ class Shape:
 
     vcpus: int
     ranges: tuple[tuple[int, int], ...]
+    paravirtual: bool = False
 
     @classmethod
     def of(cls, domain: Domain) -> Shape:
         """Return a domain's."""
-        return cls(len(domain.vcpus), domain.ranges)
+        return cls(len(domain.vcpus), domain.ranges, isinstance(domain.vcpus[0].cpu, PVCPU))
+
+    @property
+    def end(self) -> int:
+        """Where the guest's memory ends."""
+        return self.ranges[-1][1]
+
+    @property
+    def area(self) -> Area:
+        """Xen's frames behind a paravirtual domain's."""
+        return Area(self.end)
+
+    @property
+    def space(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of the domain's `Memory`: Xen's frames too, if it has any."""
+        return pv.ranges(self.end) if self.paravirtual else self.ranges
 
     def is_ram(self, frame: int, count: int) -> bool:
         """Tell whether all frames of a run are RAM."""
@@ -48,7 +70,7 @@ class Shape:
         return _SHAPE.pack(self.vcpus, PAGE, len(self.ranges)) + pairs
 
     @classmethod
-    def decode(cls, body: bytes) -> Shape:
+    def decode(cls, body: bytes, paravirtual: bool = False) -> Shape:
         """Return what a body says. Raises ImageError."""
         cursor = _Cursor(body)
         vcpus, page, count = cursor.take(_SHAPE)
@@ -61,7 +83,18 @@ class Shape:
             if low % PAGE or high % PAGE or not last <= low < high <= LARGEST_MEMORY:
                 raise ImageError("the domain's memory has impossible ranges")
             last = high
-        return cls(vcpus, ranges)
+        shape = cls(vcpus, ranges, paravirtual)
+        if paravirtual:
+            shape._check_paravirtual()
+        return shape
+
+    def _check_paravirtual(self) -> None:
+        if self.vcpus > VCPUS or self.ranges != ((0, self.end),):
+            raise ImageError("the paravirtual domain has an impossible shape")
+        try:
+            pv.ranges(self.end)
+        except LoadError as error:
+            raise ImageError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +105,14 @@ class VCPUContext:
     blocked: bool
     upcall_vector: int
     registers: CPUContext
+    paravirtual: PVState | None = None
+    """What else a paravirtual one has; it has a record of its own."""
+
+    @classmethod
+    def of(cls, vcpu: DomainVCPU) -> VCPUContext:
+        """Return a vCPU's."""
+        state = paravirtual.copied(vcpu.cpu.state) if isinstance(vcpu.cpu, PVCPU) else None
+        return cls(vcpu.up, vcpu.blocked, vcpu.upcall_vector, registers.read(vcpu.cpu), state)
 
     def encode(self) -> bytes:
         """Return the body of a record."""
@@ -79,8 +120,8 @@ class VCPUContext:
         return _VCPU.pack(self.up, self.blocked, self.upcall_vector, len(registers)) + registers
 
     @classmethod
-    def decode(cls, body: bytes) -> VCPUContext:
-        """Return what a body says. Raises ImageError."""
+    def decode(cls, body: bytes, state: PVState | None = None) -> VCPUContext:
+        """Return what a body says, with the record of a paravirtual one. Raises ImageError."""
         cursor = _Cursor(body)
         up, blocked, vector, length = cursor.take(_VCPU)
         if up > 1 or blocked > 1 or length != len(body) - _VCPU.size:
@@ -89,7 +130,9 @@ class VCPUContext:
             registers = CPUContext.decode(body[_VCPU.size :])
         except ValueError as error:
             raise ImageError(str(error)) from error
-        return cls(bool(up), bool(blocked), vector, registers)
+        if state is not None and registers.apic:
+            raise ImageError("a paravirtual CPU has a local APIC")
+        return cls(bool(up), bool(blocked), vector, registers, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +149,8 @@ class DomainContext:
     """Frames beyond the memory, in the order of their places."""
     vcpus: tuple[VCPUContext, ...]
     ballooned: tuple[Run, ...]
+    pinned: Mapping[int, int]
+    """A paravirtual guest's page tables: levels by frames."""
 
     def encode(self) -> bytes:
         """Return the body of the record `STATE`; vCPUs and ballooned frames have records of their own."""
@@ -117,7 +162,13 @@ class DomainContext:
         return head + params + entries + b"".join(_FRAME.pack(frame) for frame in self.extra)
 
     @classmethod
-    def decode(cls, body: bytes, vcpus: Sequence[VCPUContext] = (), ballooned: Sequence[Run] = ()) -> DomainContext:
+    def decode(
+        cls,
+        body: bytes,
+        vcpus: Sequence[VCPUContext] = (),
+        ballooned: Sequence[Run] = (),
+        pinned: Mapping[int, int] | None = None,
+    ) -> DomainContext:
         """Return what a body says, with what other records said. Raises ImageError."""
         cursor = _Cursor(body)
         system_time, _, vector, params, entries, extra = cursor.take(_STATE)
@@ -131,6 +182,7 @@ class DomainContext:
             tuple(cursor.take(_FRAME)[0] for _ in range(extra)),
             tuple(vcpus),
             tuple(ballooned),
+            dict(pinned or {}),
         )
         cursor.end()
         return state
@@ -159,17 +211,20 @@ class _Cursor:
 
 
 def capture(domain: Domain) -> DomainContext:
-    """Return the state of a domain that no thread runs."""
+    """Return the state of a domain that no thread runs. Raises BadAddress if its guest has not told what it must."""
+    first, pinned = domain.vcpus[0].cpu, dict[int, int]()
+    if isinstance(first, PVCPU):
+        pv.start_info_frame(domain)
+        pinned = first.tables.pinned()
     return DomainContext(
         system_time=domain.clock.now(),
         callback_vector=domain.callback_vector,
         params={key: value for key, value in domain.params.items() if key not in (STORE_EVTCHN, CONSOLE_EVTCHN)},
         memory_map=tuple(domain.memory_map),
         extra=tuple(sorted(domain.memory.extra, key=domain.memory.extra.__getitem__)),
-        vcpus=tuple(
-            VCPUContext(vcpu.up, vcpu.blocked, vcpu.upcall_vector, registers.read(vcpu.cpu)) for vcpu in domain.vcpus
-        ),
-        ballooned=tuple(runs_of(domain.ballooned())),
+        vcpus=tuple(VCPUContext.of(vcpu) for vcpu in domain.vcpus),
+        ballooned=tuple(domain.physmap.ballooned.runs()),
+        pinned=pinned,
     )
 
 
@@ -182,7 +237,7 @@ def install(domain: Domain, context: DomainContext) -> None:
         raise ImageError("the domain has another number of virtual CPUs")
     try:
         for first, count in context.ballooned:
-            domain.hold_out(range(first, first + count))
+            domain.physmap.hold_out(first, count)
         for frame in context.extra:
             _empty_extra(domain, frame)
         for key in (STORE_PFN, CONSOLE_PFN):
@@ -193,12 +248,25 @@ def install(domain: Domain, context: DomainContext) -> None:
                 pvh.map_hardware(vcpu.cpu)
             registers.load(vcpu.cpu, saved.registers)
             vcpu.up, vcpu.blocked, vcpu.upcall_vector = saved.up, saved.blocked, saved.upcall_vector
-            vcpu.since = domain.clock.now()
+            vcpu.runstate.since = domain.clock.now()
+        if context.vcpus[0].paravirtual is not None:
+            _install_paravirtual(domain, context)
     except (BadAddress, KeyError, UcError) as error:
         raise ImageError(f"the domain's state is impossible: {error}") from error
     domain.params = dict(context.params)
     domain.callback_vector = context.callback_vector
     domain.memory_map = list(context.memory_map)
+
+
+def _install_paravirtual(domain: Domain, context: DomainContext) -> None:
+    first = domain.vcpus[0].cpu
+    assert isinstance(first, PVCPU)
+    paravirtual.pin(first.tables, context.pinned)
+    for vcpu, saved in zip(domain.vcpus, context.vcpus):
+        assert isinstance(vcpu.cpu, PVCPU) and saved.paravirtual is not None
+        paravirtual.install(vcpu.cpu, saved.paravirtual)
+    pv.start_info_frame(domain)
+    pv.place_shared_page(domain)
 
 
 def _empty_extra(domain: Domain, frame: int) -> None:

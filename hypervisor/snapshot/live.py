@@ -19,6 +19,7 @@ from types import TracebackType
 from hypervisor.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory import PAGE
+from hypervisor.snapshot.context import Shape
 from hypervisor.snapshot.dirty import track
 from hypervisor.snapshot.pages import PageWriter, Run
 from hypervisor.snapshot.records import Sink, Writer
@@ -58,7 +59,7 @@ class LiveCopy:
         try:
             self._tracker = track(domain.memory)
             self._writer = Writer(file)
-            self._pages = PageWriter(self._writer, compress)
+            self._pages = PageWriter(self._writer, Shape.of(domain).end, compress)
             begin(self._writer, domain, config)
         except BaseException:
             domain.memory.freed = None
@@ -92,10 +93,13 @@ class LiveCopy:
         return self.done[-1]
 
     def _freed(self) -> list[Run]:
-        """Return the frames that the guest gave away since the last round."""
+        """Return the frames that the guest gave away since the last round, or whose writers we cannot see."""
         memory = self._domain.memory
         with self._host.lock:
             freed, memory.freed = memory.freed, bytearray(memory.size // PAGE)
+            if freed is not None:
+                for frame in memory.lent:
+                    freed[frame] = 1  # others write to it where no tracker sees it
         runs, at = list[Run](), -1
         while freed and (at := freed.find(1, at + 1)) >= 0:
             end = freed.find(0, at)

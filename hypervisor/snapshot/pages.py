@@ -54,10 +54,14 @@ def runs_of(frames: Iterable[int]) -> Iterator[Run]:
 
 
 class PageWriter:
-    """Collects the content of frames and writes it in records of up to `MOST` frames; `flush` at the end."""
+    """Collects the content of frames and writes it in records of up to `MOST` frames; `flush` at the end.
 
-    def __init__(self, writer: Writer, compress: bool = True) -> None:
+    What lies behind the address `end` is not the guest's and is left out.
+    """
+
+    def __init__(self, writer: Writer, end: int, compress: bool = True) -> None:
         self._writer = writer
+        self._end = end
         self._compressor = zstandard.ZstdCompressor(level=1) if compress else None
         self._frames: list[int] = []
         self._data: list[bytes] = []
@@ -85,8 +89,9 @@ class PageWriter:
 
     def add_part(self, address: int, data: bytes, zeros: bool) -> None:
         """Write a range of up to `MOST` frames; those that are zero are left out, or said to be so if `zeros`."""
+        data = data[: max(0, self._end - address)]
         if data == _ZEROS[: len(data)]:
-            if zeros:
+            if zeros and data:
                 self.add_zeros(address // PAGE, len(data) // PAGE)
             return
         for offset in range(0, len(data), PAGE):

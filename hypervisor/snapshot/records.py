@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Protocol
 
@@ -37,7 +38,10 @@ class ImageError(Exception):
 
 
 class Kind(IntEnum):
-    """Types of records, in the order in which they come; `PAGES`, `ZEROS` and `BALLOONED` any number of times."""
+    """Types of records, in the order in which they come, then those of paravirtual domains only.
+
+    `PAGES`, `ZEROS`, `BALLOONED` and `PINNED` come any number of times.
+    """
 
     CONFIG = 1
     """Bytes of the toolstack's."""
@@ -54,6 +58,12 @@ class Kind(IntEnum):
     VCPU = 7
     """One virtual CPU; one record for each, in order."""
     END = 8
+    PV_DOMAIN = 9
+    """Stands in the place of `DOMAIN` for a paravirtual one."""
+    PINNED = 10
+    """Page tables that the guest has pinned; behind `BALLOONED`."""
+    PV_VCPU = 11
+    """What a vCPU has besides registers; behind each `VCPU`."""
 
 
 class Sink(Protocol):
@@ -105,6 +115,7 @@ class Reader:
         magic, version, order, _ = _HEADER.unpack(header)
         self._checksum = zlib.crc32(header)
         self._number = 0
+        self._ahead: tuple[Kind, bytes] | None = None
         if magic != MAGIC:
             raise ImageError("this is no saved domain")
         if _CHECKSUM.unpack(self._exactly(_CHECKSUM.size))[0] != self._checksum:
@@ -127,6 +138,9 @@ class Reader:
 
     def take(self) -> tuple[Kind, bytes]:
         """Return the next record that is known here."""
+        if self._ahead is not None:
+            record, self._ahead = self._ahead, None
+            return record
         while True:
             head = self._exactly(_RECORD.size)
             kind, length, number = _RECORD.unpack(head)
@@ -148,3 +162,9 @@ class Reader:
         if found is not kind:
             raise ImageError(f"{found.name} stands where {kind.name} belongs")
         return body
+
+    def each(self, *kinds: Kind) -> Iterator[tuple[Kind, bytes]]:
+        """Yield the next records as long as they are of these kinds."""
+        while (record := self.take())[0] in kinds:
+            yield record
+        self._ahead = record

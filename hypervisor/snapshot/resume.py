@@ -1,12 +1,14 @@
-"""Letting a suspended domain go on where it is: after a checkpoint, or when a save has failed."""
+"""Letting a suspended domain go on: where it is, after a checkpoint or a failed save, or as one that is new to it."""
 
 from __future__ import annotations
 
 from hypervisor.cpu.overlay import RAX
 from hypervisor.domain import Domain
 from hypervisor.host import Host
-from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
+from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
+from hypervisor.loader import pv
 from hypervisor.memory import PAGE
+from hypervisor.snapshot.context import Shape
 
 
 def cancel(host: Host, domain: Domain) -> None:
@@ -28,8 +30,8 @@ def cancel(host: Host, domain: Domain) -> None:
 def renew(host: Host, domain: Domain) -> None:
     """Make the suspended domain one that its guest takes for new, and leave it paused: its hypercall returns 0.
 
-    Before, backends have let go of their rings (`Backend.restart`); afterwards console and xenstore need new ports
-    and their ends, then `Host.unpause`. Raises ValueError unless the domain is suspended.
+    Before, backends have let go of their rings (`Backend.restart`); afterwards console and xenstore need new ports,
+    their ends and `connect`, then `Host.unpause`. Raises ValueError unless the domain is suspended.
     """
     host.pause(domain)
     try:
@@ -38,5 +40,17 @@ def renew(host: Host, domain: Domain) -> None:
             domain.renew()
             for key in (STORE_PFN, CONSOLE_PFN):
                 domain.memory.write(domain.params[key] * PAGE, bytes(PAGE))
+            if Shape.of(domain).paravirtual:
+                pv.place_shared_page(domain)
     finally:
         host.unpause(domain)
+
+
+def connect(domain: Domain, store_port: int, console_port: int) -> None:
+    """Tell the guest of a domain that was restored, cloned or renewed by which ports it reaches xenstore and console.
+
+    A PVH guest asks for them; a PV guest finds them in its start_info. Raises BadAddress where that is none.
+    """
+    domain.params |= {STORE_EVTCHN: store_port, CONSOLE_EVTCHN: console_port}
+    if Shape.of(domain).paravirtual:
+        pv.reconnect(domain, store_port, console_port)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hypervisor.cpu.shared import SharingVCPU
-from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domain import Domain, Reason, State
 from hypervisor.host import Host
+from hypervisor.memory import BadAddress
+from hypervisor.snapshot import paravirtual
 from hypervisor.snapshot.context import DomainContext, Shape, capture
 from hypervisor.snapshot.pages import RUNS, PageWriter, encode_runs, parts
 from hypervisor.snapshot.records import Kind, Sink, Writer
@@ -30,9 +30,10 @@ def held(host: Host, domain: Domain) -> Iterator[DomainContext]:
         with host.lock:
             if domain.state is not State.SHUTDOWN or domain.reason is not Reason.SUSPEND:
                 raise NotSuspended(f"domain {domain.domid} is not suspended")
-            if any(type(vcpu.cpu) not in (VCPU, SharingVCPU) for vcpu in domain.vcpus):
-                raise NotSuspended("a paravirtual domain cannot be saved: its CPUs have state beyond the registers")
-            context = capture(domain)
+            try:
+                context = capture(domain)
+            except BadAddress as error:
+                raise NotSuspended(f"domain {domain.domid} cannot be saved: {error}") from error
         yield context
     finally:
         host.unpause(domain)
@@ -46,7 +47,7 @@ def save(host: Host, domain: Domain, file: Sink, config: bytes = b"", compress: 
     with held(host, domain) as context:
         writer = Writer(file)
         begin(writer, domain, config)
-        pages = PageWriter(writer, compress)
+        pages = PageWriter(writer, Shape.of(domain).end, compress)
         for start, end in domain.memory.extents():
             for part in parts(domain.memory, start, end):
                 pages.add_part(*part, zeros=False)
@@ -58,7 +59,8 @@ def save(host: Host, domain: Domain, file: Sink, config: bytes = b"", compress: 
 def begin(writer: Writer, domain: Domain, config: bytes) -> None:
     """Write what comes before the pages."""
     writer.put(Kind.CONFIG, config)
-    writer.put(Kind.DOMAIN, Shape.of(domain).encode())
+    shape = Shape.of(domain)
+    writer.put(Kind.PV_DOMAIN if shape.paravirtual else Kind.DOMAIN, shape.encode())
 
 
 def finish(writer: Writer, context: DomainContext) -> None:
@@ -66,6 +68,11 @@ def finish(writer: Writer, context: DomainContext) -> None:
     writer.put(Kind.STATE, context.encode())
     for at in range(0, len(context.ballooned), RUNS):
         writer.put(Kind.BALLOONED, encode_runs(context.ballooned[at : at + RUNS]))
+    pinned = list(context.pinned.items())
+    for at in range(0, len(pinned), RUNS):
+        writer.put(Kind.PINNED, paravirtual.encode_pinned(pinned[at : at + RUNS]))
     for vcpu in context.vcpus:
         writer.put(Kind.VCPU, vcpu.encode())
+        if vcpu.paravirtual is not None:
+            writer.put(Kind.PV_VCPU, paravirtual.encode(vcpu.paravirtual))
     writer.put(Kind.END)

@@ -48,9 +48,12 @@ class Client:
         """Return the permissions of a node, "@introduceDomain" or "@releaseDomain"; raise `NoEntry`. O(depth)."""
         return self._scope.get_perms(absolute(path, special=True))
 
-    def write(self, path: str, value: bytes | str) -> None:
-        """Set a value of at most 4096 bytes; create the node and its ancestors as needed. O(depth)."""
-        self._scope.write(absolute(path), value.encode() if isinstance(value, str) else value)
+    def write(self, path: str, value: bytes | str, permissions: Permissions | None = None) -> None:
+        """Set a value of at most 4096 bytes; create the node and its ancestors as needed. O(depth).
+
+        Permissions that are not given stay, or are those of the nearest ancestor, as those of new ancestors always are.
+        """
+        self._scope.write(absolute(path), value.encode() if isinstance(value, str) else value, permissions)
         self._published()
 
     def mkdir(self, path: str) -> None:

@@ -64,17 +64,19 @@ class View:
         """Return the permissions of a node or special node."""
         return self._node(path, READ).permissions
 
-    def write(self, path: str, value: bytes) -> None:
-        """Set the value of a node; create it and its missing ancestors."""
+    def write(self, path: str, value: bytes, permissions: Permissions | None = None) -> None:
+        """Set the value of a node, and its permissions if they are given; create it and its missing ancestors."""
         node = self.tree.find(path)
         if node is None:
-            self._create(path, value)
+            self._create(path, value, permissions)
             return
         if not node.permissions.access(self.caller) & WRITE:
             raise NotAllowed(path)
         self._check_value(value)
         self.tree.set_value(path, value)
         self._note(path, node.permissions)
+        if permissions is not None:
+            self.set_perms(path, permissions)
 
     def mkdir(self, path: str) -> None:
         """Create a node and its missing ancestors without values; leave an existing one as it is."""
@@ -121,7 +123,7 @@ class View:
         ancestor = self.tree.deepest(path)[0]
         return NoEntry(path) if ancestor.permissions.access(self.caller) & wanted else NotAllowed(path)
 
-    def _create(self, path: str, value: bytes) -> None:
+    def _create(self, path: str, value: bytes, permissions: Permissions | None = None) -> None:
         above, missing = self.tree.deepest(path)
         if not above.permissions.access(self.caller) & WRITE:
             raise NotAllowed(path)
@@ -129,9 +131,11 @@ class View:
         caller = self.caller
         if not caller.privileged:
             self._check_count(missing)
-        permissions = above.permissions.inherited(caller)
-        self.tree.create(path, value, permissions)
-        self._note(path, permissions)
+        inherited = above.permissions.inherited(caller)
+        self.tree.create(path, value, inherited)
+        if permissions is not None:  # the ancestors that were missing do not have them
+            self.tree.set_permissions(path, permissions)
+        self._note(path, permissions or inherited)
 
     def _check_count(self, missing: int) -> None:
         if self.tree.owned.get(self.caller.domid, 0) + missing > self.quotas.nodes:

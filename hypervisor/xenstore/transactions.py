@@ -61,9 +61,9 @@ class Transaction:
         """Return the permissions of a node."""
         return self._do(View.get_perms, path)
 
-    def write(self, path: str, value: bytes) -> None:
-        """Set the value of a node; create it and its missing ancestors."""
-        self._do(View.write, path, value)
+    def write(self, path: str, value: bytes, permissions: Permissions | None = None) -> None:
+        """Set the value of a node, and its permissions if they are given; create it and its missing ancestors."""
+        self._do(View.write, path, value, permissions)
 
     def mkdir(self, path: str) -> None:
         """Create a node and its missing ancestors."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import DirectBoot, HostError, Shutdown
+from hypervisor.api import DirectBoot, Display, HostError, Shutdown
 from tests.conftest import Pool
 from xapi.errors import Fault
 from xapi.types import NULL
@@ -101,6 +101,47 @@ def test_what_the_host_cannot_do_has_its_error(pool: Pool, vm: Any, code: str, f
     """As xapi names it."""
     pool.backend.fail["build"] = HostError(code, "text")
     assert pool.fails("VM.start", vm._ref, False, False)[0] == fault
+
+
+def seen(pool: Pool, vm: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Return what clients can see of a VM, change after change: its power, and what is being done to it."""
+    states: list[tuple[str, list[str]]] = []
+    forget = pool.db.forget
+
+    def changed(row: Any) -> None:
+        forget(row)
+        now = (vm.power_state, list(vm.current_operations.values()))
+        if row is vm and now not in states[-1:]:
+            states.append(now)
+
+    monkeypatch.setattr(pool.db, "forget", changed)
+    return states
+
+
+def test_a_start_is_a_few_changes(pool: Pool, vm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each derives lists and makes events. The VM runs before its operation is over, as in xapi."""
+    network = next(iter(pool.db.network))
+    with pool.db.atomic():
+        vif: Any = pool.db.VIF.create(VM=vm._ref, device="0", MAC="02:00:00:00:00:01", network=network._ref)
+    states, before = seen(pool, vm, monkeypatch), pool.db.generation
+    pool("VM.start", vm._ref, False, False)
+    assert pool.db.generation - before <= 8
+    assert states == [("Halted", ["start"]), ("Running", ["start"]), ("Running", [])]
+    assert vif.currently_attached and not vif.current_operations
+
+
+def test_a_guest_that_goes_down_as_it_starts_is_followed(pool: Pool, vm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its VM has run, however shortly."""
+    states = seen(pool, vm, monkeypatch)
+
+    async def dies(uuid: str) -> None:
+        pool.backend.goes_down(uuid, Shutdown.POWEROFF)
+
+    monkeypatch.setattr(pool.backend, "unpause", dies)
+    pool("VM.start", vm._ref, False, False)
+    pool.turn()
+    assert ("Running", []) in states
+    assert vm.power_state == "Halted" and not pool.backend.doms
 
 
 def test_a_clean_shutdown_halts(pool: Pool) -> None:
@@ -252,11 +293,27 @@ def test_a_kernel_of_the_guest_directory_is_booted(pool: Pool) -> None:
         assert boot == DirectBoot(str(pool.guests / "vmlinuz"), "", "quiet", "pvh")
 
 
-@pytest.mark.parametrize("step", ["shutdown", "save"])
-def test_a_suspend_that_fails_lets_the_guest_go_on(
-    pool: Pool, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "platform", "mib"),
+    [
+        ("hvm", {}, 4),
+        ("hvm", {"vga": "std", "videoram": "8", "pvfb": "false"}, 8),
+        ("hvm", {"videoram": "4096"}, 128),
+        ("pvh", {"vga": "std"}, None),
+        ("pvh", {"pvfb": "true", "videoram": "much"}, 4),
+    ],
+)
+def test_a_guest_has_the_screen_that_its_platform_says(
+    pool: Pool, kind: str, platform: dict[str, str], mib: int | None
 ) -> None:
-    """No image is left, and the domain runs."""
+    """HVM guests always, others by pvfb, as in xapi."""
+    vm = running(pool, domain_type=kind, platform=platform)
+    assert pool.backend.doms[vm.uuid].config.display == (None if mib is None else Display(memory=mib << 20))
+
+
+@pytest.fixture
+def images(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the memory of suspended VMs be kept in a file."""
 
     async def make(call: Any, vm: Any, host: Any) -> Any:
         return pool.db.VDI.create(type="suspend"), str(tmp_path / "image")
@@ -270,6 +327,31 @@ def test_a_suspend_that_fails_lets_the_guest_go_on(
     storage = pool.daemon.storage
     for name, fake in (("make_suspend_image", make), ("suspend_image_written", written), ("destroy", destroy)):
         monkeypatch.setattr(storage, name, fake)
+
+
+@pytest.mark.usefixtures("images")
+def test_news_of_a_domain_that_an_operation_ends_is_the_operations_to_write(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM that is suspended is never seen halted."""
+    vm = running(pool)
+    states, destroy = seen(pool, vm, monkeypatch), pool.backend.destroy
+
+    async def told_of(uuid: str) -> None:
+        await destroy(uuid)
+        pool.backend.attention(uuid)
+        pool.clock.advance(0)
+
+    monkeypatch.setattr(pool.backend, "destroy", told_of)
+    pool("VM.suspend", vm._ref)
+    pool.turn()
+    assert states == [("Running", ["suspend"]), ("Suspended", ["suspend"]), ("Suspended", [])]
+
+
+@pytest.mark.usefixtures("images")
+@pytest.mark.parametrize("step", ["shutdown", "save"])
+def test_a_suspend_that_fails_lets_the_guest_go_on(pool: Pool, step: str) -> None:
+    """No image is left, and the domain runs."""
     vm = running(pool)
     disks = len(pool.db.VDI)
     pool.backend.fail[step] = HostError("no_space", "full")

@@ -81,8 +81,9 @@ class Steps:
             return fail(StorageFailure(NO_SPACE, f"{self.names[-1]} by the test"))
         if number != self.hold_at:
             return self._work(told, work, *arguments)
+        done = self._work(told, work, *arguments) if self.late else None
         self.held = Deferred()
-        return self.held.addBoth(lambda _: self._work(told, work, *arguments))
+        return self.held.addBoth(lambda _: done or self._work(told, work, *arguments))
 
 
 class Case(NamedTuple):

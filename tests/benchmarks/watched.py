@@ -44,9 +44,14 @@ class WatchedPoller:
             self.longest_cpu = max(self.longest_cpu, thread_time() - self._cpu)
             self.long += wall > LONG
         events = self._poller.poll(*arguments)
-        self._ready = len(events)
+        self._ready = 0
         self._wall, self._cpu = perf_counter(), thread_time()
-        return events
+        return self._counted(events)
+
+    def _counted(self, events: Any) -> Any:
+        for event in events:
+            self._ready += 1
+            yield event
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""kill -9 of the real daemon while VMs start, are cloned, snapshotted and destroyed: afterwards it knows the truth.
+"""kill -9 of the real daemon while VMs start, sleep, are copied, go back and go: afterwards it knows the truth.
 
 Clients in threads note what they were told; the daemon is killed at a random moment and started again on the same
 state, which is then compared. As many rounds as ``XAPI_KILLS`` says.
@@ -18,7 +18,7 @@ import XenAPI
 
 from tests.clients.conftest import Clients
 from tests.clients.daemon import Daemon
-from tests.property.test_vm_lifecycle import references
+from tests.property.follower import references
 from xapi import datamodel
 
 KILLS = int(os.environ.get("XAPI_KILLS", "3"))
@@ -56,6 +56,9 @@ class Load:
         self.there: dict[str, str] = {}
         """VMs that were acknowledged, and their names."""
         self.disks: set[str] = set()
+        """Disks that must be there."""
+        self.ever: set[str] = set()
+        """Those of before reverts, too."""
         self.gone: set[str] = set()
         self.doubtful: set[str] = set()
         """VMs whose destruction was asked for."""
@@ -80,28 +83,55 @@ class Load:
         vm = self.rng.choice(list(self.there))
         state, snapshot = self.api.VM.get_power_state(vm), self.api.VM.get_is_a_snapshot(vm)
         if len(self.there) > 4 or self.rng.random() < 0.2:
-            if state != "Halted":
+            if state != "Halted" and not snapshot:
                 self.api.VM.hard_shutdown(vm)
             self._destroy(vm)
         elif snapshot:
-            self._make("clone", vm)
+            if self.api.VM.get_snapshot_of(vm) in self.there and self.rng.random() < 0.5:
+                self._go_back(vm)
+            else:
+                self._make("clone", vm)
         elif self.api.VM.get_is_a_template(vm):  # made of a snapshot
             self.api.VM.set_is_a_template(vm, False)
         elif state == "Running":
-            self.api.VM.hard_shutdown(vm) if self.rng.random() < 0.5 else self._make("snapshot", vm)
+            self._disturb(vm)
+        elif state == "Suspended":
+            self.api.VM.resume(vm, False, False)
+        elif self.rng.random() < 0.3:
+            self._make("copy", vm, NULL)
         else:
             self.api.VM.start(vm, False, False)
 
-    def _make(self, how: str, vm: str) -> None:
+    def _disturb(self, vm: str) -> None:
+        how = self.rng.choice(["hard_shutdown", "suspend", "snapshot", "checkpoint"])
+        if how in ("snapshot", "checkpoint"):
+            self._make(how, vm)
+        elif how == "suspend" and "suspend" not in self.api.VM.get_allowed_operations(vm):
+            return  # its guest has not said yet that it can
+        else:
+            getattr(self.api.VM, how)(vm)
+
+    def _go_back(self, snapshot: str) -> None:
+        vm = self.api.VM.get_snapshot_of(snapshot)
+        self.disks -= self._disks(vm)
+        self.api.VM.revert(snapshot)
+        self.disks |= self._disks(vm)
+        self.ever |= self.disks
+
+    def _disks(self, vm: str) -> set[str]:
+        return {self.api.VBD.get_VDI(vbd) for vbd in self.api.VM.get_VBDs(vm)} - {NULL}
+
+    def _make(self, how: str, vm: str, *arguments: str) -> None:
         name = f"load {self.number} {next(self.names)}"
-        made = getattr(self.api.VM, how)(vm, name)
+        made = getattr(self.api.VM, how)(vm, name, *arguments)
         self.there[made] = name
-        for vbd in self.api.VM.get_VBDs(made):
-            self.disks.add(self.api.VBD.get_VDI(vbd))
+        self.disks |= self._disks(made)
+        self.ever |= self.disks
 
     def _destroy(self, vm: str) -> None:
         name = self.there.pop(vm)
         self.doubtful.add(vm)
+        self.ever.add(self.api.VM.get_suspend_VDI(vm))  # which stays, as the disks do
         self.api.VM.destroy(vm)
         self.gone.add(vm)
         self.doubtful.discard(vm)
@@ -122,12 +152,17 @@ class Truth:
         for name in ("VM", "VBD", "VIF", "VDI", "SR", "host"):
             held = [record["current_operations"] for record in self.records[name].values()]
             assert not any(held), name
-        for vm in self.records["VM"].values():
+        vms = self.records["VM"]
+        for vm in vms.values():
             if not vm["is_control_domain"]:
+                state = "Halted" if vm["suspend_VDI"] == NULL else "Suspended"
                 seen = (vm["power_state"], vm["domid"], vm["resident_on"], vm["consoles"])
-                assert seen == ("Halted", "-1", NULL, []), vm["name_label"]
+                assert seen == (state, "-1", NULL, []), vm["name_label"]
         attached = [row for name in ("VBD", "VIF") for row in self.records[name].values() if row["currently_attached"]]
-        assert attached == []
+        assert [row for row in attached if vms[row["VM"]]["power_state"] != "Suspended"] == []
+        assert [
+            vm["name_label"] for vm in vms.values() if vm["name_label"].startswith("load ") and not vm["VBDs"]
+        ] == []
 
     def dangling(self) -> list[str]:
         """Return the fields with a reference into a class we read that leads nowhere."""
@@ -150,9 +185,16 @@ class Truth:
         rows = {ref: row for ref, row in self.api.VDI.get_all_records().items() if row["SR"] == sr}
         assert [row["name_label"] for row in rows.values() if row["missing"]] == []
         folder = self.daemon.state / "storage" / self.api.SR.get_uuid(sr)
-        assert {path.stem for path in folder.glob("*.vhd")} == {row["location"] for row in rows.values()}
+        files = {path.stem for path in folder.iterdir() if path.suffix in (".vhd", ".raw")}
+        assert files == {row["location"] for row in rows.values()}
         lost = [row for ref, row in self.records["VDI"].items() if ref in known and ref not in rows and row["managed"]]
         assert lost == [], "a scan drops no disk that a client knows"
+
+    def orphans(self) -> set[str]:
+        """Return the disks and the memory that no VM has."""
+        vdis = self.api.VDI.get_all_records()
+        memories = {vm["suspend_VDI"] for vm in self.api.VM.get_all_records().values()}
+        return {ref for ref, row in vdis.items() if row["managed"] and not row["VBDs"]} - memories
 
 
 def source_of(api: Any) -> str:
@@ -181,6 +223,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         for round_number in range(KILLS):
             api = clients.root(daemon).xenapi
             source = source or source_of(api)
+            untouched = Truth(daemon, api).orphans()
             loads = [
                 Load(clients.root(daemon).xenapi, number, source, names, rng.randrange(1 << 30))
                 for number in range(CLIENTS)
@@ -197,7 +240,11 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
             truth.check()
             truth.scan()
             compare(truth, loads)
+            left = truth.orphans() - untouched
+            assert left <= set().union(*(load.ever for load in loads)), "nothing is left but what clients left"
             use_and_remove(api, source)
+            for vdi in left:
+                api.VDI.destroy(vdi)
             Truth(daemon, api).check()
             assert round_number < KILLS
         assert calls, "no load was ever there"
@@ -214,7 +261,7 @@ def compare(truth: Truth, loads: list[Load]) -> None:
     for load in loads:
         assert {ref: vms[ref]["name_label"] for ref in load.there} == load.there
         assert not load.gone & vms.keys()
-        assert load.disks - {NULL} <= disks.keys()
+        assert load.disks <= disks.keys()
 
 
 def use_and_remove(api: Any, source: str) -> None:
@@ -224,9 +271,11 @@ def use_and_remove(api: Any, source: str) -> None:
             continue
         if not record["is_a_snapshot"]:
             api.VM.set_is_a_template(vm, False)
-            api.VM.start(vm, False, False)
+            begin = api.VM.start if record["power_state"] == "Halted" else api.VM.resume
+            begin(vm, False, False)
             api.VM.hard_shutdown(vm)
         disks = [api.VBD.get_VDI(vbd) for vbd in record["VBDs"]]
+        disks += {api.VM.get_suspend_VDI(vm)} - {NULL}
         api.VM.destroy(vm)
         for disk in disks:
             api.VDI.destroy(disk)

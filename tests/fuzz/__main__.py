@@ -2,7 +2,8 @@
 
 Each target runs in a process of its own, which it may kill: that is a failure, and so are an exception, a broken
 invariant, a guest that does not stop, and memory that grows. Prints what was run; hypothesis prints how to repeat a
-failure of a state machine, and a case of `code` is repeated by its number: ``--first NUMBER code`` (or ``pv-code``).
+failure of a state machine, and a case of `code`, `pv-code` and `streams` is repeated by its number:
+``--first NUMBER code``.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from hypervisor.host import Host
 from tests.fuzz import code, pv_code
+from tests.fuzz.cards import Cards
+from tests.fuzz.displays import Displays
 from tests.fuzz.hypercalls import Hypercalls
 from tests.fuzz.rings import Block, Rings
+from tests.fuzz.services import Services
 from tests.fuzz.steps import steps
+from tests.fuzz.streams import Streams
 
 GROWTH = 96
 """MiB that a target may grow after its first tenth of the time."""
@@ -54,19 +59,23 @@ def machine(kind: type[RuleBasedStateMachine]) -> Callable[[Callable[[], bool], 
     return run
 
 
-def random_code(case: Callable[[Host, int, float], code.Ending]) -> Callable[[Callable[[], bool], int], Report]:
-    """Return a target that runs cases of random code, telling which, so that the one that kills us is known."""
+def numbered(prepare: Callable[[Host], Callable[[int, float], str]]) -> Callable[[Callable[[], bool], int], Report]:
+    """Return a target that runs cases made from numbers, telling which, so that the one that kills us is known."""
 
     def run(over: Callable[[], bool], first: int) -> Report:
-        host, endings, number = Host(1 << 30, 1), Counter[str](), first
+        case, endings, number = prepare(Host(1 << 30, 1)), Counter[str](), first
         while not over():
             print(f"case {number}", flush=True)
-            ending = case(host, number, 0.004)
-            endings[ending.reason.name if ending.reason is not None else "kicked" if ending.kicks else "waiting"] += 1
+            endings[case(number, 0.004)] += 1
             number += 1
         return {"cases": number - first, **endings}
 
     return run
+
+
+def random_code(case: Callable[[Host, int, float], code.Ending]) -> Callable[[Callable[[], bool], int], Report]:
+    """Return a target of random code."""
+    return numbered(lambda host: lambda number, seconds: case(host, number, seconds).word)
 
 
 TARGETS: Mapping[str, Callable[[Callable[[], bool], int], Report]] = {
@@ -75,6 +84,10 @@ TARGETS: Mapping[str, Callable[[Callable[[], bool], int], Report]] = {
     "hypercalls": machine(Hypercalls),
     "rings": machine(Rings),
     "block": machine(Block),
+    "cards": machine(Cards),
+    "services": machine(Services),
+    "displays": machine(Displays),
+    "streams": numbered(lambda host: Streams(host).case),
 }
 
 
@@ -124,7 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--minutes", type=float, default=10, help="for all together (default: 10)")
-    parser.add_argument("--first", type=int, default=int(time.time()) * 1000, help="number of the first case of code")
+    parser.add_argument("--first", type=int, default=int(time.time()) * 1000, help="number of the first case")
     parser.add_argument("--work", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     names = arguments.names or list(TARGETS)

@@ -76,6 +76,11 @@ class Ending:
     crash: str
     kicks: int
 
+    @property
+    def word(self) -> str:
+        """Say it in a word."""
+        return self.reason.name if self.reason is not None else "kicked" if self.kicks else "waiting"
+
 
 def address(rng: random.Random) -> int:
     """Return an address that matters: inside, at an edge, beyond, at the CPU's tables."""

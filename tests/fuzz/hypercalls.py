@@ -13,6 +13,7 @@ from hypervisor.domain import Domain, State
 from hypervisor.event_channel import PORTS
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import NUMBERS, TABLE, dispatch
+from hypervisor.maptrack import MOST
 from hypervisor.memory import EXTRA, PAGE
 from tests.fuzz.steps import counted
 
@@ -62,6 +63,11 @@ def _operation(
 
 _many_words = st.lists(word, max_size=12).map(lambda words: struct.pack(f"<{len(words)}Q", *words))
 _copy = _packed("QHHIQHHIHHI", frame, short, short, half, frame, short, short, half, short, short, half)
+_place = st.integers(24, 32).map(lambda number: number * PAGE)
+_address = st.one_of(_place, word)
+_ref = st.one_of(st.integers(7, 10), half)
+_map = _packed("QIIHHIQ", _address, half, _ref, short, short, half, word)
+_unmap = _packed("QQIHH", _address, word, half, short, short)
 _reservation = _packed("QQIIHHI", pointer, word, half, half, short, short, half)
 _extents = st.lists(frame, min_size=1, max_size=40).map(lambda frames: struct.pack(f"<{len(frames)}Q", *frames))
 _at_heap = st.builds(
@@ -79,6 +85,7 @@ single = st.one_of(
     _operation(12, st.just(7), _packed("HHIQQ", short, short, half, _space, frame)),
     _operation(18, st.integers(0, 3), _many_words),
     _operation(20, st.sampled_from([3, 5, 5, 5, 6, 8, 10]), st.lists(_copy, max_size=3).map(b"".join)),
+    _operation(20, st.sampled_from([0, 1, 7]), st.lists(st.one_of(_map, _unmap), max_size=3).map(b"".join)),
     _operation(24, st.integers(0, 12), _packed("QQ", word, half)),
     _operation(29, st.integers(0, 7), _packed("II", half, half)),
     _operation(32, st.integers(0, 14), _packed("HHII", short, short, half, half)),
@@ -147,6 +154,20 @@ class Hypercalls(RuleBasedStateMachine):
             counted()
             dispatch(self.domain, self.domain.vcpus[0].cpu, 32, (4, HEAP, 0, 0, 0))
 
+    @rule(place=_place, ref=st.integers(8, 9), flags=st.sampled_from([2, 6]))
+    def map(self, place: int, ref: int, flags: int) -> None:
+        """Map what there is to be mapped."""
+        counted()
+        self.domain.memory.write(HEAP, struct.pack("<QIIHHIQ", place, flags, ref, self.victim.domid, 0, 0, 0))
+        dispatch(self.domain, self.domain.vcpus[0].cpu, 20, (0, HEAP, 1, 0, 0))
+
+    @rule(place=_place, handle=st.integers(0, 5))
+    def unmap(self, place: int, handle: int) -> None:
+        """Unmap something, perhaps at its place."""
+        counted()
+        self.domain.memory.write(HEAP, struct.pack("<QQIHH", place, 0, handle, 0, 0))
+        dispatch(self.domain, self.domain.vcpus[0].cpu, 20, (1, HEAP, 1, 0, 0))
+
     @rule()
     def enter(self) -> None:
         """Do what the domain's thread does when it comes by, after a shutdown too."""
@@ -155,7 +176,7 @@ class Hypercalls(RuleBasedStateMachine):
             self.domain.events.drain()
             self.domain._fire_timers()
             self.domain.runnable()
-            self.domain._set_runstate(0, 1)
+            self.domain.execution._set_state(0, 1)
 
     @invariant()
     def nothing_outside_is_touched(self) -> None:
@@ -176,9 +197,20 @@ class Hypercalls(RuleBasedStateMachine):
         for other in (domain, self.victim):
             assert len(other.events.channels) <= PORTS
             assert len(other.events.queued) <= len(other.events.channels) + 64
-        assert domain.grants._in_use == {} and self.victim.grants._in_use == {}
+        assert len(domain.maptrack) <= MOST and not len(self.victim.maptrack)
+
+    @invariant()
+    def what_is_in_use_is_mapped(self) -> None:
+        domain, victim = self.domain, self.victim
+        pins = [pin for table in (domain.grants, victim.grants) for pin in table._in_use.values()]
+        assert all(pin.domid == domain.domid for pin in pins)
+        assert sum(sum(pin.uses) for pin in pins) == len(domain.maptrack) == len(domain.memory.foreign)
+        assert sum(map(len, [*domain.memory.lent.values(), *victim.memory.lent.values()])) == len(domain.maptrack)
+        assert victim.memory.lent.keys() <= {READABLE, WRITABLE} and not victim.memory.foreign
+        assert domain.memory.present == MEMORY // PAGE - len(domain.physmap.ballooned)
 
     def teardown(self) -> None:
         self.host.destroy(self.domain)
         self.nothing_outside_is_touched()
+        assert self.victim.grants._in_use == {} and not self.victim.memory.lent
         self.host.destroy(self.victim)

@@ -50,10 +50,10 @@ def checksum(data: bytes) -> str:
 class DemoGuest:
     """A demo guest; `boot` it, then `run` commands. Devices may be plugged before and after."""
 
-    def __init__(self, host: Host, memory: int = 8 * MIB, command_line: str = "") -> None:
+    def __init__(self, host: Host, memory: int = 8 * MIB, command_line: str = "", kind: str = "pvh") -> None:
         self.host = host
         self.toolstack = Toolstack(host)
-        boot = DirectBoot(str(DEMO_KERNEL), command_line=command_line)
+        boot = DirectBoot(str(DEMO_KERNEL), command_line=command_line, kind=kind)
         keys = {f"control/feature-{name}": "" for name in FEATURES}
         self.config = DomainConfig(str(uuid.uuid4()), "demo", memory, memory, 1, boot, xenstore=keys)
         self.devices: dict[tuple[str, int], tuple[Backend, Callable[[Domain], DeviceClass]]] = {}

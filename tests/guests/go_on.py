@@ -1,7 +1,8 @@
 """A process of its own that restores an image and lets the guest go on: `python -m tests.guests.go_on IMAGE …`.
 
-Arguments are the image, ``demo`` or ``linux``, seconds by which the wall clock is later, and commands for the
-guest's shell; each one's output is printed as a JSON string on a line. The first line is the domid.
+Arguments are the image, ``demo``, ``linux`` or the file that is the disk of a `ServedDemo`, seconds by which the wall
+clock is later, and commands for the guest's shell; each one's output is printed as a JSON string on a line. The first
+line is the domid.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import re
 import sys
 import threading
 import time
+from pathlib import Path
 
 from hypervisor.host import Host
 from hypervisor.pv.console import Console
 from hypervisor.snapshot.restore import Image
 from tests.guests.resumed import ResumedDemo, join
+from tests.guests.served import ServedDemo
 
 _SECONDS = 60
 
@@ -26,6 +29,12 @@ def main(path: str, kind: str, later: str, *commands: str) -> None:
     host.start()
     for _ in range(3):  # so that the domid is another one
         host.destroy(host.create(((0, 2 << 20),)))
+    if kind not in ("demo", "linux"):
+        served = ServedDemo(host, Path(kind), Path(path)).go_on()
+        for said in (served.domain.domid, *map(served.run, commands)):
+            say(said)
+        served.end()
+        return host.stop()
     with open(path, "rb") as file:
         domain = Image(file).build(host, code_cache=64 << 20)
     say(domain.domid)
@@ -40,7 +49,7 @@ def main(path: str, kind: str, later: str, *commands: str) -> None:
             say(shell.run(command))
     host.pause(domain)
     host.destroy(domain)
-    host.stop()
+    return host.stop()
 
 
 def say(value: object) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from hypervisor.domain import Domain
 from hypervisor.host import Host
-from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
+from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
+from hypervisor.memory import PAGE
 from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
+from hypervisor.snapshot import resume
 from hypervisor.xenstore.permissions import NONE, READ, Permissions
 from tests.guests.demo_guest import FEATURES, DemoGuest
 
@@ -37,16 +39,21 @@ def join(host: Host, domain: Domain) -> Joined:
         if not host.xenstore.is_introduced(domain.domid):
             _make_home(host, domain)
         store_port, console_port = domain.events.alloc_unbound(0), domain.events.alloc_unbound(0)
-        domain.params |= {STORE_EVTCHN: store_port, CONSOLE_EVTCHN: console_port}
+        resume.connect(domain, store_port, console_port)
         console = Console(domain, domain.params[CONSOLE_PFN], console_port)
         connection = host.xenstore.introduce(domain.domid)
         return Joined(domain, console, StoreRing(domain, connection, domain.params[STORE_PFN], store_port))
 
 
+def held(domain: Domain) -> int:
+    """Return KiB of its RAM that a domain holds: behind a PV domain's are frames of Xen's."""
+    return (domain.memory.present * PAGE - domain.memory.size + domain.ranges[-1][1]) // 1024
+
+
 def _make_home(host: Host, domain: Domain) -> None:
     store, domid = host.xenstore, domain.domid
     own, readable = Permissions(domid, NONE), Permissions(0, NONE, ((domid, READ),))
-    target = str(domain.memory.present * 4)
+    target = str(held(domain))
     for key, value in {"": "", "name": "resumed", "domid": str(domid), "memory/target": target, "control": ""}.items():
         path = f"/local/domain/{domid}/{key}".rstrip("/")
         store.write(path, value.encode())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from hypervisor.api import Shutdown
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.domain import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
@@ -18,6 +23,7 @@ from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.xenbus import Backend
 from tests.guests.demo_guest import checksum, pattern
 from tests.guests.pv_guest import MIB, PVGuest
+from tests.guests.served import GATEWAY, ServedDemo
 
 _SECONDS = 30
 
@@ -99,6 +105,29 @@ def test_demo_balloons(host: Host) -> None:
     assert guest.run("balloon 16") == {"held-kib": str(16 << 10), "done": "ok"}
     assert guest.domain.memory.present == full
     assert guest.run("touch 8")["touched-kib"] == "8192"
+
+
+def test_demo_goes_on_in_another_process_with_its_devices(host: Host, tmp_path: Path) -> None:
+    """Suspended by the toolstack; as another domain it counts on, and disk and network are connected again."""
+    disk, image = tmp_path / "disk", tmp_path / "image"
+    disk.write_bytes(bytes(MIB))
+    guest = ServedDemo(host, disk).boot()
+    guest.wait_for(lambda: guest.run(f"ping {GATEWAY}").get("received") == "1")
+    assert guest.run("write xvda 0 65536 5")["checksum"] == checksum(pattern(5, 0, 65536))
+    guest.run("counter")
+    guest.wait_for(lambda: int(guest.run("counter")["counter"]) > 2)
+    guest.toolstack.request(guest.config.uuid, Shutdown.SUSPEND)
+    assert guest.ended() is Reason.SUSPEND
+    guest.toolstack.save(guest.config.uuid, image)
+    guest.end()
+    commands = ["counter", "verify xvda 0 65536 5", f"ping {GATEWAY}", "write xvda 65536 65536 6", "info"]
+    command = [sys.executable, "-m", "tests.guests.go_on", str(image), str(disk), "60", *commands]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    domid, counter, verify, ping, written, info = (json.loads(line) for line in done.stdout.splitlines())
+    assert int(counter["counter"]) > 2 and (info["boot"], info["resumes"], info["domid"]) == ("pv", "1", str(domid))
+    assert (verify["verify"], ping["received"]) == ("ok", "1")
+    assert written["checksum"] == checksum(pattern(6, 65536, 65536))
+    assert disk.read_bytes()[65536:131072] == pattern(6, 65536, 65536)
 
 
 def test_demo_reports_a_fault_of_its_own(host: Host) -> None:

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from hypervisor.pv.framebuffer import Framebuffer
-from hypervisor.pv.keyboard import BUTTON_LEFT, Keyboard
-from hypervisor.pv.pixels import Area
-from hypervisor.pv.xenbus import Backend
+from hypervisor import api
+from hypervisor.api import Area
+from hypervisor.pv.keyboard import BUTTON_LEFT
 from hypervisor.toolstack import Toolstack
 from tests.guests.conftest import MODULES, Linux, fetched, initrd
 
@@ -32,11 +31,9 @@ class Display:
     def __init__(self, linux: Linux) -> None:
         self.linux = linux
         self.run = linux.run
-        self.screen = Framebuffer(linux.domain, width=WIDTH, height=HEIGHT)
-        self.keyboard = Keyboard(linux.domain, width=WIDTH, height=HEIGHT)
-        self.backends = [Backend(linux.domain, linux.host.xenstore, each, 0) for each in (self.screen, self.keyboard)]
-        for backend in self.backends:
-            backend.plug()
+        self.described = api.Display(width=WIDTH, height=HEIGHT)
+        linux.toolstack.plug(linux.uuid, self.described)
+        self.screen, self.keyboard = linux.toolstack.guest(linux.uuid).devices.display()
         self._news = threading.Event()
         self.follower = self.screen.follow(self._news.set)
         linux.boot()
@@ -130,13 +127,13 @@ def test_linux_changes_the_resolution(display: Display) -> None:
 
 def test_the_screen_can_be_unplugged(display: Display) -> None:
     """Linux gives its device up, and follows when there is a new one of another size."""
-    gone = threading.Event()
-    display.backends[0].unplug(gone.set)
+    toolstack, uuid, gone = display.linux.toolstack, display.linux.uuid, threading.Event()
+    toolstack.unplug(uuid, display.described, gone.set)
     assert gone.wait(SECONDS)
     assert display.screen.snapshot().width == 0
     display.linux.wait_for("[ ! -e /sys/devices/vfb-0 ]")
-    screen = Framebuffer(display.linux.domain, width=400, height=300)
-    Backend(display.linux.domain, display.linux.host.xenstore, screen, 0).plug()
+    toolstack.plug(uuid, api.Display(width=400, height=300))
+    screen, _ = toolstack.guest(uuid).devices.display()
     display.linux.wait_for("[ -e /dev/fb0 ]")
     assert display.run("cat /sys/class/graphics/fb0/virtual_size") == "400,300"
     display.run("printf 'wxyz' >/dev/fb0")

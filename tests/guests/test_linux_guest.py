@@ -22,23 +22,16 @@ from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.net import NetDevice
 from hypervisor.pv.xenbus import Backend
 from hypervisor.toolstack import Toolstack
-from tests.guests.conftest import MIB, PACKAGES, Linux, LinuxFiles
+from tests.guests.conftest import MIB, SCRIPT, Linux, LinuxFiles, build_guest
 
-SCRIPT = Path(__file__).parents[2] / "deploy" / "linux-guest"
 SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def built(linux_files: LinuxFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two files, from packages that were downloaded before."""
-    for tool in ("cpio", "gzip"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"there is no {tool} to build with")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two files."""
     output = tmp_path_factory.mktemp("linux-guest")
-    (output / "packages").symlink_to(PACKAGES)
-    done = subprocess.run([SCRIPT, output], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{output}/vmlinuz and {output}/initrd are ready\n"
+    build_guest(output)
     return output
 
 

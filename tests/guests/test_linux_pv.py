@@ -1,12 +1,13 @@
-"""Debian's unmodified kernel, entered by its PV entry: to the shell, with disk, users, balloon and poweroff."""
+"""Debian's unmodified kernel, entered by its PV entry: a shell, users, disk, balloon, suspends and poweroff."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -16,8 +17,14 @@ from hypervisor.host import Host
 from hypervisor.pv.block import BlockDevice
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.xenbus import Backend
+from hypervisor.snapshot import resume
+from hypervisor.snapshot.clone import Template
+from hypervisor.snapshot.live import LiveCopy
+from hypervisor.snapshot.restore import Image
+from hypervisor.snapshot.save import save
 from tests.guests.conftest import MIB, Linux, LinuxFiles, initrd
 from tests.guests.pv_guest import PVGuest
+from tests.guests.resumed import join, leave
 
 RAM = 256 * MIB
 _MODULES = (
@@ -28,6 +35,8 @@ _MODULES = (
 
 class PVLinux(Linux):
     """Linux in a paravirtual domain; its console is driven as the others' are."""
+
+    disk: tuple[AnonymousDisk, DiskThreads]
 
     def __init__(self, host: Host, files: LinuxFiles) -> None:
         ramdisk = initrd(files, [name for name in _MODULES if list(files.root.glob(f"lib/modules/*/{name}"))])
@@ -45,6 +54,36 @@ class PVLinux(Linux):
         self._until(lambda: b"ready" in self._heard, "no shell")
         self._heard.clear()
         return self
+
+    def suspend(self) -> None:
+        """Ask for it, and wait until the guest has."""
+        down = threading.Event()
+        self.host.listen(lambda _: down.set())
+        with self.host.lock:
+            self.host.xenstore.write(f"/local/domain/{self.domain.domid}/control/shutdown", b"suspend")
+        assert down.wait(30) and self.domain.reason is Reason.SUSPEND, bytes(self.domain.console_log[-2000:])
+
+    def go_on(self, domain: Domain) -> None:
+        """Go on in a domain that is restored; the old one ends."""
+        leave(self.host, self.domain)
+        self.domain, self.console = domain, join(self.host, domain).console
+        self.console.listen(self._hear)
+        self.host.unpause(domain)
+
+    def plug(self) -> None:
+        """Give it the disk that it has in all domains."""
+        disk, threads = self.disk
+        device = BlockDevice(self.domain, disk, threads.put, name="xvda")
+        with self.host.lock:
+            Backend(self.domain, self.host.xenstore, device, device.number).plug()
+
+    def goes_on(self) -> None:
+        """See that its counter does, and that nothing is lost."""
+        self.run("n=$(cat /tmp/n); while [ $(cat /tmp/n) = $n ]; do usleep 5000; done")
+        found = self.run("echo 3 >/proc/sys/vm/drop_caches; md5sum </mnt/f; echo $HELD")
+        assert found == self.run("cat /tmp/sum; echo kept")
+        log = self.run("dmesg")
+        assert not re.search(r"BUG:|Oops|Call Trace|I/O error|general protection", log), log
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +157,7 @@ def test_balloon_follows_the_target(linux: PVLinux, host: Host) -> None:
 
     def target(mib: int) -> None:
         with host.lock:
-            host.xenstore.write(f"{linux.guest.home}/memory/target", str(mib << 10).encode())
+            host.xenstore.write(f"/local/domain/{domain.domid}/memory/target", str(mib << 10).encode())
 
     full = domain.memory.present
     target(192)
@@ -127,6 +166,66 @@ def test_balloon_follows_the_target(linux: PVLinux, host: Host) -> None:
     target(256)
     linux.wait_for("[ $(cat /sys/devices/system/xen_memory/xen_memory0/info/current_kb) -ge 262144 ]")
     assert domain.memory.present == full
+
+
+@pytest.fixture(scope="module")
+def suspendable(linux: PVLinux, host: Host) -> Iterator[PVLinux]:
+    """With a file system on a disk that comes along, a file in it, a variable in its shell, and a counter."""
+    threads = DiskThreads()
+    linux.disk = AnonymousDisk(64 * MIB), threads
+    linux.plug()
+    linux.wait_for("[ -b /dev/xvda ]")
+    linux.run("mke2fs /dev/xvda 2>&1; mount -t ext4 /dev/xvda /mnt; HELD=kept")
+    linux.run("dd if=/dev/urandom of=/mnt/f bs=1M count=8 2>/dev/null; md5sum </mnt/f >/tmp/sum")
+    linux.run("i=0; while :; do i=$((i+1)); echo $i >/tmp/m; mv /tmp/m /tmp/n; echo $i >>/mnt/n; usleep 5000; done &")
+    linux.wait_for("[ -e /tmp/n ]")
+    yield linux
+    threads.stop()
+
+
+def _save(linux: PVLinux) -> Domain:
+    file = io.BytesIO()
+    linux.suspend()
+    save(linux.host, linux.domain, file)
+    file.seek(0)
+    return Image(file).build(linux.host, code_cache=64 * MIB)
+
+
+def _copy(linux: PVLinux) -> Domain:
+    file = io.BytesIO()
+    with LiveCopy(linux.host, linux.domain, file) as copy:
+        assert copy.rounds(3, downtime=0) > 1
+        linux.suspend()
+        copy.finish()
+    assert copy.done[-1].frames < copy.done[0].frames / 4
+    file.seek(0)
+    return Image(file).build(linux.host, code_cache=64 * MIB)
+
+
+def _clone(linux: PVLinux) -> Domain:
+    linux.suspend()
+    with Template(linux.host, linux.domain) as template:
+        return template.clone(linux.host, code_cache=64 * MIB)
+
+
+@pytest.mark.parametrize("move", [_save, _copy, _clone])
+def test_linux_goes_on_as_another_domain(suspendable: PVLinux, move: Callable[[PVLinux], Domain]) -> None:
+    """Suspended by xenstore, time and again: users, page cache, a file system on a disk that is plugged anew."""
+    linux, old = suspendable, suspendable.domain
+    uptime = float(linux.run("cut -d' ' -f1 /proc/uptime"))
+    linux.go_on(move(linux))
+    linux.plug()
+    linux.goes_on()
+    assert linux.domain.domid != old.domid
+    assert uptime < float(linux.run("cut -d' ' -f1 /proc/uptime")) < uptime + 60
+
+
+def test_linux_goes_on_where_it_was(suspendable: PVLinux) -> None:
+    """After a checkpoint its suspend was cancelled, and its disk has never been away."""
+    suspendable.suspend()
+    save(suspendable.host, suspendable.domain, io.BytesIO())
+    resume.cancel(suspendable.host, suspendable.domain)
+    suspendable.goes_on()
 
 
 def test_linux_powers_off(linux: PVLinux, host: Host) -> None:

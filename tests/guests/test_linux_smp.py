@@ -54,6 +54,11 @@ def test_all_vcpus_are_online(two: Linux, four: Linux, toolstack: Toolstack) -> 
         assert state is not None and state.vcpus == len(state.cpu_time) == count
 
 
+def test_linux_knows_that_nothing_is_speculated(two: Linux) -> None:
+    """So that it takes no measures, none of which is free: it finds the CPU in no way vulnerable."""
+    assert two.run("grep -L 'Not affected' /sys/devices/system/cpu/vulnerabilities/* || true") == ""
+
+
 def test_a_task_runs_where_it_is_pinned(four: Linux) -> None:
     """Field 39 of its stat is the CPU."""
     for number in range(4):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hypervisor.api import NIC, Addresses, DirectBoot, Disk, DomainConfig, Shutdown
+from hypervisor.api import NIC, Addresses, DirectBoot, Disk, Display, DomainConfig, Shutdown
 from hypervisor.domain import Domain, Reason
 from hypervisor.host import Host
 from hypervisor.snapshot import resume
@@ -205,6 +205,7 @@ class Served:
             *("00000000-0000-0000-0000-000000000001", "served", 256 << 20, 256 << 20, 1, boot),
             disks=(Disk(0, str(disk)),),
             nics=(NIC(0, "00:16:3e:11:22:33", "net"),),
+            display=Display(),
         )
         self._ended = threading.Event()
         self.toolstack.host.listen(lambda _: self._ended.set())
@@ -231,7 +232,7 @@ def served(linux_files: Any, tmp_path: Path) -> Iterator[Served]:
 
 
 def test_devices_go_on_with_the_guest(served: Served, tmp_path: Path) -> None:
-    """A writer on the disk and the network survive a restore, and then a suspend that is cancelled."""
+    """A writer on the disk, the network and the screen survive a restore, and then a suspend that is cancelled."""
     shell = served.shell()
     shell.run("until [ -b /dev/xvda ]; do usleep 20000; done; mke2fs /dev/xvda; mount -t ext4 /dev/xvda /mnt")
     shell.run("dd if=/dev/urandom of=/mnt/f bs=1M count=8; md5sum </mnt/f >/tmp/sum; ip link set eth0 up")
@@ -251,4 +252,7 @@ def test_devices_go_on_with_the_guest(served: Served, tmp_path: Path) -> None:
         shell.run("n=$(wc -l </tmp/rounds); while [ $(wc -l </tmp/rounds) = $n ]; do usleep 20000; done")
         assert shell.run("echo 3 >/proc/sys/vm/drop_caches; md5sum </mnt/f") == shell.run("cat /tmp/sum")
         assert "2 packets received" in shell.run("ping -c 2 -i 0.1 -w 10 169.254.0.1")
+        shell.run(f"printf 'was{restored:d}' >/dev/fb0")
+        screen, _ = served.toolstack.guest(served.config.uuid).devices.display()
+        assert screen.pixels(0, 0, 1, 1) == b"was%d" % restored
         assert shell.run("dmesg | grep -c -i -e 'I/O error' -e 'Call Trace'") == "0"

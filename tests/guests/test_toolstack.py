@@ -17,6 +17,7 @@ from hypervisor.api import (
     Change,
     DirectBoot,
     Disk,
+    Display,
     DomainConfig,
     Firmware,
     HostError,
@@ -26,6 +27,7 @@ from hypervisor.api import (
 from hypervisor.disks import vhd
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
+from hypervisor.snapshot.save import save
 from hypervisor.storage.repository import FileRepository
 from hypervisor.toolstack import Toolstack
 
@@ -124,8 +126,8 @@ def test_a_description_becomes_true_in_the_guest(toolstack: Toolstack, tmp_path:
     guest.until(lambda: guest.state.cpu_time[0] > 0 and guest.state.run_times["blocked"] > 0)
 
 
-def test_a_pv_guest_is_one_like_the_others(toolstack: Toolstack) -> None:
-    """Disk, card, balloon and an end."""
+def test_a_pv_guest_is_one_like_the_others(toolstack: Toolstack, tmp_path: Path) -> None:
+    """Disk, card, balloon, a suspend and an end."""
     toolstack.networks.serve("lan", LAN)
     described = config(
         boot=replace(DEMO, kind="pv"),
@@ -137,9 +139,14 @@ def test_a_pv_guest_is_one_like_the_others(toolstack: Toolstack) -> None:
     assert "xvda: number=51712 state=connected" in guest.run("disks")
     guest.run("dhcp")
     assert "address=192.0.2." in guest.run("net")
-    assert guest.state.kind == "pv"
-    with pytest.raises(HostError, match="cannot be saved yet"):
-        toolstack.request(guest.uuid, Shutdown.SUSPEND)
+    before = guest.state
+    assert before.kind == "pv"
+    guest.asked(Shutdown.SUSPEND)
+    toolstack.save(guest.uuid, tmp_path / "image")
+    toolstack.destroy(guest.uuid)
+    guest = Running(toolstack, described, tmp_path / "image")
+    assert "resumes: 1\n" in guest.run("info")
+    assert (guest.state.kind, guest.state.memory_actual) == ("pv", before.memory_actual)
     guest.asked(Shutdown.POWEROFF)
 
 
@@ -157,7 +164,9 @@ def test_a_pv_guest_is_one_like_the_others(toolstack: Toolstack) -> None:
         ({"disks": (Disk(0, "", "anonymous", size=MIB), Disk(0, "", "anonymous", size=MIB))}, "device_exists"),
         ({"nics": (NIC(0, "no address", "lan"),)}, "failed"),
         ({"nics": (NIC(0, "02:00:00:00:00:01", "lan"), NIC(1, "02:00:00:00:00:02", "lan", mtu=1))}, "failed"),
+        ({"display": Display(memory=MIB + 1)}, "failed"),
         ({"weight": 0}, "failed"),
+        ({"xenstore": {"vm-data/no key": "1"}}, "failed"),
     ],
 )
 def test_a_domain_that_cannot_be_built_leaves_nothing(
@@ -224,6 +233,27 @@ def test_a_damaged_image_leaves_nothing(toolstack: Toolstack, tmp_path: Path, da
     assert "resumes: 1" in Running(toolstack, described, image).run("info")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b'{"name": "x"}', b'{"attr/no key": "1"}', b'{"data/a": 1}', b"[]", b"no", b'{"data/a": "%s"}' % (b"x" * 70000)],
+)
+def test_what_an_image_says_of_its_guest_is_what_a_guest_may_say(
+    toolstack: Toolstack, tmp_path: Path, said: bytes
+) -> None:
+    """It goes into xenstore, beside what the toolstack itself says there."""
+    described = config()
+    guest = Running(toolstack, described)
+    guest.asked(Shutdown.SUSPEND)
+    with (tmp_path / "image").open("wb") as file:
+        save(toolstack.host, toolstack.guest(described.uuid).domain, file, said)
+    toolstack.destroy(described.uuid)
+    memory = toolstack.host.free_memory()
+    with pytest.raises(HostError) as caught:
+        toolstack.restore(described, tmp_path / "image")
+    assert caught.value.code == "bad_image"
+    nothing_is_left(toolstack, memory)
+
+
 def test_only_a_suspended_domain_is_saved(toolstack: Toolstack, tmp_path: Path) -> None:
     """And there is no file afterwards."""
     guest = Running(toolstack, config())
@@ -256,6 +286,39 @@ def test_devices_come_and_go_while_it_runs(toolstack: Toolstack, tmp_path: Path)
     assert repository.users(volume.uuid).writers == 0
     with pytest.raises(HostError, match="no device 4"):
         toolstack.unplug(guest.uuid, disk, lambda: None)
+
+
+def test_a_display_is_a_screen_and_a_keyboard(toolstack: Toolstack) -> None:
+    """One of each, taken away together; a domain has none unless it is asked for."""
+    store, described = toolstack.host.xenstore, config(display=Display(width=1024, height=768, memory=4 * MIB))
+    guest = toolstack.build(described)
+    for kind, keys in (("vfb", {"width": "1024", "height": "768", "videoram": "4"}), ("vkbd", {"width": "1024"})):
+        back = store.read_text(f"{guest.path}/device/{kind}/0/backend")
+        assert back == f"/local/domain/0/backend/{kind}/{guest.domain.domid}/0"
+        assert {key: store.read_text(f"{back}/{key}") for key in keys} == keys
+    assert guest.devices.display()[0].shape is None
+    gone = threading.Event()
+    toolstack.unplug(described.uuid, Display(), gone.set)
+    assert gone.wait(SECONDS)
+    for kind in ("vfb", "vkbd"):
+        assert not store.exists(f"{guest.path}/device/{kind}/0")
+        assert not store.exists(f"/local/domain/0/backend/{kind}/{guest.domain.domid}")
+    for uuid_text in (described.uuid, toolstack.build(config()).config.uuid):
+        with pytest.raises(HostError, match="no device 0"):
+            toolstack.guest(uuid_text).devices.display()
+
+
+def test_a_display_that_cannot_be_plugged_whole_is_not_plugged(toolstack: Toolstack) -> None:
+    """Its screen goes when there is no place for its keyboard."""
+    guest = toolstack.build(config())
+    store, taken = toolstack.host.xenstore, f"/local/domain/0/backend/vkbd/{guest.domain.domid}/0"
+    store.mkdir(taken)
+    with pytest.raises(HostError):
+        toolstack.plug(guest.config.uuid, Display())
+    assert not store.exists(f"{guest.path}/device/vfb/0")
+    assert not store.exists(f"/local/domain/0/backend/vfb/{guest.domain.domid}")
+    store.rm(taken)
+    toolstack.plug(guest.config.uuid, Display())
 
 
 def test_a_cd_is_inserted_and_ejected(toolstack: Toolstack, tmp_path: Path) -> None:

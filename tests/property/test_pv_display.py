@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from hypervisor.api import Area
 from hypervisor.memory import PAGE
 from hypervisor.pv.framebuffer import MIB
 from hypervisor.pv.keyboard import WAITING_MOST
-from hypervisor.pv.pixels import MOST_AREAS, Area, clipped, merged
+from hypervisor.pv.pixels import MOST_AREAS, clipped, merged
 from tests.unit.display_front import DIRECTORY, MASK, SHARED, Keys, Screen
 from tests.unit.pv_front import GRANT_FRAME
 

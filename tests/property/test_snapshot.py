@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hypervisor.domain import Domain
 from hypervisor.host import Host, NoMemory
 from hypervisor.memory import PAGE, Memory
 from hypervisor.snapshot.dirty import ComparingTracker, ProtectingTracker, Tracker
 from hypervisor.snapshot.pages import PageReader, PageWriter, decode_runs, encode_runs, runs_of
 from hypervisor.snapshot.records import ImageError, Kind, Reader, Writer
 from hypervisor.snapshot.restore import Image
-from tests.unit.saved_domain import a_host, image_of, left, records_of, suspended
+from tests.unit.saved_domain import a_host, image_of, left, records_of, suspended, suspended_pv
 
 FRAMES = 64
 
@@ -24,9 +25,9 @@ FRAMES = 64
 class Saved:
     """One image that all examples change."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[Host], Domain]) -> None:
         self.host = a_host()
-        domain = suspended(self.host)
+        domain = make(self.host)
         self.image = image_of(domain, self.host)
         self.records = records_of(self.image)
         self.host.destroy(domain)
@@ -46,9 +47,10 @@ class Saved:
         assert left(self.host)[:2] == before[:2]
 
 
-@pytest.fixture(scope="module")
-def saved() -> Iterator[Saved]:
-    yield Saved()
+@pytest.fixture(scope="module", params=[suspended, suspended_pv])
+def saved(request: pytest.FixtureRequest) -> Saved:
+    """Of a PVH domain, and of a paravirtual one."""
+    return Saved(request.param)
 
 
 @given(data=st.data())
@@ -149,7 +151,7 @@ def test_rounds_carry_all_that_changed(kind: type[Tracker], private: bool, steps
         pytest.skip(f"this kernel logs no writes: {error}")
     file = io.BytesIO()
     writer = Writer(file)
-    pages = PageWriter(writer, compress=False)
+    pages = PageWriter(writer, source.size, compress=False)
     source.freed = bytearray(FRAMES)
     for step, frame, value in [*steps, ("round", 0, 0)]:
         if step == "write":

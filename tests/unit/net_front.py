@@ -47,14 +47,16 @@ class Peer:
 class NetFront:
     """A front of a domain of its own, on a switch with one peer. `now` is the switch's clock."""
 
-    def __init__(self, peer_offloads: Offloads = EVERY_OFFLOAD, switch: Switch | None = None, **options: Any) -> None:
+    def __init__(
+        self, peer_offloads: Offloads = EVERY_OFFLOAD, switch: Switch | None = None, mac: str = MAC, **options: Any
+    ) -> None:
         self.host, self.domain = a_domain()
         self.memory = self.domain.memory
         self.store = self.host.xenstore
         self.now = 1_000_000_000
         self.switch = switch or Switch(lambda: self.now)
         self.peer = Peer(self.switch, peer_offloads)
-        self.device = NetDevice(self.domain, self.switch, MAC, **options)
+        self.device = NetDevice(self.domain, self.switch, mac, **options)
         self.states: list[int] = []
         self.backend = Backend(self.domain, self.store, self.device, self.device.number, self.states.append)
         self.tx, self.rx = self.memory.frame(TX_FRAME), self.memory.frame(RX_FRAME)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 
+from hypervisor.cpu.overlay import RDX
 from hypervisor.domain import Domain, Reason
 from hypervisor.host import Host
+from hypervisor.hypercalls.descriptors import set_ldt
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
+from hypervisor.loader import pv
 from hypervisor.memory import PAGE
+from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.snapshot.records import Kind, Reader
 from hypervisor.snapshot.save import save
+from tests.unit.loader_images import kernel, note
 
-SIZE = 2 << 20
+SIZE, RAM = 2 << 20, 4 << 20
+GDT, LDT = 700, 701
+"""Frames of the paravirtual domain's descriptor tables."""
 CONFIG = b'{"name": "saved"}'
 
 
@@ -30,12 +38,39 @@ def suspended(host: Host, size: int = SIZE) -> Domain:
     domain.params |= {STORE_PFN: 500, CONSOLE_PFN: 501, 0: 2 << 56 | 0xF3}
     domain.callback_vector = 0xF3
     domain.memory_map = [(0, size, 1), (0xF0000000, 0x10000000, 2)]
-    domain.release(20, 3)
-    domain.release(60, 1)
+    domain.physmap.release(20, 3)
+    domain.physmap.release(60, 1)
     domain.memory.place_extra(0x80000)
     domain.vcpus[0].up = True
     domain.vcpus[0].cpu.overlay.enter_flat32()
     domain.vcpus[0].cpu.overlay.regs.rip = 0x1234
+    domain.shut_down(Reason.SUSPEND)
+    return domain
+
+
+def suspended_pv(host: Host) -> Domain:
+    """A paravirtual domain whose guest, if it had one, would have told Xen all that it can, and suspended itself."""
+    content = note(1, struct.pack("<Q", 0x100000)) + note(3, bytes(8))
+    domain = host.create(pv.ranges(RAM), vcpus=2, cpu=PVCPU)
+    image = pv.build(domain.memory, kernel(b"\xf4" * 64, content, size=0x2000), None, "", ram=RAM)
+    pv.attach(domain, image, 1, 2)
+    cpu = domain.vcpus[0].cpu
+    assert isinstance(cpu, PVCPU)
+    pv.enter(cpu, image)
+    domain.vcpus[0].up = True
+    state = cpu.state
+    state.traps[14], state.traps[3] = (0x100100, 4), (0x100200, 3)
+    state.event, state.failsafe, state.syscall, state.syscall32 = 0x100300, (1, False), (2, True), (3, True)
+    state.stack, state.debug[7] = 0x180000, 0x400
+    state.gdt = (GDT,)
+    image.area.place_gdt(domain.memory, 0, state.gdt)
+    domain.memory.write_u64(GDT * PAGE + 8 * 6, 0x00AFFB000000FFFF)
+    set_ldt(cpu, LDT * PAGE, 4)
+    domain.memory.write_u64(LDT * PAGE + 8, 0x00CFF3000000FFFF)
+    cpu.tables.use(image.root, 4)
+    state.user_root = image.root * PAGE
+    domain.physmap.release(900, 3)
+    cpu.general[RDX] = image.start_info_frame
     domain.shut_down(Reason.SUSPEND)
     return domain
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.api import Shutdown
-from hypervisor.control import DEEPEST, MOST_BYTES, MOST_KEYS, MOST_VISITS, Control, Progress
+from hypervisor.control import DEEPEST, MOST_BYTES, MOST_KEYS, MOST_VISITS, Control, Progress, may_be_told
 from hypervisor.xenstore.client import Client
 from hypervisor.xenstore.operations import View
 from hypervisor.xenstore.permissions import NONE, READ, Caller, Permissions
@@ -140,19 +140,26 @@ def test_support_is_what_the_guest_says():
     assert guest.control.supports(Shutdown.SUSPEND) and not guest.control.supports(Shutdown.REBOOT)
 
 
-def test_sysrq_and_memory_target_are_written():
-    """For the guest to read; the guest may empty sysrq, and not the target."""
+def test_the_memory_target_is_written():
+    """For the guest to read."""
     guest = Guest()
-    guest.control.sysrq("s")
     guest.control.set_memory_target(1 << 20)
-    assert (guest.read("control/sysrq"), guest.read("memory/target")) == ("s", "1048576")
-    guest.write("control/sysrq", "")
-    for key in ("", "ab", "é", "\n"):
-        with pytest.raises(ValueError):
-            guest.control.sysrq(key)
+    assert guest.read("memory/target") == "1048576"
     for kib in (0, -4):
         with pytest.raises(ValueError):
             guest.control.set_memory_target(kib)
+
+
+def test_what_metrics_return_may_be_told():
+    """And nothing else: an image of a guest that says more is not one of ours."""
+    guest = Guest()
+    for key in ("data/a", "attr/b/c", "memory/meminfo", "control/feature-suspend"):
+        guest.write(key, "1")
+    assert may_be_told(guest.control.metrics().values) and may_be_told({})
+    for name in ("name", "control/shutdown", "data/no key", "/data", "data/", "", "../x"):
+        assert not may_be_told({name: ""}), name
+    assert not may_be_told({f"data/{number}": "" for number in range(MOST_KEYS + 1)})
+    assert not may_be_told({"data/a": "v" * MOST_BYTES})
 
 
 def test_metrics_are_what_the_guest_wrote():
@@ -198,7 +205,6 @@ def test_changes_are_told_once_until_they_are_read():
     guest.control.set_memory_target(4096)
     guest.control.request(Shutdown.REBOOT)
     guest.write("control/shutdown", "")
-    guest.control.sysrq("h")
     assert guest.changes == 5
     guest.remove("data/a")
     assert guest.changes == 6

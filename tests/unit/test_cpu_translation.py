@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from hypervisor.cpu import overlay, translation
+from hypervisor.cpu import proof, translation
+from hypervisor.cpu.overlay import UnsupportedUnicorn
 
 DEADLY = {
     "mov rax, cr0": "0f20c0",
@@ -21,10 +22,11 @@ DEADLY = {
 }
 RUN = """
 import sys
-from hypervisor.cpu.overlay import {how}
-engine, _ = _machine(sys.argv[1] * 700 + "f4")
+from hypervisor.cpu import vcpu
+from hypervisor.cpu.proof import CODE, machine
+engine, _ = machine(sys.argv[1] * 700 + "f4")
 try:
-    engine.emu_start(_CODE, 0)
+    engine.emu_start(CODE, 0)
 except Exception as error:
     print(error)
 print("alive")
@@ -37,7 +39,7 @@ def run(text: str, program: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("text", DEADLY.values(), ids=DEADLY.keys())
 def test_no_row_of_instructions_ends_the_process(text: str) -> None:
-    done = run(text, RUN.format(how="_CODE, _machine"))
+    done = run(text, RUN)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["alive"]), done.stderr
 
 
@@ -45,15 +47,15 @@ def test_no_row_of_instructions_ends_the_process(text: str) -> None:
 def test_the_changes_are_what_keeps_it_alive(text: str) -> None:
     """The same with Unicorn as it is: if this lives, a newer Unicorn needs the change no more."""
     program = "from hypervisor.cpu import translation; translation.mend = lambda: None\n"
-    done = run(DEADLY[text], program + RUN.format(how="_CODE, _machine"))
+    done = run(DEADLY[text], program + RUN)
     assert done.returncode < 0
 
 
 def test_a_limit_that_is_not_obeyed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another build, whose constant lies elsewhere, is refused."""
     monkeypatch.setattr(translation, "INSTRUCTIONS", 77)
-    with pytest.raises(overlay.UnsupportedUnicorn, match="is not where it was"):
-        overlay.self_check()
+    with pytest.raises(UnsupportedUnicorn, match="is not where it was"):
+        proof.self_check()
 
 
 def test_the_changes_are_made_once() -> None:

@@ -64,6 +64,23 @@ def test_an_alarm_wakes_the_thread() -> None:
     ticker.stop()
 
 
+def test_an_alarm_for_nothing_wakes_nobody() -> None:
+    """Stations ring for each frame: the thread looks when there is a deadline, once for each."""
+    looks: list[int] = []
+    ticker, part = Ticker(threading.RLock(), lambda: looks.append(1) or 1), Part()
+    ticker.add(part)
+    ticker.start()
+    for _ in range(3):
+        for _ in range(1000):
+            part.alarm()
+        part.ticked.clear()
+        part.due = 1
+        part.alarm()
+        assert part.ticked.wait(SECONDS)
+    ticker.stop()
+    assert len(part.ticks) == 3 and len(looks) < 20
+
+
 def test_a_switch_and_a_station_call_for_it() -> None:
     """When a rate holds a frame back, and when somebody is waited for."""
     switch, calls = Switch(lambda: 0), []

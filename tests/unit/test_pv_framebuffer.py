@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from hypervisor.api import Area, Damage
 from hypervisor.memory import PAGE
-from hypervisor.pv.framebuffer import MIB, Change, Framebuffer
-from hypervisor.pv.pixels import MOST_AREAS, Area, converted, merged
+from hypervisor.pv.framebuffer import MIB, Framebuffer
+from hypervisor.pv.pixels import MOST_AREAS, converted, merged
 from tests.unit.display_front import DIRECTORY, MASK, SHARED, VIDEO, Screen
 
 WHOLE = Area(0, 0, 40, 30)
@@ -53,7 +54,7 @@ def test_does_not_connect_before_the_front_is_ready():
     screen.backend.plug()
     screen.write("page-ref", SHARED)
     assert screen.back("state") == "2" and screen.device.shape is None
-    assert screen.device.snapshot().data == b"" and screen.device.follow(lambda: None).take() == Change(0, 0, ())
+    assert screen.device.snapshot().data == b"" and screen.device.follow(lambda: None).take() == Damage(0, 0, ())
 
 
 def test_a_front_that_does_not_tell_is_all_news():
@@ -175,7 +176,7 @@ def test_a_resize_is_another_screen():
     screen.draw(160 + 8, b"abcd")
     screen.resize(20, 10, 160, 32, 160)
     change = watcher.follower.take()
-    assert (watcher.calls, change) == (2, Change(20, 10, (Area(0, 0, 20, 10),)))
+    assert (watcher.calls, change) == (2, Damage(20, 10, (Area(0, 0, 20, 10),)))
     assert screen.device.pixels(2, 0, 1, 1) == b"abcd"
     screen.resize(20, 10, 160, 32, 160)
     assert watcher.calls == 2, "the same again is no news"
@@ -235,7 +236,7 @@ def test_events_that_cannot_be_end_the_connection(event: bytes):
     watcher.take()
     screen.send(event)
     assert screen.back("state") == "5" and screen.error
-    assert (watcher.calls, watcher.follower.take()) == (2, Change(0, 0, ()))
+    assert (watcher.calls, watcher.follower.take()) == (2, Damage(0, 0, ()))
     screen.kick()
 
 
@@ -341,9 +342,9 @@ def test_a_front_comes_back_after_a_restart():
     screen = Screen().connect()
     watcher = Watcher(screen)
     screen.backend.restart()
-    assert screen.device.shape is None and watcher.follower.take() == Change(0, 0, ())
+    assert screen.device.shape is None and watcher.follower.take() == Damage(0, 0, ())
     screen.connect(width=20, height=10)
-    assert watcher.follower.take() == Change(20, 10, (Area(0, 0, 20, 10),))
+    assert watcher.follower.take() == Damage(20, 10, (Area(0, 0, 20, 10),))
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -369,4 +370,4 @@ def test_a_domain_ends_with_its_screen():
     watcher = Watcher(screen)
     screen.page.release()
     screen.host.destroy(screen.domain)
-    assert watcher.follower.take() == Change(0, 0, ()) and screen.device.snapshot().width == 0
+    assert watcher.follower.take() == Damage(0, 0, ()) and screen.device.snapshot().width == 0

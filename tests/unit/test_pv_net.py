@@ -15,7 +15,7 @@ from hypervisor.network.packets import PROTOCOL_UDP
 from hypervisor.network.port import QUEUE_FRAMES
 from hypervisor.network.switch import MAX_PORTS, Switch
 from hypervisor.pv.net import NetDevice
-from hypervisor.pv.net_queue import TURN_NS
+from hypervisor.pv.net_queue import ANSWERS_HELD, TURN_NS
 from tests.unit.net_front import (
     FIRST_RX,
     FIRST_TX,
@@ -263,6 +263,24 @@ def test_a_packet_may_be_larger_than_the_mtu_only_if_it_is_cut() -> None:
     assert len(front.peer.frames) == 1
 
 
+def test_answers_are_held_until_the_guests_cpu_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or until there are many: the guest, which sends packet by packet, is interrupted once for all of them."""
+    front, raised = NetFront().connect(), events(monkeypatch)
+    monkeypatch.setattr(front, "kick", lambda: front.domain.events.channels[front.ports[0]].notify())
+    for _ in range(ANSWERS_HELD - 1):
+        assert front.send(PING) == []
+    assert len(front.peer.frames) == ANSWERS_HELD - 1 and raised == []
+    front.domain.events.drain()
+    assert len(front.answers()) == ANSWERS_HELD - 1 and raised == front.ports
+    for _ in range(ANSWERS_HELD - 1):
+        assert front.send(PING) == []
+    assert front.send(PING) == [OKAY] * ANSWERS_HELD
+    front.send(PING)
+    front.backend.remove()
+    front.domain.events.drain()
+    assert front.answers() == []
+
+
 def test_a_long_batch_lets_others_have_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while the rest is put off until the hypercall has let the lock go; nothing is lost."""
     front, deferred = NetFront().connect(), []
@@ -274,6 +292,7 @@ def test_a_long_batch_lets_others_have_the_lock(monkeypatch: pytest.MonkeyPatch)
     assert 0 < len(front.peer.frames) < 10 and len(deferred) == 1
     while deferred:
         deferred.pop()()
+    front.domain.events.drain()
     assert len(front.peer.frames) == 10 and front.answers() == [(number, OKAY) for number in range(10)]
 
 

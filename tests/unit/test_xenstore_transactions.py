@@ -215,3 +215,14 @@ def test_in_process_conflicts_without_end_raise_at_last(store: Store) -> None:
     with pytest.raises(Conflict):
         store.transact(never, attempts=3)
     assert store.read("/n") == b"0000"
+
+
+def test_a_node_is_written_with_its_permissions(store: Store) -> None:
+    """A new one, one that is there, and on both ways of a commit; ancestors inherit."""
+    with store.transaction() as client:
+        client.write("/local/domain/3/data/x", b"1", Permissions(5))
+        client.write("/local/domain/3/a", b"2", Permissions(5))
+        store.write("/other", b"")  # so all is done again
+    paths = ("data", "data/x", "a")
+    assert [store.get_perms(f"/local/domain/3/{path}").owner for path in paths] == [3, 5, 5]
+    assert store.read("/local/domain/3/a") == b"2"

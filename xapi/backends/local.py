@@ -29,6 +29,7 @@ from hypervisor.api import (
 from hypervisor.guests import DEMO_KERNEL
 from hypervisor.host import Host
 from hypervisor.toolstack import Toolstack
+from xapi.backends.local_screen import ScreenView
 from xapi.backends.local_storage import LocalStorage
 from xapi.config import DEMO
 
@@ -144,18 +145,38 @@ class LocalBackend:
         """Have a network of this name, with this address service or with none."""
         await self._threads.run(self.toolstack.networks.serve, name, addresses)
 
-    async def build(self, config: DomainConfig) -> None:
-        """Make a domain, paused, with its devices."""
+    async def build(self, config: DomainConfig, *, paused: bool = False) -> DomainState:
+        """Make a domain with its devices, and let it run unless it is to be `paused`."""
         boot = config.boot
         if isinstance(boot, DirectBoot):
             config = replace(config, boot=_kernel(boot))
         elif isinstance(boot, Firmware):
             config = replace(config, boot=replace(boot, network=self._network_boot))
-        await self._do(config.uuid, self.toolstack.build, config)
+        return await self._make(config.uuid, paused, lambda: self.toolstack.build(config))
 
-    async def restore(self, config: DomainConfig, image: str) -> None:
-        """Make a domain, paused, from a saved image."""
-        await self._do(config.uuid, self.toolstack.restore, config, Path(image))
+    async def restore(self, config: DomainConfig, image: str, *, paused: bool = False) -> DomainState:
+        """Make a domain from a saved image, and let it run unless it is to be `paused`."""
+        return await self._make(config.uuid, paused, lambda: self.toolstack.restore(config, Path(image)))
+
+    async def _make(self, uuid: str, paused: bool, make: Callable[[], object]) -> DomainState:
+        def made() -> None:
+            make()
+            if not paused:
+                self.toolstack.unpause(uuid)
+
+        return await self._change(uuid, made)
+
+    async def _change(self, uuid: str, change: Callable[[], object]) -> DomainState:
+        """Change a domain and look at it, in one go: each way to a thread and back waits for others that run."""
+
+        def changed() -> DomainState | None:
+            change()
+            return self.toolstack.state(uuid)
+
+        state: DomainState | None = await self._do(uuid, changed)
+        if state is None:
+            raise HostError("no_domain", f"there is no domain {uuid}")
+        return state
 
     async def unpause(self, uuid: str) -> None:
         """Let a domain run."""
@@ -232,9 +253,9 @@ class LocalBackend:
 
     # Devices and settings
 
-    async def plug(self, uuid: str, device: Device) -> None:
+    async def plug(self, uuid: str, device: Device) -> DomainState:
         """Offer a device to a domain that runs."""
-        await self._do(uuid, self.toolstack.plug, uuid, device)
+        return await self._change(uuid, lambda: self.toolstack.plug(uuid, device))
 
     async def unplug(self, uuid: str, device: Device, force: bool) -> None:
         """Take a device away."""
@@ -255,6 +276,10 @@ class LocalBackend:
     async def console(self, uuid: str) -> ConsoleStream:
         """Return a domain's console."""
         return ConsoleStream(self.toolstack.guest(uuid).console, self._threads)
+
+    async def screen(self, uuid: str) -> ScreenView:
+        """Return a domain's screen."""
+        return ScreenView(*self.toolstack.guest(uuid).devices.display(), self._threads)
 
 
 class ConsoleStream:

@@ -15,6 +15,7 @@ from xapi.call import Call
 from xapi.operations.claim import claim
 from xapi.operations.sr import driver
 from xapi.registry import message
+from xapi.storage.unfinished import making
 from xapi.types import NULL, Ref
 from xapi.vms import copies, power
 from xapi.vms.copies import CHECKPOINT, CLONE, SNAPSHOT, How, duplicate
@@ -93,13 +94,14 @@ async def _checkpoint_running(call: Call, row: Any, new_name: str) -> records.VM
     """Suspend a guest where it is, copy its disks, and let it go on, whatever became of the copy."""
     _assert_snapshots(call, row)
     info = copies.snapshot_info(row)
-    saved = await power.save(call, row)
-    try:
-        made = await duplicate(call, row, new_name, CHECKPOINT, info=info, saved=saved._ref)
-    except BaseException:
-        await _go_on(call, row)
-        await call.daemon.storage.destroy(call, saved)
-        raise
+    with making(call):
+        saved = await power.save(call, row)
+        try:
+            made = await duplicate(call, row, new_name, CHECKPOINT, info=info, saved=saved._ref)
+        except BaseException:
+            await _go_on(call, row)
+            await call.daemon.storage.destroy(call, saved)
+            raise
     await _go_on(call, row)
     return made
 

@@ -14,6 +14,7 @@ from xapi.call import Call
 from xapi.errors import Fault
 from xapi.operations.claim import SHORT, claim
 from xapi.registry import message
+from xapi.storage.unfinished import making
 from xapi.types import Ref
 from xapi.vms import power
 from xapi.vms.placement import assert_can_boot_here, choose_host
@@ -133,12 +134,14 @@ async def suspend(call: Call, vm: VM) -> None:
     """Save the guest's memory into a VDI and end its domain."""
     row = call.db.VM[vm]
     async with claim(call, "suspend", row):
-        vdi = await power.save(call, row)
-        await power.leave(call, row, vdi)
-        with call.db.atomic():
-            row.suspend_VDI = vdi._ref
-            halt(call.db, row, "Suspended")
-            alert(call.db, call.now, "VM_SUSPENDED", "VM", row, f"VM '{row.name_label}' suspended")
+        with making(call) as unfinished:
+            vdi = await power.save(call, row)
+            await power.leave(call, row, vdi)
+            with call.db.atomic():
+                row.suspend_VDI = vdi._ref
+                halt(call.db, row, "Suspended")
+                unfinished.done()
+                alert(call.db, call.now, "VM_SUSPENDED", "VM", row, f"VM '{row.name_label}' suspended")
 
 
 @message("VM.resume")

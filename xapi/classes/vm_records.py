@@ -11,6 +11,7 @@ from xapi.call import Call
 from xapi.implicit import constructor_fields
 from xapi.operations.claim import claim
 from xapi.registry import message
+from xapi.storage.unfinished import making
 from xapi.types import NULL, Ref
 from xapi.vms import provision
 from xapi.vms.copies import (
@@ -165,11 +166,14 @@ async def provision_(call: Call, vm: VM) -> None:
             raise errors.PERMISSION_DENIED(f"illegal provision script {config[provision.SCRIPT]}")
         with db.atomic():
             _install(call, row)
-        try:
-            if disks:
-                await provision.make_disks(call, row, disks)
-        except BaseException:
-            row.is_a_template = True
-            raise
-        kept = {key: value for key, value in row.other_config.items() if key != provision.DISKS}
-        row.other_config = kept
+        with making(call) as unfinished:
+            try:
+                if disks:
+                    await provision.make_disks(call, row, disks)
+            except BaseException:
+                row.is_a_template = True
+                raise
+            kept = {key: value for key, value in row.other_config.items() if key != provision.DISKS}
+            with db.atomic():
+                row.other_config = kept
+                unfinished.done()

@@ -1,13 +1,13 @@
 """Holding an operation of objects while it runs: refused by the rules, seen by clients, given back whatever happens.
 
 Who finds an object held by another operation waits until it is free, as clients of xapi are used to; every other
-refusal is told at once. Costs two changes an operation, which go to disk with those of the message itself.
+refusal is told at once. Costs two changes, of which the last can be part of the message's own; none goes to disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -29,48 +29,68 @@ SHORT = 120.0
 _LOOK = 20.0
 """Seconds between two looks when nothing is heard."""
 
+Wanted = tuple[str, Any]
+"""An operation, and the object that it is done to."""
+
+
+class Held:
+    """Operations that a task holds, each with what the task did to the object before."""
+
+    def __init__(self, call: Call, wanted: Sequence[Wanted]) -> None:
+        self._db, self._task = call.db, call.task._ref
+        self._before = [(row, row.current_operations.get(self._task)) for _, row in wanted]
+
+    def give_back(self) -> None:
+        """Give them back, in the change that is being made; done again, or undone with that change, it does no harm."""
+        with self._db.atomic():
+            for row, earlier in self._before:
+                if _exists(self._db, row):
+                    rest = {ref: name for ref, name in row.current_operations.items() if ref != self._task}
+                    row.current_operations = rest if earlier is None else {**rest, self._task: earlier}
+
+
+def claim(
+    call: Call, operation: str, *rows: Any, strict: bool = True, patience: float = PATIENCE
+) -> AbstractAsyncContextManager[Held]:
+    """Hold an operation of some objects while inside. Raises the Fault of the first that refuses."""
+    return claims(call, [(operation, row) for row in rows], strict=strict, patience=patience)
+
 
 @asynccontextmanager
-async def claim(
-    call: Call, operation: str, *rows: Any, strict: bool = True, patience: float = PATIENCE
-) -> AsyncIterator[None]:
-    """Hold an operation of some objects while inside. Raises the Fault of the first that refuses."""
+async def claims(
+    call: Call, wanted: Sequence[Wanted], *, strict: bool = True, patience: float = PATIENCE
+) -> AsyncIterator[Held]:
+    """Hold an operation of each of some objects while inside. Raises the Fault of the first that refuses."""
     deadline = call.clock.seconds() + patience
-    task = call.task._ref
     while True:
-        waited = await _free(call, operation, rows, strict, deadline)
+        waited = await _free(call, wanted, strict, deadline)
         try:
-            before = _hold(call, operation, rows, strict)
+            held = _hold(call, wanted, strict)
             break
         except Fault as fault:  # others came while we waited; or we are in our own way
             if not waited or fault.code != "OTHER_OPERATION_IN_PROGRESS":
                 raise
     try:
-        yield
+        yield held
     finally:
-        with call.db.atomic():
-            for row, earlier in zip(rows, before, strict=True):
-                if _exists(call.db, row):
-                    rest = {ref: name for ref, name in row.current_operations.items() if ref != task}
-                    row.current_operations = rest if earlier is None else {**rest, task: earlier}
+        held.give_back()
 
 
-def _hold(call: Call, operation: str, rows: tuple[Any, ...], strict: bool) -> list[str | None]:
-    """Hold all the objects, each by the rules that the others' being held makes; return what the task held before."""
-    task = call.task._ref
-    before = [row.current_operations.get(task) for row in rows]
+def _hold(call: Call, wanted: Sequence[Wanted], strict: bool) -> Held:
+    """Hold all the objects, each by the rules that the others' being held makes."""
+    held = Held(call, wanted)
     with call.db.atomic():
-        for row in rows:
+        for operation, row in wanted:
             if (fault := _refusal(call, row, operation, strict)) is not None:
                 raise fault
-            row.current_operations = {**row.current_operations, task: operation}
-    return before
+            row.current_operations = {**row.current_operations, call.task._ref: operation}
+    return held
 
 
-async def _free(call: Call, operation: str, rows: tuple[Any, ...], strict: bool, deadline: float) -> bool:
+async def _free(call: Call, wanted: Sequence[Wanted], strict: bool, deadline: float) -> bool:
     """Return when the operation may start on each of the objects, and whether that took time. Raises Fault."""
     waited = False
-    for row in rows:
+    for operation, row in wanted:
         while (fault := _refusal(call, row, operation, strict)) is not None:
             left = deadline - call.clock.seconds()
             if fault.code != "OTHER_OPERATION_IN_PROGRESS" or left <= 0:

@@ -16,7 +16,6 @@ nothing when the daemon starts.
 from __future__ import annotations
 
 import re
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from hypervisor.api import Storage as HostStorage
 from xapi import errors
 from xapi.errors import Fault
 from xapi.operations.claim import SHORT, claim
-from xapi.storage import volumes
+from xapi.storage import unfinished, volumes
 from xapi.storage.faults import (
     EXISTS,
     NO_CD_DIRECTORY,
@@ -204,21 +203,31 @@ class Storage:
 
     async def remove(self, call: Call, vdi: Any) -> None:
         """Remove a claimed VDI: image and row. Raises Fault."""
+        async with unfinished.leaving(call, vdi):
+            await self._remove(call, vdi)
+
+    async def _remove(self, call: Call, vdi: Any) -> None:
         sr = call.db.SR[vdi.SR]
         used = await self.repository(call, sr)
         effect = Effect((), (), await _space(used))
         if vdi.location and used.kind != "none" and (not declared(vdi) or vdi.type == "suspend"):
-            with answering():
-                try:
-                    effect = await used.storage.delete(used.path, vdi.location)
-                except StorageFailure as failure:
-                    if failure.number != NO_VOLUME:  # it is gone already
-                        raise
+            effect = await _delete(used, vdi.location)
         with call.db.atomic():
             if vdi._ref in call.db.VDI:
                 sr.virtual_allocation = max(0, sr.virtual_allocation - allocation(call.db, [vdi._ref]))
                 drop(call.db, vdi)
             volumes.apply(call.db, sr, effect)
+
+    async def discard(self, call: Call, sr: Any, image: str) -> None:
+        """Remove an image of an SR by its uuid, with its row, as far as there are any. Raises Fault."""
+        used = await self.repository(call, sr)
+        vdi: Any = volumes.find(call.db, sr, image)
+        if vdi is not None:
+            await self._remove(call, vdi)
+        elif used.kind == "disks":
+            effect = await _delete(used, image)
+            with call.db.atomic():
+                volumes.apply(call.db, sr, effect)
 
     async def destroy(self, call: Call, vdi: Any) -> None:
         """Remove a VDI: image and row. Raises Fault."""
@@ -241,9 +250,10 @@ class Storage:
             space = await _space(used)
             if space.physical_size - space.physical_utilisation < vm.memory_static_max:
                 raise errors.SR_SUSPEND_SPACE_INSUFFICIENT(sr._ref)
-            with db.atomic():
-                vdi = _suspend_row(db, sr, size)
-                sr.virtual_allocation += size
+            async with unfinished.new_image(call, sr) as image:
+                with db.atomic():
+                    vdi = _suspend_row(db, sr, image, size)
+                    sr.virtual_allocation += size
         return vdi, used.image(vdi).path
 
     async def suspend_image_written(self, call: Call, vdi: Any) -> None:
@@ -312,6 +322,17 @@ def _had_file(vdi: Any) -> bool:
     return not (declared(vdi) or vdi.is_tools_iso)
 
 
+async def _delete(used: Repository, location: str) -> Effect:
+    """Delete a volume, which may have gone already."""
+    with answering():
+        try:
+            return await used.storage.delete(used.path, location)
+        except StorageFailure as failure:
+            if failure.number != NO_VOLUME:
+                raise
+    return Effect((), (), await _space(used))
+
+
 async def _space(used: Repository) -> Space:
     with answering():
         return Space(0, 0) if used.kind == "none" else await used.storage.space(used.path)
@@ -331,11 +352,10 @@ async def _provide_disk(db: Store, used: Repository, vdi: Any) -> Effect:
     return Effect((await used.storage.volume(used.path, vdi.location),), (), await _space(used))
 
 
-def _suspend_row(db: Store, sr: Any, size: int) -> Any:
-    name = str(uuid.uuid4())
+def _suspend_row(db: Store, sr: Any, image: str, size: int) -> Any:
     return db.VDI.create(
-        uuid=name,
-        location=name,
+        uuid=image,
+        location=image,
         SR=sr._ref,
         name_label="Suspend image",
         name_description="Suspend image",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ from xapi.operations.claim import SHORT, claim
 from xapi.storage import volumes
 from xapi.storage.faults import BAD_TYPE, UNIMPLEMENTED, answering, backend_failure
 from xapi.storage.repository import Repository
+from xapi.storage.unfinished import new_image
 from xapi.types import EPOCH, NULL, format_datetime
 
 COPIED = ("name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "on_boot")
@@ -52,18 +52,18 @@ async def create(
     disks, form = used.kind == "disks", sm_config.get("type", "vhd")
     if disks and form not in FORMATS:
         raise backend_failure(BAD_TYPE, f"Invalid VDI type {form}")
-    new = str(uuid.uuid4())
-    name = new if disks else sm_config.get("path", f"{new}.img")
-    with answering():
-        effect = await used.storage.make(used.path, name, size, form, said)
     kept = {key: value for key, value in sm_config.items() if key != "vhd-parent"}
-    return await adopt(
-        call,
-        used,
-        sr,
-        effect,
-        {**asdict(said), "snapshot_of": NULL, "snapshot_time": EPOCH, "sm_config": kept, **fields},
-    )
+    async with new_image(call, sr) as new:
+        name = new if disks else sm_config.get("path", f"{new}.img")
+        with answering():
+            effect = await used.storage.make(used.path, name, size, form, said)
+        return await adopt(
+            call,
+            used,
+            sr,
+            effect,
+            {**asdict(said), "snapshot_of": NULL, "snapshot_time": EPOCH, "sm_config": kept, **fields},
+        )
 
 
 async def adopt(call: Call, used: Repository, sr: Any, effect: Effect, fields: Mapping[str, Any]) -> Any:
@@ -118,10 +118,12 @@ def _plain(call: Call, vdi: Any) -> Description:
 async def _branch(
     call: Call, used: Repository, vdi: Any, how: Callable[..., Any], said: Description, fields: Mapping[str, Any]
 ) -> Any:
-    with answering():
-        effect = await how(used.path, vdi.location, str(uuid.uuid4()), said)
-    kept = {name: getattr(vdi, name) for name in (*COPIED, "allow_caching", "tags")}
-    return await adopt(call, used, call.db.SR[vdi.SR], effect, {**kept, **fields})
+    sr = call.db.SR[vdi.SR]
+    async with new_image(call, sr) as new:
+        with answering():
+            effect = await how(used.path, vdi.location, new, said)
+        kept = {name: getattr(vdi, name) for name in (*COPIED, "allow_caching", "tags")}
+        return await adopt(call, used, sr, effect, {**kept, **fields})
 
 
 async def copy(call: Call, vdi: Any, sr: Any) -> Any:
@@ -138,11 +140,12 @@ async def copy(call: Call, vdi: Any, sr: Any) -> Any:
 
 
 async def _copied(call: Call, used: Repository, vdi: Any, into: Repository, sr: Any, form: str) -> Any:
-    new, said = str(uuid.uuid4()), _plain(call, vdi)
-    with answering():
-        effect = await used.storage.copy(used.path, vdi.location, into.path, new, form, said, telling(call))
-    kept = {name: getattr(vdi, name) for name in (*COPIED, "allow_caching", "tags")}
-    return await adopt(call, into, sr, effect, kept)
+    said = _plain(call, vdi)
+    async with new_image(call, sr) as new:
+        with answering():
+            effect = await used.storage.copy(used.path, vdi.location, into.path, new, form, said, telling(call))
+        kept = {name: getattr(vdi, name) for name in (*COPIED, "allow_caching", "tags")}
+        return await adopt(call, into, sr, effect, kept)
 
 
 async def copy_into(call: Call, vdi: Any, other: Any) -> None:

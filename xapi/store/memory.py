@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from xapi import errors
 from xapi.datamodel import Model
 from xapi.records import Tables
-from xapi.store.rows import Grave, Row, Table
+from xapi.store.rows import Grave, Row, Table, random_uuids
 
 GRAVES = 50_000
 """How many deleted objects of a class are remembered for clients that poll events."""
@@ -104,6 +104,8 @@ class Store(Tables):
         """Why changes to durable objects are refused at present, if they are."""
         self.forget: Callable[[Row], None] = lambda row: None
         """Called for each row whose rendered fragments are stale."""
+        self.uuids = random_uuids()
+        """Those of new objects, and of their references."""
         self._call_soon = call_soon
         self._transaction: _Transaction | None = None
         self._pending: deque[_Pending] = deque()

@@ -5,6 +5,7 @@ What changes them is `xapi.store.memory.Store`, which logs each change; here is 
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -46,6 +47,14 @@ R = TypeVar("R", bound=Row)
 
 NO_REFS: Mapping[str, None] = MappingProxyType({})
 """The relation set of an object that nothing points to; sets that hold something are dicts."""
+
+
+def random_uuids() -> Iterator[str]:
+    """Yield uuids of version 4, many for one system call: at each of those the interpreter goes to other threads."""
+    while True:
+        drawn = os.urandom(16 * 256)
+        for at in range(0, len(drawn), 16):
+            yield str(uuid.UUID(bytes=drawn[at : at + 16], version=4))
 
 
 class Grave(NamedTuple):
@@ -123,11 +132,12 @@ class Table(Generic[R]):
         if unknown or any(self.cls.fields[name].derived for name in values):
             raise TypeError(f"{self.name} has no assignable {', '.join(unknown) or 'such field'}")
         if ref is None:
-            ref = f"OpaqueRef:{uuid.uuid4()}"
+            ref = f"OpaqueRef:{next(self.store.uuids)}"
         if "uuid" in self.cls.fields:
-            given = values.setdefault("uuid", str(uuid.uuid4()))
-            if self._by_uuid is not None and given in self._by_uuid:
-                raise errors.DB_UNIQUENESS_CONSTRAINT_VIOLATION(self.name, "uuid", given)
+            if "uuid" not in values:
+                values["uuid"] = next(self.store.uuids)
+            if self._by_uuid is not None and values["uuid"] in self._by_uuid:
+                raise errors.DB_UNIQUENESS_CONSTRAINT_VIOLATION(self.name, "uuid", values["uuid"])
         if ref in self.rows:
             raise errors.DB_UNIQUENESS_CONSTRAINT_VIOLATION(self.name, "_ref", ref)
         row = self.make(ref, values)

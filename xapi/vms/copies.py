@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xapi import errors, networks
 from xapi.call import Call
 from xapi.storage import vdis
+from xapi.storage.unfinished import making
 from xapi.types import NULL, Ref
 from xapi.vms import saved_record
 from xapi.vms.devices import is_mac, mac_address
@@ -97,21 +98,23 @@ async def duplicate(
     vbds = [vbd for vbd in drives(db, vm) if vbd.VDI not in how.ignored]
     disks = [vbd for vbd in vbds if not vbd.empty and vbd.type != "CD"]
     memory = how.memory and saved == NULL and vm.suspend_VDI != NULL
-    made = await copy_disks(call, [vbd.VDI for vbd in disks], how, vm.suspend_VDI if memory else NULL)
-    try:
-        images = {vbd._ref: vdi for vbd, vdi in zip(disks, made, strict=False)}
-        with db.atomic():
-            state = _state(vm, how, saved)
-            row: VM = _row(call, vm, name, how, state, info)
-            row.suspend_VDI = made[-1] if memory else saved
-            for vbd in vbds:
-                copy_drive(db, row, vbd, images.get(vbd._ref, vbd.VDI), owned=True)
-            copy_devices(db, vm, row, keep_macs=how.is_snapshot)
-            if how.is_snapshot:
-                vm.parent = row._ref
-    except BaseException:
-        await undo_all(call, "VDI.destroy", made)
-        raise
+    with making(call) as unfinished:
+        made = await copy_disks(call, [vbd.VDI for vbd in disks], how, vm.suspend_VDI if memory else NULL)
+        try:
+            images = {vbd._ref: vdi for vbd, vdi in zip(disks, made, strict=False)}
+            with db.atomic():
+                state = _state(vm, how, saved)
+                row: VM = _row(call, vm, name, how, state, info)
+                row.suspend_VDI = made[-1] if memory else saved
+                for vbd in vbds:
+                    copy_drive(db, row, vbd, images.get(vbd._ref, vbd.VDI), owned=True)
+                copy_devices(db, vm, row, keep_macs=how.is_snapshot)
+                if how.is_snapshot:
+                    vm.parent = row._ref
+                unfinished.done()
+        except BaseException:
+            await undo_all(call, "VDI.destroy", made)
+            raise
     return row
 
 

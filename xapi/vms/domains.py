@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.api import NIC, Boot, BootLoader, DirectBoot, Disk, DomainConfig, Firmware
+from hypervisor.api import NIC, Boot, BootLoader, DirectBoot, Disk, Display, DomainConfig, Firmware
 from xapi import errors
 from xapi.config import DEMO
 from xapi.types import NULL
@@ -26,6 +26,8 @@ GUEST_KERNELS = Path("/boot/guest")
 _XENSTORE_PREFIXES = ("vm-data", "FIST")
 """What of VM.xenstore_data the guest sees, as in xapi."""
 PAGE = 4096
+VIDEO_RAM, MOST_VIDEO_RAM = 4, 128
+"""MiB for a guest's picture if platform:videoram does not say, as in xapi, and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ def describe(db: Store, vm: VM, images: Mapping[str, Image], guest_directory: Pa
         boot=boot(vm, guest_directory),
         disks=tuple(disk(vbd, images) for vbd in _in_order(db.VBD[ref] for ref in vm.VBDs) if not _lost(vbd)),
         nics=tuple(nic(db, vif) for vif in _in_order(db.VIF[ref] for ref in vm.VIFs)),
+        display=display(vm),
         weight=_number(weight, 256, 1, 65535),
         cap=_number(cap, 0, 0, 100 * max(1, vm.VCPUs_max)),
         affinity=tuple(int(part) for part in mask.split(",") if part.strip().isdecimal()),
@@ -160,6 +163,16 @@ def nic(db: Store, vif: VIF) -> NIC:
         static_ip=static_ip(vif),
         trunks=tuple(vif.trunks),
     )
+
+
+def display(vm: VM) -> Display | None:
+    """Return the screen of a VM: an HVM guest has one, others if pvfb says so, as in xapi; here all are of the PV kind.
+
+    What `vga` names stands for it: there is no emulated card.
+    """
+    if domain_kind(vm) != "hvm" and vm.platform.get("pvfb", "").lower() not in ("true", "1"):
+        return None
+    return Display(memory=_number(vm.platform.get("videoram", ""), VIDEO_RAM, 1, MOST_VIDEO_RAM) << 20)
 
 
 def static_ip(vif: VIF) -> dict[str, str]:

@@ -24,10 +24,10 @@ def is_plugged(call: Call, row: Any) -> bool:
 async def plug(call: Call, row: Any, device: Device) -> None:
     """Connect what a VBD or VIF stands for. Raises Fault."""
     vm = call.db.VM[row.VM]
-    backend = power.backend(call, vm)
+    host = call.db.host[vm.resident_on]
+    backend = call.daemon.backends.of(host)
     try:
-        await backend.plug(vm.uuid, device)
-        await call.daemon.reconciler.look(vm)
+        call.daemon.reconciler.write(vm, host, await backend.plug(vm.uuid, device))
     except HostError as error:
         raise _fault_of(error, vm, row) from error
     except BaseException:

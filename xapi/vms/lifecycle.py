@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -12,6 +12,7 @@ from xapi.alerts import alert
 from xapi.call import Call, Origin
 from xapi.errors import Fault
 from xapi.operations.claim import claim
+from xapi.storage import unfinished
 from xapi.types import NULL, moment
 from xapi.vms import power
 from xapi.vms.placement import choose_host
@@ -19,6 +20,7 @@ from xapi.vms.reconcile import halt
 
 if TYPE_CHECKING:
     from xapi.daemon import Daemon
+    from xapi.store.memory import Store
 
 log = Logger()
 
@@ -59,6 +61,14 @@ async def follow(daemon: Daemon, ref: str, reason: Shutdown) -> None:
         daemon.tasks.drop(call.task)
 
 
+def renew_metrics(db: Store) -> None:
+    """Make the metrics that loaded drives and cards refer to: they are in memory alone. Call before `Store.loaded`."""
+    for of in ("VBD", "VIF"):
+        table = db.tables[f"{of}_metrics"]
+        refs = [ref for row in db.tables[of] if (ref := cast("Any", row).metrics) != NULL]
+        db.load(table, [table.make(ref, {"uuid": next(db.uuids)}) for ref in refs])
+
+
 def forget_lost_domains(daemon: Daemon) -> list[str]:
     """Write that VMs are halted whose domains have gone with the process that they lived in; return their refs.
 
@@ -79,6 +89,22 @@ def forget_lost_domains(daemon: Daemon) -> list[str]:
             elif vm.scheduled_to_be_resident_on in db.host:
                 vm.scheduled_to_be_resident_on = NULL
     return lost
+
+
+async def undo_unfinished(daemon: Daemon) -> None:
+    """Delete the disks that operations had made when the process ended, and those that they were deleting.
+
+    A suspended VM that was being shut down has lost its memory so: then it is halted.
+    """
+    call = own_call(daemon, "VDI.destroy")
+    try:
+        await unfinished.sweep(call)
+    finally:
+        daemon.tasks.drop(call.task)
+    with daemon.db.atomic():
+        for vm in daemon.db.VM:
+            if vm.power_state == "Suspended" and vm.suspend_VDI == NULL:
+                halt(daemon.db, vm)
 
 
 def begin(daemon: Daemon) -> None:

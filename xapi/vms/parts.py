@@ -62,6 +62,7 @@ async def _run(call: Call, asked: Part, running: _Running) -> Any:
         task = running.task = tasks.create(f"Async.{asked.name}", session=call.session, origin=origin)
         task.subtask_of = call.task._ref
     inner = Call(call.daemon, method.message, f"Async.{asked.name}", call.session, origin, task)
+    inner.making = call.making
 
     async def work() -> Any:
         if asked.function is not None:

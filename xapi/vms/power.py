@@ -5,25 +5,30 @@ The callers hold the VM's operation; see `xapi.operations.claim`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from hypervisor.api import HostError, Shutdown
+from hypervisor.api import DomainConfig, HostError, Shutdown
 from xapi import errors
 from xapi.alerts import alert
 from xapi.call import Call
 from xapi.errors import Fault
-from xapi.operations.claim import SHORT, changed, claim
+from xapi.operations.claim import SHORT, changed, claims
 from xapi.storage.faults import backend_failure
+from xapi.storage.unfinished import making
 from xapi.types import NULL
 from xapi.vms import guest_metrics
 from xapi.vms.domains import describe
 from xapi.vms.placement import choose_host
 from xapi.vms.reconcile import halt
+
+if TYPE_CHECKING:
+    from xapi.store.memory import Store
 
 log = Logger()
 
@@ -41,8 +46,6 @@ def fault_of(error: HostError, vm: Any) -> Fault:
         return errors.BOOTLOADER_FAILED(vm._ref, str(error))
     if error.code == "not_acknowledged":
         return errors.VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT(vm._ref)
-    if error.code == "not_suspendable":
-        return errors.VM_NON_SUSPENDABLE(vm._ref, str(error))
     if error.code == "not_suspended":
         return errors.VM_FAILED_SUSPEND_ACKNOWLEDGMENT(vm._ref)
     if error.code == "bad_disk":
@@ -63,43 +66,75 @@ def told(vm: Any) -> Iterator[None]:
 
 async def begin(call: Call, vm: Any, host: Any, *, start_paused: bool = False) -> None:
     """Make a claimed VM's domain on a host and let it run. Whatever fails is undone."""
-    async with _expected(call, vm, host, "vm_start"):
-        guest_metrics.forget(call.db, vm)
-        await _live(call, vm, host, start_paused=start_paused)
-    alert(call.db, call.now, "VM_STARTED", "VM", vm, f"VM '{vm.name_label}' started on host: {host.name_label}")
+    said = _Alert("VM_STARTED", f"VM '{vm.name_label}' started on host: {host.name_label}")
+    with _expected(call.db, vm, host):
+        with call.db.atomic():
+            guest_metrics.forget(call.db, vm)
+        await _live(call, vm, host, said, bringing="vm_start", start_paused=start_paused)
 
 
-@asynccontextmanager
-async def _expected(call: Call, vm: Any, host: Any, operation: str) -> AsyncIterator[None]:
-    """Have a host expect a VM."""
-    async with claim(call, operation, host):
-        vm.scheduled_to_be_resident_on = host._ref
-        try:
-            yield
-        finally:
-            if vm._ref in call.db.VM:
-                vm.scheduled_to_be_resident_on = NULL
+@contextmanager
+def _expected(db: Store, vm: Any, host: Any) -> Iterator[None]:
+    """Have a host keep memory for a VM that comes."""
+    vm.scheduled_to_be_resident_on = host._ref
+    try:
+        yield
+    finally:
+        if vm._ref in db.VM:
+            vm.scheduled_to_be_resident_on = NULL
 
 
-async def _live(call: Call, vm: Any, host: Any, image: str = "", *, start_paused: bool = False) -> None:
-    """Build or restore a VM's domain with its devices and let it run; no domain is left when it fails."""
-    db, daemon = call.db, call.daemon
-    backend_ = daemon.backends.of(host)
-    vbds = [db.VBD[ref] for ref in vm.VBDs if not db.VBD[ref].currently_attached]
-    vifs = [db.VIF[ref] for ref in vm.VIFs if not db.VIF[ref].currently_attached]
-    async with claim(call, "attach", *vbds, patience=SHORT), claim(call, "attach", *vifs, patience=SHORT):
+@dataclass(frozen=True, slots=True)
+class _Alert:
+    """What is told of a VM that lives."""
+
+    name: str
+    body: str
+
+
+async def _live(
+    call: Call,
+    vm: Any,
+    host: Any,
+    said: _Alert,
+    *,
+    bringing: str = "",
+    image: str = "",
+    start_paused: bool = False,
+) -> None:
+    """Build or restore a VM's domain with its devices and let it run; no domain is left when it fails.
+
+    `bringing` is the host's operation, when the VM was not on it before. That the VM lives, that nobody holds its
+    devices any more, and the alert are one change.
+    """
+    db = call.db
+    wanted = [(bringing, host)] if bringing else []
+    wanted += [("attach", db.VBD[ref]) for ref in vm.VBDs if not db.VBD[ref].currently_attached]
+    wanted += [("attach", db.VIF[ref]) for ref in vm.VIFs if not db.VIF[ref].currently_attached]
+    async with claims(call, wanted, patience=SHORT) as held:
         with told(vm):
-            await daemon.networks.join(host, [db.VIF[ref] for ref in vm.VIFs])
-            images = await daemon.storage.attach(call, host, vm, reset=not image)
-            config = describe(db, vm, images, daemon.guest_directory)
+            config = await _config(call, vm, host, reset=not image)
+            backend_ = call.daemon.backends.of(host)
             try:
-                await (backend_.restore(config, image) if image else backend_.build(config))
-                if not start_paused:
-                    await backend_.unpause(vm.uuid)
-                await daemon.reconciler.look(vm, host)
+                if image:
+                    state = await backend_.restore(config, image, paused=start_paused)
+                else:
+                    state = await backend_.build(config, paused=start_paused)
+                with db.atomic():
+                    call.daemon.reconciler.write(vm, host, state)
+                    held.give_back()
+                    alert(db, call.now, said.name, "VM", vm, said.body)
             except BaseException:
                 await backend_.destroy(vm.uuid)
                 raise
+
+
+async def _config(call: Call, vm: Any, host: Any, *, reset: bool) -> DomainConfig:
+    """Make networks and disks of a VM ready on a host, and describe its domain."""
+    db, daemon = call.db, call.daemon
+    await daemon.networks.join(host, [db.VIF[ref] for ref in vm.VIFs])
+    images = await daemon.storage.attach(call, host, vm, reset=reset)
+    return describe(db, vm, images, daemon.guest_directory)
 
 
 async def clean(call: Call, vm: Any, how: Shutdown) -> None:
@@ -163,12 +198,12 @@ async def again(call: Call, vm: Any, *, start_paused: bool = False) -> None:
                 table[ref].currently_attached = False
         guest_metrics.forget(call.db, vm)
     try:
-        await _live(call, vm, host, start_paused=start_paused)
+        said = _Alert("VM_REBOOTED", f"VM '{vm.name_label}' rebooted")
+        await _live(call, vm, host, said, start_paused=start_paused)
     except BaseException:
         with call.db.atomic():
             halt(call.db, vm)
         raise
-    alert(call.db, call.now, "VM_REBOOTED", "VM", vm, f"VM '{vm.name_label}' rebooted")
 
 
 async def save(call: Call, vm: Any) -> Any:
@@ -211,12 +246,15 @@ async def wake(call: Call, vm: Any, host: Any, *, start_paused: bool = False) ->
             halt(db, vm)
         raise errors.VM_HAS_NO_SUSPEND_VDI(vm._ref)
     vdi = db.VDI[vm.suspend_VDI]
-    async with _expected(call, vm, host, "vm_resume"):
+    said = _Alert("VM_RESUMED", f"VM '{vm.name_label}' resumed on host: {host.name_label}")
+    with _expected(db, vm, host):
         image = await call.daemon.storage.suspend_image(call, vdi, host)
-        await _live(call, vm, host, image, start_paused=start_paused)
-    vm.suspend_VDI = NULL
-    try:
-        await call.daemon.storage.destroy(call, vdi)
-    except (Fault, CancelledError) as error:  # the VM lives, whatever becomes of the image
-        log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=vdi.uuid, vm=vm.uuid, error=error)
-    alert(db, call.now, "VM_RESUMED", "VM", vm, f"VM '{vm.name_label}' resumed on host: {host.name_label}")
+        await _live(call, vm, host, said, bringing="vm_resume", image=image, start_paused=start_paused)
+    with making(call) as unfinished:
+        with db.atomic():
+            vm.suspend_VDI = NULL
+            unfinished.replaced([vdi])
+        try:
+            await call.daemon.storage.destroy(call, vdi)
+        except (Fault, CancelledError) as error:  # the VM lives, whatever becomes of the image
+            log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=vdi.uuid, vm=vm.uuid, error=error)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = Logger()
 
 _LOOK = 60.0
-"""Seconds between two looks at a guest that went down while an operation holds its VM."""
+"""Seconds between two looks whether an operation still holds a VM whose guest went down."""
 
 Followed = Callable[[str, Shutdown], Awaitable[None]]
 
@@ -59,21 +59,26 @@ class Reconciler:
 
     async def _look_and_follow(self, uuid: str) -> None:
         vm: Any = self._by_uuid(uuid)
-        if vm is None or vm.resident_on == NULL:
+        if vm is None:
             return
+        state = await self.look(vm, halting=False)
+        if (state is None or state.shutdown is not None) and uuid not in self._following:
+            self._following.add(uuid)
+            try:
+                await self._follow_down(vm)
+            finally:
+                self._following.discard(uuid)
+
+    async def _follow_down(self, vm: Any) -> None:
+        """Write that a VM has no guest that runs, and follow one that went down by itself.
+
+        An operation that holds the VM may be what ends its domain, or makes one: it writes what comes of that itself.
+        """
+        while self._is_held(vm):
+            await changed(self._db, self._clock, lambda: not self._is_held(vm), _LOOK)
         state = await self.look(vm)
-        if state is None or state.shutdown is None or uuid in self._following:
-            return
-        self._following.add(uuid)
-        try:
-            while state is not None and state.shutdown is not None and self._is_held(vm):
-                # Most operations know that the guest is down; one that they leave down is followed when they end.
-                await changed(self._db, self._clock, lambda: not self._is_held(vm), _LOOK)
-                state = await self.look(vm)
-            if state is not None and state.shutdown is not None and vm._ref in self._db.VM:
-                await self.follow(vm._ref, state.shutdown)
-        finally:
-            self._following.discard(uuid)
+        if state is not None and state.shutdown is not None and vm._ref in self._db.VM:
+            await self.follow(vm._ref, state.shutdown)
 
     def _is_held(self, vm: Any) -> bool:
         return vm._ref in self._db.VM and bool(vm.current_operations)
@@ -84,19 +89,30 @@ class Reconciler:
         except Fault:
             return None
 
-    async def look(self, vm: Any, host: Any = None) -> DomainState | None:
-        """Make a VM's rows true; return its domain's state, None when it has none. `host` is where it was made."""
-        host = host or self._db.host.get(vm.resident_on)
+    async def look(self, vm: Any, *, halting: bool = True) -> DomainState | None:
+        """Make a VM's rows true, but for one without a domain when not `halting`; return its domain's state."""
+        host = self._db.host.get(vm.resident_on)
         if host is None:
             return None
         state = await self._backends.of(host).stat(vm.uuid)
-        if vm._ref in self._db.VM:
-            with self._db.atomic():
-                if state is not None and state.power is not Power.SHUTDOWN:
-                    self._lives(vm, host, state)
-                elif state is None and vm.resident_on == host._ref:
+        if vm._ref in self._db.VM and vm.resident_on == host._ref:  # it has not ended or moved meanwhile
+            if state is not None:
+                self.write(vm, host, state)
+            elif halting:
+                with self._db.atomic():
                     halt(self._db, vm)
         return state
+
+    def write(self, vm: Any, host: Any, state: DomainState) -> None:
+        """Make the rows of a VM true that is on a host, or expected there: its domain was in this state just now.
+
+        A guest that is down already when its VM begins to live is followed as any other.
+        """
+        begins = vm.resident_on == NULL
+        here = host._ref == (vm.scheduled_to_be_resident_on if begins else vm.resident_on)
+        if vm._ref in self._db.VM and here and (begins or state.power is not Power.SHUTDOWN):
+            with self._db.atomic():
+                self._lives(vm, host, state)
 
     def _lives(self, vm: VM, host: Any, state: DomainState) -> None:
         begins = vm.domid != state.domid or vm.power_state not in ("Running", "Paused")

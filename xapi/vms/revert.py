@@ -15,6 +15,7 @@ from xapi import errors
 from xapi.call import Call
 from xapi.errors import Fault
 from xapi.storage import vdis
+from xapi.storage.unfinished import Making, making
 from xapi.storage.volumes import declared
 from xapi.types import NULL, RefType
 from xapi.vms import saved_record
@@ -62,6 +63,11 @@ LEFT_WITHOUT_RECORD = LEFT | frozenset(
 
 async def revert(call: Call, snapshot: VM, vm: VM | None) -> VM:
     """Make a claimed, halted VM what it was at a snapshot, and return it; None makes it anew. Raises Fault."""
+    with making(call) as unfinished:
+        return await _revert(call, snapshot, vm, unfinished)
+
+
+async def _revert(call: Call, snapshot: VM, vm: VM | None, unfinished: Making) -> VM:
     db = call.db
     try:
         vbds = drives(db, snapshot)
@@ -80,6 +86,8 @@ async def revert(call: Call, snapshot: VM, vm: VM | None) -> VM:
             for vbd in vbds:
                 copy_drive(db, row, vbd, images.get(vbd._ref, vbd.VDI))
             moved = [vdi for vbd in disks for vdi in _follow(db, db.VDI[vbd.VDI].snapshot_of, images[vbd._ref])]
+            unfinished.done()
+            unfinished.replaced([db.VDI[ref] for ref in old if not db.VDI[ref].VBDs])
     except Exception as error:
         await undo_all(call, "VDI.destroy", made)
         if isinstance(error, Fault):

@@ -1,0 +1,72 @@
+"""A domain with what the toolstack joined to it, and what is true of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypervisor.api import DomainConfig, DomainState, Power, Shutdown
+from hypervisor.control import Control
+from hypervisor.devices import Devices
+from hypervisor.domain import Domain, Reason, State
+from hypervisor.memory import PAGE
+from hypervisor.pv.console import Console
+from hypervisor.pv.store_ring import StoreRing
+
+_REASONS = {
+    Reason.POWEROFF: Shutdown.POWEROFF,
+    Reason.REBOOT: Shutdown.REBOOT,
+    Reason.SUSPEND: Shutdown.SUSPEND,
+    Reason.CRASH: Shutdown.CRASH,
+    Reason.WATCHDOG: Shutdown.WATCHDOG,
+    Reason.SOFT_RESET: Shutdown.REBOOT,
+}
+_RUN_STATES = ("running", "runnable", "blocked", "offline")
+
+
+@dataclass(slots=True)
+class Guest:
+    """A domain of a toolstack's."""
+
+    domain: Domain
+    config: DomainConfig
+    kind: str
+    """``pvh`` or ``pv``."""
+    console: Console
+    store: StoreRing
+    control: Control
+    devices: Devices
+    target: int
+    """Bytes that the balloon was last told to keep."""
+    start_time: float = 0.0
+
+    @property
+    def path(self) -> str:
+        """Its home in xenstore."""
+        return f"/local/domain/{self.domain.domid}"
+
+    def state(self) -> DomainState:
+        """Return what is true of it now."""
+        domain, config = self.domain, self.config
+        with domain.machine.lock:
+            shutdown = _REASONS[domain.reason] if domain.reason is not None else None
+            power = Power.SHUTDOWN if shutdown else Power.PAUSED if domain.state is State.PAUSED else Power.RUNNING
+            times = [domain.runstate_times(number) for number in range(len(domain.vcpus))]
+            return DomainState(
+                uuid=config.uuid,
+                domid=domain.domid,
+                power=power,
+                shutdown=shutdown,
+                crash=domain.crash,
+                kind=self.kind,
+                memory_actual=domain.memory.present * PAGE,
+                memory_target=self.target,
+                memory_max=config.memory_max,
+                vcpus=sum(vcpu.up for vcpu in domain.vcpus),
+                cpu_time=tuple(vcpu.cpu_time for vcpu in domain.vcpus),
+                run_times={
+                    name: sum(each[at] for each in times) / len(times) / 1e9 for at, name in enumerate(_RUN_STATES)
+                },
+                start_time=self.start_time,
+                devices=tuple(self.devices.states()),
+                guest=self.control.metrics().values,
+            )

@@ -1,0 +1,52 @@
+"""Which kernel a domain boots: a file of the host's, or what its firmware or boot loader finds on its disks."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from hypervisor.api import BootLoader, DirectBoot, DomainConfig, Firmware, HostError
+from hypervisor.devices import open_disk
+from hypervisor.disks.disk import Disk
+from hypervisor.firmware import boot as firmware
+from hypervisor.firmware.errors import BootError
+from hypervisor.storage.repositories import Repositories
+
+
+def kernel(config: DomainConfig, repositories: Repositories) -> tuple[firmware.Boot, str]:
+    """Return the kernel to load, and by which entry: ``pvh`` or ``pv``. Raises HostError."""
+    boot = config.boot
+    if isinstance(boot, DirectBoot):
+        return _offered(boot), boot.kind
+    return _found(config, repositories), boot.kind if isinstance(boot, BootLoader) else "pvh"
+
+
+def _found(config: DomainConfig, repositories: Repositories) -> firmware.Boot:
+    """Look for a kernel on the disks that are described, before there is a domain. Raises HostError."""
+    boot = config.boot
+    with ExitStack() as opened:
+        found: dict[bool, list[Disk]] = {False: [], True: []}
+        for described in sorted(config.disks, key=lambda each: each.number):
+            disk = open_disk(described, repositories, read_only=True)
+            if disk is not None:
+                opened.callback(disk.close)
+                found[described.is_cdrom].append(disk)
+        try:
+            if isinstance(boot, BootLoader):
+                if not found[False]:
+                    raise BootError("there is no disk")
+                return firmware.pygrub(
+                    found[False][0], boot.arguments, boot.append, kind=boot.kind, memory=config.memory_max
+                )
+            assert isinstance(boot, Firmware)
+            network = None if boot.network is None else _offered(boot.network)
+            return firmware.find(boot.order, found[False], found[True], network, memory=config.memory_max)
+        except BootError as error:
+            if isinstance(boot, BootLoader):
+                raise HostError("bootloader_failed", str(error)) from error
+            return firmware.message(error)
+
+
+def _offered(boot: DirectBoot) -> firmware.Boot:
+    """Return a kernel of the host's as the firmware returns those it finds."""
+    return firmware.Boot(Path(boot.kernel), Path(boot.ramdisk) if boot.ramdisk else None, boot.command_line, "the host")

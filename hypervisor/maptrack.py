@@ -1,0 +1,100 @@
+"""What a domain has mapped of other domains' grants, by the handles that it was given (Xen's maptrack).
+
+A mapping pins its grant: the granter sees GTF_reading and GTF_writing in the entry and cannot give the frame back
+until the mapper unmaps it, or ends. When the granter ends first, or is frozen to be cloned, the mapper keeps a copy
+of what it saw, and its handle; when the mapper is frozen, its foreign frames are empty, as Xen saves them. A domain
+that is suspended and goes on where it is keeps its mappings; a saved image has none, and empty frames in their place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypervisor.foreign import Loan
+from hypervisor.grant_table import (
+    GNTST_BAD_HANDLE,
+    GNTST_BAD_PAGE,
+    GNTST_GENERAL_ERROR,
+    GNTST_NO_SPACE,
+    Grant,
+    GrantError,
+    GrantTable,
+)
+from hypervisor.memory import PAGE, BadAddress
+from hypervisor.physmap import Physmap
+
+MOST = 1024
+"""Mappings of a domain: each costs the process up to two of the host kernel's, of which it has 65,530."""
+
+
+@dataclass(slots=True)
+class _Mapping:
+    grant: Grant
+    loan: Loan
+
+
+class Maptrack:
+    """The mappings of a domain with this physmap. Under the host's lock, on the domain's thread but for `close`."""
+
+    def __init__(self, domid: int, physmap: Physmap) -> None:
+        self._domid = domid
+        self._physmap = physmap
+        self._mappings: dict[int, _Mapping] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._mappings)
+
+    def map(self, frame: int, granter: Physmap, table: GrantTable, ref: int, write: bool) -> int:
+        """Let a frame show one that was granted; return the handle. Raises GrantError with nothing mapped."""
+        if len(self._mappings) >= MOST:
+            raise GrantError(GNTST_NO_SPACE)
+        grant = table.access(ref, self._domid, write)
+        try:
+            if grant.length != PAGE:
+                raise GrantError(GNTST_GENERAL_ERROR)
+            if grant.frame in granter.ballooned:
+                raise GrantError(GNTST_BAD_PAGE)
+            try:
+                loan = self._physmap.borrow(frame, table.memory, grant.frame, write)
+            except OSError:
+                raise GrantError(GNTST_NO_SPACE) from None
+            except BadAddress:
+                raise GrantError(GNTST_GENERAL_ERROR) from None
+        except GrantError:
+            grant.end()
+            raise
+        handle = self._free.pop() if self._free else len(self._mappings)
+        self._mappings[handle] = _Mapping(grant, loan)
+        return handle
+
+    def unmap(self, handle: int, frame: int | None) -> None:
+        """Empty the frame that a handle stands for, and forget the handle. Raises GrantError with it as it was.
+
+        Without a frame the handle is looked at, and nothing else is done.
+        """
+        mapping = self._mappings.get(handle)
+        if mapping is None:
+            raise GrantError(GNTST_BAD_HANDLE)
+        if frame is None:
+            return
+        if mapping.loan.at != frame:
+            raise GrantError(GNTST_GENERAL_ERROR)
+        try:
+            self._physmap.end(mapping.loan)
+        except OSError:
+            raise GrantError(GNTST_GENERAL_ERROR) from None
+        mapping.grant.end()
+        del self._mappings[handle]
+        self._free.append(handle)
+
+    def close(self) -> None:
+        """Forget all, for the domain ends or begins anew; frames that cannot be emptied stay until its memory goes."""
+        for mapping in self._mappings.values():
+            try:
+                self._physmap.end(mapping.loan)
+            except OSError:
+                mapping.loan.abandon()
+            mapping.grant.end()
+        self._mappings.clear()
+        self._free.clear()

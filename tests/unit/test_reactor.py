@@ -1,0 +1,82 @@
+"""Turns of the reactor that end in time, and what is left of them."""
+
+from __future__ import annotations
+
+import select
+
+import pytest
+
+from xapi import reactor
+from xapi.reactor import ShortTurnReactor, _Few
+
+
+class Poller:
+    """An epoll object by whose word the same files are always ready."""
+
+    def __init__(self, *ready: int) -> None:
+        self.ready = dict.fromkeys(ready, select.EPOLLIN)
+        self.waited: list[float] = []
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        self.waited.append(timeout)
+        return list(self.ready.items())[:most]
+
+    def modify(self, number: int, events: int) -> None:
+        self.ready[number] = events
+
+    def unregister(self, number: int) -> None:
+        del self.ready[number]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let everything take as long as a turn may last."""
+    now = iter(range(1000))
+    monkeypatch.setattr(reactor, "monotonic", lambda: next(now) * reactor.LASTING)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_turn_that_lasts_leaves_the_rest_to_the_next_and_nobody_is_passed_over() -> None:
+    """Who was served comes after those that were not, though it is ready again and epoll tells of it first."""
+    few = _Few(Poller(5, 6, 7))
+    turns = [[number for number, _ in few.poll(1.0, 9)] for _ in range(3)]
+    assert turns == [[5, 6], [7, 5], [6, 5]]
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_turn_with_something_left_does_not_wait() -> None:
+    """It is ready already."""
+    poller = Poller(5, 6, 7)
+    few = _Few(poller)
+    for _ in range(2):
+        assert list(few.poll(1.0, 9))
+    assert poller.waited == [1.0, 0]
+
+
+@pytest.mark.usefixtures("slow")
+def test_what_is_left_of_a_file_goes_when_it_is_closed_or_wants_something_else() -> None:
+    """The next file of its number has nothing to do with it."""
+    poller = Poller(5, 6, 7, 8)
+    few = _Few(poller)
+    assert [number for number, _ in few.poll(1.0, 9)] == [5, 6]
+    few.unregister(7)
+    few.modify(8, select.EPOLLOUT)
+    poller.ready = {8: select.EPOLLOUT}
+    assert list(few.poll(1.0, 9)) == [(8, select.EPOLLOUT)]
+
+
+@pytest.mark.usefixtures("slow")
+def test_news_of_threads_are_heard_in_order_over_several_turns() -> None:
+    """All of them, each once, and the reactor does not sleep before."""
+    turning, heard = ShortTurnReactor(), []  # type: ignore[var-annotated]
+    try:
+        for number in range(5):
+            turning.callFromThread(heard.append, number)
+        turns = []
+        while len(heard) < 5:
+            turning.runUntilCurrent()
+            turns.append(len(heard))
+        assert heard == [0, 1, 2, 3, 4] and turns == [2, 4, 5]
+    finally:
+        turning.removeAll()
+        turning._poller.close()

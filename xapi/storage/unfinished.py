@@ -1,0 +1,117 @@
+"""What operations under way have made and are about to delete, known durably, so that a crash leaves nothing of it.
+
+The uuid of a new image is noted with its SR (`SR.unfinished`) before there is a file, and the note goes when the
+message that makes it ends; those of a larger operation, a VM's clone for example, go in the change that makes its rows.
+So do notes of images that an operation replaces: they are made when nothing refers to these any more. What is noted
+when the daemon starts is nobody's, and goes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from xapi.call import Call
+from xapi.errors import Fault
+
+if TYPE_CHECKING:
+    from xapi.store.memory import Store
+
+log = Logger()
+
+
+class Making:
+    """The notes of one operation."""
+
+    def __init__(self, db: Store) -> None:
+        self._db = db
+        self._noted: list[tuple[str, str]] = []
+        """SRs, and uuids of images on them."""
+
+    def note(self, sr: str, image: str) -> None:
+        """Note an image."""
+        with self._db.atomic():
+            row: Any = self._db.SR[sr]
+            row.unfinished = (*row.unfinished, image)
+        self._noted.append((sr, image))
+
+    def replaced(self, vdis: Iterable[Any]) -> None:
+        """Note images that are about to be deleted, as nothing refers to them any more."""
+        for vdi in vdis:
+            self.note(vdi.SR, vdi.uuid)
+
+    def done(self) -> None:
+        """Let all notes go. Call this in the operation's last change."""
+        with self._db.atomic():
+            for sr, image in self._noted:
+                row: Any = self._db.SR.get(sr)
+                if row is not None and image in row.unfinished:
+                    _forget(row, image)
+
+
+@contextmanager
+def making(call: Call) -> Iterator[Making]:
+    """Note what a call and its parts make; notes go when the outermost such block of an operation ends, if not before.
+
+    Where the operation has failed by then, what it made is destroyed, or logged as what stays.
+    """
+    if call.making is not None:
+        yield call.making
+        return
+    call.making = Making(call.db)
+    try:
+        yield call.making
+    finally:
+        call.making.done()
+        call.making = None
+
+
+@asynccontextmanager
+async def new_image(call: Call, sr: Any) -> AsyncIterator[str]:
+    """Return the uuid of an image that is to be made on an SR, when its note is durable. Raises Fault."""
+    with making(call) as noted:
+        image = str(uuid.uuid4())
+        noted.note(sr._ref, image)
+        await _durable(call.db)
+        yield image
+
+
+@asynccontextmanager
+async def leaving(call: Call, vdi: Any) -> AsyncIterator[None]:
+    """Delete an image inside, with its row; a crash does not end that. Raises Fault."""
+    with making(call) as noted:
+        noted.replaced([vdi])
+        await _durable(call.db)
+        yield
+
+
+async def _durable(db: Store) -> None:
+    """Wait until all changes so far are on disk. Raises Fault when they are undone instead."""
+    told: Deferred[None] = Deferred()
+
+    def tell(fault: Fault | None) -> None:
+        if not told.called:
+            told.callback(None) if fault is None else told.errback(fault)
+
+    db.when_flushed(db.last_written, tell)
+    await told
+
+
+async def sweep(call: Call) -> None:
+    """Delete what operations have left that a crash has ended; what cannot be deleted now waits for the next start."""
+    for sr, image in [(row, image) for row in call.db.SR for image in row.unfinished]:
+        try:
+            await call.daemon.storage.discard(call, sr, image)
+        except Fault as fault:
+            log.error("{image}, which nobody has, stays on {sr}: {fault}", image=image, sr=sr.uuid, fault=fault)
+            continue
+        _forget(sr, image)
+
+
+def _forget(sr: Any, image: str) -> None:
+    sr.unfinished = tuple(each for each in sr.unfinished if each != image)
