@@ -10,11 +10,11 @@ from contextlib import suppress
 from types import FrameType
 
 from hypervisor.api import Addresses, DomainConfig, HostError
-from hypervisor.domain import Domain, Reason
+from hypervisor.command.options import domain_config, parser
+from hypervisor.command.terminal import End, Terminal
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
-from hypervisor.options import domain_config, parser
-from hypervisor.terminal import End, Terminal
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 
 _INPUT, _OUTPUT, _ERRORS = 0, 1, 2
 _ADDRESSES = Addresses("169.254.0.0/16", "169.254.0.1", "169.254.0.2", "169.254.255.254")

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain, Machine, State
-from hypervisor.event_channel import EventChannels
+from hypervisor.domains.domain import Domain, Machine, State
+from hypervisor.domains.event_channel import EventChannels
 from hypervisor.hypercalls.table import dispatch
-from hypervisor.memory import PAGE, Memory
-from hypervisor.sched import Scheduler
+from hypervisor.memory.guest_memory import PAGE, Memory
+from hypervisor.scheduling.scheduler import Scheduler
 from hypervisor.xenstore.store import Store
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 from tests.fakes import FakeBackend
 from xapi import datamodel
 from xapi.call import Origin

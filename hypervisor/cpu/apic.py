@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 
 ID, VERSION, TPR, APR, PPR, EOI, LDR, DFR, SVR = 0x20, 0x30, 0x80, 0x90, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
 ISR, TMR, IRR, ESR, ICR_LOW, ICR_HIGH = 0x100, 0x180, 0x200, 0x280, 0x300, 0x310

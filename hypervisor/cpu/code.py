@@ -17,7 +17,7 @@ from unicorn import Uc
 from unicorn.unicorn_py3.unicorn import uclib
 
 from hypervisor.cpu.overlay import UnsupportedUnicorn
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 
 _NOWHERE = (1 << 64) - 1
 

@@ -16,7 +16,7 @@ from unicorn import x86_const as x86
 
 from hypervisor.cpu.overlay import Segment as LiveSegment
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 
 MSRS = (
     0x174, 0x175, 0x176,  # SYSENTER_CS, _ESP, _EIP

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from hypervisor.cpu.overlay import CS, RSP, SS
-from hypervisor.memory import BadAddress
+from hypervisor.memory.guest_memory import BadAddress
 
 if TYPE_CHECKING:
     from hypervisor.cpu.vcpu import VCPU

@@ -32,7 +32,7 @@ from hypervisor.cpu.apic import LocalAPIC, Processors
 from hypervisor.cpu.code import TranslatedCode
 from hypervisor.cpu.overlay import PAUSE_EXIT, Overlay, Parked, close_engine
 from hypervisor.cpu.vcpu import VCPU, Outcome, Platform, new_engine
-from hypervisor.memory import PAGE, BadAddress, Memory
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 _SIGNATURE_LEAF = 1
 _PAUSE = b"\x90"

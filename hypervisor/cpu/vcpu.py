@@ -36,7 +36,7 @@ from hypervisor.cpu.overlay import (
     hook_error,
 )
 from hypervisor.cpu.proof import self_check
-from hypervisor.memory import PAGE, BadAddress, Memory
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 self_check()
 

@@ -13,9 +13,9 @@ from unicorn import x86_const as x86
 
 from hypervisor.cpu.overlay import GS
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.errors import EFAULT, EINVAL, ENODEV, ENOSYS, EPERM, XenError
-from hypervisor.memory import BadAddress
+from hypervisor.memory.guest_memory import BadAddress
 from hypervisor.paravirtual import segments
 from hypervisor.paravirtual.area import END_XEN_SLOT, FIRST_XEN_SLOT
 from hypervisor.paravirtual.cpu import PVCPU

@@ -6,10 +6,10 @@ import struct
 from collections.abc import Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.errors import EINVAL, XenError
 from hypervisor.hypercalls.callbacks import canonical, paravirtual
-from hypervisor.memory import PAGE, BadAddress
+from hypervisor.memory.guest_memory import PAGE, BadAddress
 from hypervisor.paravirtual.area import ACCESSED, DIRTY, GDT_PAGES, LDT_PAGES, NO_EXECUTE, PRESENT, WRITABLE
 from hypervisor.paravirtual.cpu import PVCPU
 

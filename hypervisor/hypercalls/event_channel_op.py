@@ -6,9 +6,9 @@ import struct
 from collections.abc import Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.event_channel import DOMID_SELF, IPI, PIRQ, VIRQ
 from hypervisor.errors import ENOSYS, EPERM, XenError
-from hypervisor.event_channel import DOMID_SELF, IPI, PIRQ, VIRQ
 
 
 def event_channel_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from hypervisor import maptrack
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain, State
-from hypervisor.errors import EINVAL, ENOSYS, XenError
-from hypervisor.event_channel import DOMID_SELF
-from hypervisor.grant_table import (
+from hypervisor.domains import maptrack
+from hypervisor.domains.domain import Domain, State
+from hypervisor.domains.event_channel import DOMID_SELF
+from hypervisor.domains.grant_table import (
     GNTST_BAD_COPY_ARG,
     GNTST_BAD_DOMAIN,
     GNTST_BAD_GNTREF,
@@ -26,7 +25,8 @@ from hypervisor.grant_table import (
     Grant,
     GrantError,
 )
-from hypervisor.memory import PAGE, BadAddress
+from hypervisor.errors import EINVAL, ENOSYS, XenError
+from hypervisor.memory.guest_memory import PAGE, BadAddress
 
 _SOURCE_GREF, _DESTINATION_GREF = 1, 2
 _MAP, _UNMAP, _COPY, _QUERY_SIZE, _UNMAP_AND_REPLACE, _SET_VERSION, _GET_VERSION = 0, 1, 5, 6, 7, 8, 10

@@ -6,9 +6,9 @@ import struct
 from collections.abc import Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.errors import EINVAL, ENOSYS, EPERM, XenError
-from hypervisor.event_channel import DOMID_SELF
 
 CALLBACK_IRQ, STORE_PFN, STORE_EVTCHN, CONSOLE_PFN, CONSOLE_EVTCHN = 0, 1, 2, 17, 18
 _GUEST_MAY_SET = frozenset({CALLBACK_IRQ, 5, 6, 7, 8, 9, 10, 14, 15, 16, 19, 35})

@@ -6,10 +6,10 @@ import struct
 from collections.abc import Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.errors import EINVAL, ENOSYS, EPERM, XenError
-from hypervisor.event_channel import DOMID_SELF
-from hypervisor.memory import PAGE, BadAddress
+from hypervisor.memory.guest_memory import PAGE, BadAddress
 
 _MOST_FRAMES = 1024
 """Frames moved in one call, which others wait for; Xen would continue it by itself, the guest has to ask again."""

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Generator, Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.errors import EACCES, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, XenError
-from hypervisor.event_channel import DOMID_SELF
 from hypervisor.hypercalls.callbacks import paravirtual
 from hypervisor.hypercalls.descriptors import set_ldt
-from hypervisor.memory import PAGE, BadAddress
+from hypervisor.memory.guest_memory import PAGE, BadAddress
 from hypervisor.paravirtual.cpu import PVCPU
 
 _MOST = 1 << 14

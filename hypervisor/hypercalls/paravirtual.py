@@ -6,15 +6,15 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.event_channel import DOMID_SELF
+from hypervisor.domains.grant_table import GNTST_BAD_DOMAIN, GNTST_GENERAL_ERROR, GNTST_OKAY
 from hypervisor.errors import E2BIG, EACCES, EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, XenError
-from hypervisor.event_channel import DOMID_SELF
-from hypervisor.grant_table import GNTST_BAD_DOMAIN, GNTST_GENERAL_ERROR, GNTST_OKAY
 from hypervisor.hypercalls import callbacks, descriptors, grant_table_op, memory_op, mmu, table, vcpu_op
 from hypervisor.hypercalls import version as xen_version
 from hypervisor.hypercalls.callbacks import paravirtual
 from hypervisor.hypercalls.table import dispatcher
-from hypervisor.memory import BadAddress
+from hypervisor.memory.guest_memory import BadAddress
 from hypervisor.paravirtual.area import GRANT_FRAMES, M2P, STATUS_FRAMES
 
 _FEATURES = 1 << 5 | 1 << 6 | 1 << 7

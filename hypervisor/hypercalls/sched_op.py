@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain, Reason
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.errors import EINVAL, ENOSYS, XenError
 
 _MOST_POLLED = 128

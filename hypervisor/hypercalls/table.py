@@ -6,11 +6,11 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.errors import E2BIG, EFAULT, EINVAL, ENOSYS, XenError
 from hypervisor.hypercalls import console_io, event_channel_op, grant_table_op, hvm_op, memory_op, sched_op, vcpu_op
 from hypervisor.hypercalls import version as xen_version
-from hypervisor.memory import BadAddress
+from hypervisor.memory.guest_memory import BadAddress
 
 MULTICALL = 13
 NUMBERS = 64

@@ -6,10 +6,10 @@ import struct
 from collections.abc import Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSYS, XenError
 from hypervisor.hypercalls import vcpu_context
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 
 _ETIME = 62
 _FUTURE = 1

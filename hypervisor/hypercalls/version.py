@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.errors import ENOSYS, XenError
 
 MAJOR, MINOR = 4, 17

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from hypervisor.memory import PAGE, BadAddress, Memory
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 Image = bytes | bytearray | memoryview
 

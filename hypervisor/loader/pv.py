@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 from unicorn import x86_const as x86
 
 from hypervisor.cpu.overlay import CS, RDX, RSI, RSP
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.hypercalls.paravirtual import dispatch
 from hypervisor.loader import bzimage, elf
 from hypervisor.loader.elf import Kernel, LoadError, Notes
 from hypervisor.loader.pvh import MemoryRange, Source, content
-from hypervisor.memory import PAGE, BadAddress, Memory
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 from hypervisor.paravirtual.area import (
     ACCESSED,
     DIRTY,

@@ -33,7 +33,7 @@ from hypervisor.cpu.overlay import RBX
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.loader import acpi, bzimage, elf
 from hypervisor.loader.elf import Image, Kernel, LoadError, Notes
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 
 LOW_END = 0xF000_0000
 """End of RAM below 4 GiB."""

@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 
 M2P, WINDOW = 0xFFFF_8000_0000_0000, 0xFFFF_8080_0000_0000
 M2P_SLOT, WINDOW_SLOT = 256, 257

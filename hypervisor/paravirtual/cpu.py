@@ -31,8 +31,8 @@ from unicorn import x86_const as x86
 
 from hypervisor.cpu.overlay import CS, DS, ES, FS, GS, R8, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP, SS
 from hypervisor.cpu.vcpu import VCPU, Outcome, Platform
-from hypervisor.event_channel import EventChannels
-from hypervisor.memory import BadAddress, Memory
+from hypervisor.domains.event_channel import EventChannels
+from hypervisor.memory.guest_memory import BadAddress, Memory
 from hypervisor.paravirtual import segments
 from hypervisor.paravirtual.area import (
     FRAME_MASK,

@@ -15,7 +15,7 @@ counts on it. `is_level1` tells the CPU when such a write is to be let through.
 from __future__ import annotations
 
 from hypervisor.errors import EINVAL, ENOMEM, XenError
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 from hypervisor.paravirtual.area import (
     ACCESSED,
     DIRTY,

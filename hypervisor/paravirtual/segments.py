@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hypervisor.cpu.overlay import CS, SS, Overlay, Segment
-from hypervisor.memory import BadAddress, Memory
+from hypervisor.memory.guest_memory import BadAddress, Memory
 from hypervisor.paravirtual.area import FRAME_MASK, LDT_PAGES, PRESENT, Area
 
 _S, _CODE, _WRITABLE, _CONFORMING, _P, _LONG, _GRANULAR = 1 << 12, 1 << 11, 1 << 9, 1 << 10, 1 << 15, 1 << 21, 1 << 23

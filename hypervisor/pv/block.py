@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hypervisor.disks.disk import SECTOR, Disk
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.grant_table import Grant, GrantError
 from hypervisor.errors import XenError
-from hypervisor.grant_table import Grant, GrantError
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.block_queue import BlockQueue, Counters, Execute, Item
 from hypervisor.pv.block_request import INDIRECT_SEGMENTS, LAYOUTS, Frames, Layout, decode
 from hypervisor.pv.ring import Ring

@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hypervisor.disks.disk import SECTOR, Disk, DiskError
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.pv.block_request import (
     BARRIER,
     DISCARD,

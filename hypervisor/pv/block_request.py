@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypervisor.disks.disk import SECTOR
-from hypervisor.grant_table import Grant, GrantError, GrantTable
-from hypervisor.memory import PAGE
+from hypervisor.domains.grant_table import Grant, GrantError, GrantTable
+from hypervisor.memory.guest_memory import PAGE
 
 READ, WRITE, BARRIER, FLUSH, DISCARD, INDIRECT = 0, 1, 2, 3, 5, 6
 OKAY, ERROR, NOT_SUPPORTED = 0, -1, -2

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from hypervisor.domain import Domain
-from hypervisor.memory import PAGE
+from hypervisor.domains.domain import Domain
+from hypervisor.memory.guest_memory import PAGE
 
 _IN, _IN_SIZE, _OUT, _OUT_SIZE = 0, 1024, 1024, 2048
 _IN_CONS, _IN_PROD, _OUT_CONS, _OUT_PROD = 3072, 3076, 3080, 3084

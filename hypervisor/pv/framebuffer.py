@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hypervisor.api import Area, Damage
-from hypervisor.domain import Domain
-from hypervisor.memory import PAGE
+from hypervisor.domains.domain import Domain
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.pixels import DEPTHS, clipped, converted, merged
 from hypervisor.pv.shared_page import SharedPage, ram
 from hypervisor.pv.xenbus import Backend, BusState, Frontend, FrontendError

@@ -14,7 +14,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.pv.shared_page import SharedPage
 from hypervisor.pv.xenbus import Backend, BusState, Frontend, FrontendError
 

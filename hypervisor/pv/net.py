@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.grant_table import Grant, GrantError
 from hypervisor.errors import XenError
-from hypervisor.grant_table import Grant, GrantError
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import ETHERNET_HEADER, MAX_PACKET, PLAIN, VLAN_HEADER, Frame, Offloads
 from hypervisor.network.lock import Lock, LockMode, addresses
 from hypervisor.network.packets import is_host_mac, mac_from_text

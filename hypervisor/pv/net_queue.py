@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hypervisor.domain import Domain
-from hypervisor.grant_table import Grant, GrantError
-from hypervisor.memory import PAGE
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.grant_table import Grant, GrantError
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import Frame
 from hypervisor.network.port import Port
 from hypervisor.pv.net_request import (

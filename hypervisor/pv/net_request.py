@@ -11,8 +11,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hypervisor.grant_table import GrantError, GrantTable
-from hypervisor.memory import PAGE
+from hypervisor.domains.grant_table import GrantError, GrantTable
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import ETHERNET_HEADER, GSO_NONE, GSO_TCPV4, GSO_TCPV6, Frame
 from hypervisor.network.offload import MIN_SEGMENT, BadOffload, with_blank_checksum, with_pseudo_sum
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 
 HEADER = 64
 _REQUEST_PRODUCER, _REQUEST_EVENT, _RESPONSE_PRODUCER, _RESPONSE_EVENT = 0, 4, 8, 12

@@ -13,10 +13,10 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.grant_table import Grant, GrantError
 from hypervisor.errors import XenError
-from hypervisor.grant_table import Grant, GrantError
-from hypervisor.memory import PAGE, BadAddress
+from hypervisor.memory.guest_memory import PAGE, BadAddress
 from hypervisor.pv.xenbus import Frontend, FrontendError
 
 EVENT = 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.xenstore.connection import Connection
 
 _SIZE = 1024

@@ -25,7 +25,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Protocol
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.xenstore.client import Client
 from hypervisor.xenstore.errors import Exists, NoEntry, XenstoreError
 from hypervisor.xenstore.permissions import NONE, READ, Permissions

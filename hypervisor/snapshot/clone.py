@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 from types import TracebackType
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 from hypervisor.snapshot.context import Shape
 from hypervisor.snapshot.restore import place
 from hypervisor.snapshot.save import held

@@ -10,12 +10,12 @@ from unicorn import UcError
 
 from hypervisor.cpu import context as registers
 from hypervisor.cpu.context import CPUContext
-from hypervisor.domain import Domain
-from hypervisor.execution import DomainVCPU
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.execution import DomainVCPU
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
 from hypervisor.loader import pv, pvh
 from hypervisor.loader.elf import LoadError
-from hypervisor.memory import EXTRA, PAGE, BadAddress
+from hypervisor.memory.guest_memory import EXTRA, PAGE, BadAddress
 from hypervisor.paravirtual.area import VCPUS, Area
 from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.paravirtual.state import PVState

@@ -24,8 +24,8 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
-from hypervisor.memory import PAGE, Memory, merged
-from hypervisor.pagemap import WriteLog
+from hypervisor.memory.guest_memory import PAGE, Memory, merged
+from hypervisor.memory.pagemap import WriteLog
 from hypervisor.snapshot.pages import parts
 
 _log = logging.getLogger(__name__)

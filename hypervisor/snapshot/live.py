@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.snapshot.context import Shape
 from hypervisor.snapshot.dirty import track
 from hypervisor.snapshot.pages import PageWriter, Run

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import zstandard
 
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 from hypervisor.snapshot.records import ImageError, Kind, Writer
 
 MOST = 256

@@ -21,7 +21,7 @@ from dataclasses import replace
 from hypervisor.errors import EINVAL, XenError
 from hypervisor.hypercalls.callbacks import canonical
 from hypervisor.hypercalls.descriptors import set_ldt
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.paravirtual.area import FRAME_MASK, RESERVED_GDT_PAGE
 from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.paravirtual.page_tables import PageTables

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
 from hypervisor.loader import pv
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.snapshot import paravirtual
 from hypervisor.snapshot.context import DomainContext, Shape, VCPUContext, install

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from hypervisor.cpu.overlay import RAX
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
 from hypervisor.loader import pv
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.snapshot.context import Shape
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hypervisor.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.host import Host
-from hypervisor.memory import BadAddress
+from hypervisor.memory.guest_memory import BadAddress
 from hypervisor.snapshot import paravirtual
 from hypervisor.snapshot.context import DomainContext, Shape, capture
 from hypervisor.snapshot.pages import RUNS, PageWriter, encode_runs, parts

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hypervisor import api
 from hypervisor.api import disk_name
-from hypervisor.devices import open_disk
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.disk import Disk
 from hypervisor.storage.repositories import Repositories
+from hypervisor.toolstack.devices import open_disk
 from tests.benchmarks import linux, machine
 from tests.benchmarks.figures import Figure, percent
 from tests.benchmarks.linux import Linux, NotHere

@@ -18,7 +18,7 @@ from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_MODE_64,
 from unicorn import x86_const as x86
 
 from hypervisor.cpu.overlay import Overlay, long_mode
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from tests.benchmarks.figures import Figure, median, times
 from tests.benchmarks.machine import MIB, SECONDS

@@ -16,7 +16,7 @@ from pathlib import Path
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.toolstack import Guest, Toolstack
+from hypervisor.toolstack.toolstack import Guest, Toolstack
 from tests.benchmarks.figures import Figure, ms, percent, quantile
 from tests.benchmarks.stage import Stage, say
 

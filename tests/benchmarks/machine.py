@@ -9,10 +9,10 @@ from pathlib import Path
 from types import TracebackType
 
 from hypervisor.api import NIC, Device, DirectBoot, Disk, DomainConfig
-from hypervisor.domain import Reason
+from hypervisor.domains.domain import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.toolstack import Guest, Toolstack
+from hypervisor.toolstack.toolstack import Guest, Toolstack
 
 MIB = 1 << 20
 SECONDS = 120.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypervisor.api import Shutdown
-from hypervisor.domain import Domain, Reason
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.guests import DEMO_PROMPT
 from hypervisor.snapshot.clone import Template
 from tests.benchmarks import linux

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import PLAIN, Frame
 from hypervisor.network.lock import LockMode
 from hypervisor.network.port import QUEUE_FRAMES, trunk

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 
 from hypervisor.cpu.overlay import R8, RAX, RCX, RDI, RDX, RSI, RSP, VMCB_PAGE, long_mode
-from hypervisor.domain import Domain, Reason, State
-from hypervisor.event_channel import VIRQ_TIMER
+from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.event_channel import VIRQ_TIMER
 from hypervisor.host import Host
 
 MEMORY = 4 << 20

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hypervisor.api import Area
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.framebuffer import Follower
 from hypervisor.pv.keyboard import WAITING_MOST
 from hypervisor.pv.pixels import MOST_AREAS

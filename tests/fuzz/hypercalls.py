@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hypervisor.cpu.overlay import long_mode
-from hypervisor.domain import Domain, State
-from hypervisor.event_channel import PORTS
+from hypervisor.domains.domain import Domain, State
+from hypervisor.domains.event_channel import PORTS
+from hypervisor.domains.maptrack import MOST
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import NUMBERS, TABLE, dispatch
-from hypervisor.maptrack import MOST
-from hypervisor.memory import EXTRA, PAGE
+from hypervisor.memory.guest_memory import EXTRA, PAGE
 from tests.fuzz.steps import counted
 
 MIB = 1 << 20

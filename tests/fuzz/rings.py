@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.host import Host
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv import console
 from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing

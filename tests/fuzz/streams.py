@@ -17,7 +17,7 @@ from hypervisor.api import DirectBoot, Display, DomainConfig, HostError, Shutdow
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY
 from hypervisor.host import Host
 from hypervisor.snapshot.records import Kind, Writer
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 from tests.fuzz import code
 from tests.guests.demo_guest import DemoGuest
 from tests.unit.saved_domain import records_of

@@ -22,7 +22,7 @@ import pytest
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.host import Host
 from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 
 CACHE = Path(__file__).parents[2] / ".cache" / "guests"
 SCRIPT = CACHE.parents[1] / "deploy" / "linux-guest"

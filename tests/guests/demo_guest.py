@@ -12,13 +12,13 @@ from pathlib import Path
 
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.disks.disk import Disk
-from hypervisor.domain import Domain, Reason
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.pv.block import BlockDevice, number_of
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.xenbus import Backend, DeviceClass
-from hypervisor.toolstack import Guest, Toolstack
+from hypervisor.toolstack.toolstack import Guest, Toolstack
 from hypervisor.xenstore.permissions import NONE, Permissions
 
 MIB = 1 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.loader import pv
 from hypervisor.paravirtual.cpu import PVCPU

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
 from hypervisor.snapshot import resume

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from hypervisor.command.options import mac
 from hypervisor.disks import raw, vhd
-from hypervisor.options import mac
 from tests.guests.demo_guest import MIB, pattern
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from hypervisor.api import Shutdown
-from hypervisor.control import Control, Progress
-from hypervisor.domain import Reason
+from hypervisor.domains.domain import Reason
 from hypervisor.host import Host
+from hypervisor.toolstack.control import Control, Progress
 from tests.guests.demo_guest import MIB, DemoGuest
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.guests import DEMO_MEMORY
 from hypervisor.host import Host
 from hypervisor.network.endpoint import Endpoint

@@ -15,7 +15,7 @@ import pytest
 
 from hypervisor.api import Shutdown
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domain import Reason
+from hypervisor.domains.domain import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.pv.block import BlockDevice

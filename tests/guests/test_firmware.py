@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from hypervisor.api import Boot, BootLoader, DirectBoot, Disk, DomainConfig, Firmware, HostError
-from hypervisor.domain import State
+from hypervisor.domains.domain import State
 from hypervisor.firmware import boot as firmware
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests import grub_mkconfig
 from tests.guests.conftest import MODULES, Linux, LinuxFiles, initrd
 from tests.unit.firmware_images import MIB, MemoryDisk, ext, iso, partitioned, run

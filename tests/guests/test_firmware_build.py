@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from hypervisor.api import DirectBoot, DomainConfig
-from hypervisor.domain import State
+from hypervisor.domains.domain import State
 from hypervisor.guests import FIRMWARE_KERNEL
 from hypervisor.host import Host
 from hypervisor.loader import elf
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from hypervisor.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.host import Host
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 
 CODE, GRANTS, SECRET, PLACE, ASKED, GIVEN_BACK, RESULT = (n * PAGE for n in (256, 10, 40, 600, 300, 301, 302))
 REF, MAP, UNMAP = 8, 0, 1

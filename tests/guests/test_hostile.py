@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from hypervisor.cpu.overlay import RSP, VMCB_PAGE
-from hypervisor.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.event_channel import VIRQ_CONSOLE
 from hypervisor.errors import EFAULT, EINVAL, ENOSYS
-from hypervisor.event_channel import VIRQ_CONSOLE
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
-from hypervisor.memory import PAGE, BadAddress
+from hypervisor.memory.guest_memory import PAGE, BadAddress
 from tests.fuzz import code, pv_code
 from tests.fuzz.hypercalls import HEAP, SHARED, Hypercalls, a_guest
 from tests.fuzz.rings import Block, Rings

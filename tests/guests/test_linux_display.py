@@ -16,7 +16,7 @@ import pytest
 from hypervisor import api
 from hypervisor.api import Area
 from hypervisor.pv.keyboard import BUTTON_LEFT
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import MODULES, Linux, fetched, initrd
 
 WIDTH, HEIGHT = 640, 480

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from hypervisor.api import Shutdown
-from hypervisor.control import Control
 from hypervisor.disks import raw
-from hypervisor.domain import Reason
+from hypervisor.domains.domain import Reason
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
 from hypervisor.pv.block import BlockDevice
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.net import NetDevice
 from hypervisor.pv.xenbus import Backend
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.control import Control
+from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import MIB, SCRIPT, Linux, LinuxFiles, build_guest
 
 SECONDS = 60

@@ -23,7 +23,7 @@ from hypervisor.network.tcp_connection import Connection
 from hypervisor.network.ticker import Ticker
 from hypervisor.pv.net import NetDevice
 from hypervisor.pv.xenbus import Backend
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 from tests.unit.net_front import is_whole
 
 MIB = 1 << 20

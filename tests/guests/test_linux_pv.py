@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domain import Domain, Reason
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
 from hypervisor.pv.block import BlockDevice
 from hypervisor.pv.block_queue import DiskThreads

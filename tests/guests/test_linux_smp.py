@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import Linux
 from tests.guests.resumed import leave
 from tests.guests.test_linux_suspend import Suspendable

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from hypervisor.api import NIC, Addresses, DirectBoot, Disk, Display, DomainConfig, Shutdown
-from hypervisor.domain import Domain, Reason
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
 from hypervisor.snapshot import resume
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.live import LiveCopy
 from hypervisor.snapshot.restore import Image
 from hypervisor.snapshot.save import save
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import initrd
 from tests.guests.go_on import LinuxShell
 from tests.guests.resumed import join, leave

@@ -7,10 +7,10 @@ import struct
 import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from tests.unit.pv_front import DATA_FRAME, MIB, Front, a_domain, request
 
 CODE, RESULT = DATA_FRAME * PAGE, 0x1000

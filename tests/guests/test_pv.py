@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hypervisor.domain import Reason
+from hypervisor.domains.domain import Reason
 from hypervisor.host import Host
 from tests.guests.pv_guest import MIB, PVGuest, build_kernel
 

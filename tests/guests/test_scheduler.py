@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from hypervisor.host import Host
-from hypervisor.sched import WINDOW, Entity
+from hypervisor.scheduling.scheduler import WINDOW, Entity
 from tests.guests.conftest import Linux
 from tests.guests.demo_guest import MIB, DemoGuest
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.host import Host
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.snapshot import live, resume
 from hypervisor.snapshot.clone import Template

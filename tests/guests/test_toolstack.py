@@ -29,7 +29,7 @@ from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.snapshot.save import save
 from hypervisor.storage.repository import FileRepository
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 
 MIB = 1 << 20
 LAN = Addresses("192.0.2.0/24", "192.0.2.1", "192.0.2.10", "192.0.2.200")

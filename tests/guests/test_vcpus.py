@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from hypervisor.cpu.shared import SharingVCPU
-from hypervisor.domain import Domain, Reason
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSYS
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypervisor.frame_set import FrameSet
+from hypervisor.memory.frame_set import FrameSet
 
 frames = st.one_of(st.integers(0, 40), st.integers(4080, 4110), st.integers(0, 3 * 4096), st.just((1 << 36) - 9000))
 counts = st.one_of(st.integers(0, 5), st.integers(0, 9000))

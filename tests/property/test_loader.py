@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hypervisor.loader import bzimage, elf, pvh
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 
 from tests.unit.loader_images import COMPRESSORS, LOAD, NOTE, body_offset, bzimage as make_bzimage  # isort: skip
 from tests.unit.loader_images import compressed, elf as make_elf, header, note, pvh_kernel  # isort: skip

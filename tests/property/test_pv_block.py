@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from tests.unit.pv_front import GRANT_FRAME, MIB, RING_FRAME, Front, indirect, request
 
 SECRET = b"outside"

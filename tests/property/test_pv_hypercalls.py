@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypervisor.cpu.overlay import R8, R10, RAX, RDI, RDX, RSI, RSP
-from hypervisor.domain import State
+from hypervisor.domains.domain import State
 from hypervisor.errors import XenError
 from hypervisor.host import Host
 from hypervisor.hypercalls.paravirtual import TABLE
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 from hypervisor.paravirtual.area import Area
 from hypervisor.paravirtual.page_tables import PageTables
 from tests.guests.pv_guest import PVGuest

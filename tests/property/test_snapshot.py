@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 from hypervisor.snapshot.dirty import ComparingTracker, ProtectingTracker, Tracker
 from hypervisor.snapshot.pages import PageReader, PageWriter, decode_runs, encode_runs, runs_of
 from hypervisor.snapshot.records import ImageError, Kind, Reader, Writer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.framebuffer import Framebuffer
 from hypervisor.pv.keyboard import Keyboard
 from hypervisor.pv.xenbus import Backend

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.checksum import checksum, pseudo_sum
 from hypervisor.network.frame import EVERY_OFFLOAD, Frame, Offloads
 from hypervisor.network.packets import ETHERTYPE_IPV4, PROTOCOL_TCP, ipv4_header

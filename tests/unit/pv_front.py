@@ -9,9 +9,9 @@ from typing import Any
 
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.disks.disk import Disk
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.block import BlockDevice
 from hypervisor.pv.block_request import DISCARD, INDIRECT
 from hypervisor.pv.ring import HEADER, slots_of

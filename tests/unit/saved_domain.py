@@ -7,12 +7,12 @@ import os
 import struct
 
 from hypervisor.cpu.overlay import RDX
-from hypervisor.domain import Domain, Reason
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
 from hypervisor.hypercalls.descriptors import set_ldt
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.loader import pv
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.snapshot.records import Kind, Reader
 from hypervisor.snapshot.save import save

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisor.api import Shutdown
-from hypervisor.control import DEEPEST, MOST_BYTES, MOST_KEYS, MOST_VISITS, Control, Progress, may_be_told
+from hypervisor.toolstack.control import DEEPEST, MOST_BYTES, MOST_KEYS, MOST_VISITS, Control, Progress, may_be_told
 from hypervisor.xenstore.client import Client
 from hypervisor.xenstore.operations import View
 from hypervisor.xenstore.permissions import NONE, READ, Caller, Permissions

@@ -11,7 +11,7 @@ import pytest
 from hypervisor.cpu import overlay, proof
 from hypervisor.cpu.overlay import RAX, RBX, RCX, RDX, RSP, long_mode
 from hypervisor.cpu.vcpu import VCPU, Outcome
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 
 CODE, DATA, IDT, GDT, TSS, STACK = 0x100000, 0x190000, 0x9000, 0x195000, 0x196000, 0x180000
 ROUNDS = 1_000_000

@@ -11,7 +11,7 @@ from hypervisor.cpu import context
 from hypervisor.cpu.context import MSRS, CPUContext
 from hypervisor.cpu.overlay import R15, RAX, RBX, long_mode
 from hypervisor.cpu.vcpu import VCPU, Outcome
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 
 _CODE = 0x100000
 

@@ -14,7 +14,7 @@ from hypervisor.cpu.overlay import RAX, RBX, RCX, RDI, RSI, RSP, long_mode
 from hypervisor.cpu.shared import SharedEngine, SharingVCPU
 from hypervisor.cpu.vcpu import VCPU, Outcome
 from hypervisor.loader import pvh
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 
 CODE, DATA, IDT, GDT, TABLES, STACKS = 0x100000, 0x190000, 0x9000, 0x195000, 0x1000, 0x180000
 HALT, PAUSE = "f4", "f3 90"

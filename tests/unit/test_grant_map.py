@@ -11,9 +11,8 @@ from itertools import count as counting
 import pytest
 
 from hypervisor.cpu.overlay import long_mode
-from hypervisor.domain import Domain, Reason, State
-from hypervisor.errors import EFAULT, EINVAL, ENOSYS
-from hypervisor.grant_table import (
+from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.grant_table import (
     GNTST_BAD_DOMAIN,
     GNTST_BAD_GNTREF,
     GNTST_BAD_HANDLE,
@@ -25,10 +24,11 @@ from hypervisor.grant_table import (
     GTF_READONLY,
     GTF_WRITING,
 )
+from hypervisor.domains.maptrack import MOST
+from hypervisor.errors import EFAULT, EINVAL, ENOSYS
 from hypervisor.host import Host
 from hypervisor.hypercalls import paravirtual, table
-from hypervisor.maptrack import MOST
-from hypervisor.memory import EXTRA, PAGE
+from hypervisor.memory.guest_memory import EXTRA, PAGE
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.live import LiveCopy
 from hypervisor.snapshot.restore import Image
@@ -306,7 +306,7 @@ def test_an_entry_taken_back_while_it_is_marked_is_not_used(
     granter: Domain, mapper: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The granter runs on another thread; its word is not overwritten by what we read before."""
-    from hypervisor import grant_table
+    from hypervisor.domains import grant_table
 
     def taken_back(address: int, bits: int) -> None:
         grant(granter, 8, 0, 0, 0)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from hypervisor.domains.grant_table import GNTST_BAD_GNTREF, MAX_FRAMES, GrantError, GrantTable
 from hypervisor.errors import XenError
-from hypervisor.grant_table import GNTST_BAD_GNTREF, MAX_FRAMES, GrantError, GrantTable
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 
 PER_FRAME = PAGE // 8
 

@@ -9,7 +9,7 @@ import pytest
 
 from hypervisor.loader import bzimage
 from hypervisor.loader.elf import FEATURES, LoadError, load, parse, zero
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 from tests.unit.loader_images import LOAD, NOTE, body_offset, elf, header, kernel, note
 
 CODE = bytes(range(256))

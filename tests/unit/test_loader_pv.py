@@ -6,7 +6,7 @@ import pytest
 
 from hypervisor.loader import pv
 from hypervisor.loader.elf import LoadError
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 from tests.unit.loader_images import kernel, note
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from hypervisor.cpu.overlay import RAX, RBX, RCX
 from hypervisor.cpu.vcpu import VCPU, Outcome
 from hypervisor.loader import acpi, pvh
 from hypervisor.loader.elf import LoadError
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 from tests.unit.loader_images import ENTRY, compressed, elf, header, kernel, note, pvh_kernel
 
 MIB = 1 << 20

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hypervisor import pagemap
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory import pagemap
+from hypervisor.memory.guest_memory import PAGE, Memory
 
 SIZE = 16 << 20
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hypervisor.api import NIC, Disk, DomainConfig, HostError
+from hypervisor.command.options import MOST_DEVICES, domain_config, mac, parser
 from hypervisor.disks import raw, vhd
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY
-from hypervisor.options import MOST_DEVICES, domain_config, mac, parser
 
 MIB = 1 << 20
 

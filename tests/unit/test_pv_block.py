@@ -8,7 +8,7 @@ import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.disks.disk import DiskError, Kind
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.block import number_of
 from hypervisor.pv.block_queue import BATCH, HERE, SLOW
 from tests.unit.pv_front import DATA_FRAME, MIB, Front, discard, indirect, request

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hypervisor.api import Area, Damage
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.framebuffer import MIB, Framebuffer
 from hypervisor.pv.pixels import MOST_AREAS, converted, merged
 from tests.unit.display_front import DIRECTORY, MASK, SHARED, VIDEO, Screen

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from hypervisor.event_channel import EventChannels
-from hypervisor.memory import PAGE
+from hypervisor.domains.event_channel import EventChannels
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import EVERY_OFFLOAD, PLAIN, Frame
 from hypervisor.network.lock import LockMode
 from hypervisor.network.packets import PROTOCOL_UDP

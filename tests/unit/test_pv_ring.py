@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.ring import HEADER, Ring, slots_of
 
 SLOT = 112

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hypervisor.alarm import Alarm
 from hypervisor.cpu.overlay import RAX, RDI, long_mode
-from hypervisor.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.host import Host
-from hypervisor.run_queue import DEBT, SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
-from hypervisor.sched import Scheduler
+from hypervisor.scheduling.alarm import Alarm
+from hypervisor.scheduling.run_queue import DEBT, SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
+from hypervisor.scheduling.scheduler import Scheduler
 
 PCPUS = 3
 PAGE = 4096

@@ -10,11 +10,11 @@ import pytest
 import zstandard
 
 from hypervisor.cpu import context as registers
-from hypervisor.domain import Domain, Reason, State
-from hypervisor.event_channel import VIRQ_TIMER
+from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.event_channel import VIRQ_TIMER
 from hypervisor.host import Host, NoMemory
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
-from hypervisor.memory import PAGE
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.snapshot import resume
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.pages import encode_runs

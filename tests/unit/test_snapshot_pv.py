@@ -13,10 +13,10 @@ import pytest
 from hypervisor.cpu import context as registers
 from hypervisor.cpu.overlay import RDX
 from hypervisor.cpu.tsc import Clock
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
-from hypervisor.memory import PAGE, BadAddress
+from hypervisor.memory.guest_memory import PAGE, BadAddress
 from hypervisor.paravirtual import segments
 from hypervisor.paravirtual.area import M2P_SLOT, Area
 from hypervisor.paravirtual.cpu import PVCPU

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from hypervisor.terminal import ESCAPE, End, Terminal
+from hypervisor.command.terminal import ESCAPE, End, Terminal
 
 MIB = 1 << 20
 SECONDS = 30

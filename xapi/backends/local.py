@@ -28,7 +28,7 @@ from hypervisor.api import (
 )
 from hypervisor.guests import DEMO_KERNEL
 from hypervisor.host import Host
-from hypervisor.toolstack import Toolstack
+from hypervisor.toolstack.toolstack import Toolstack
 from xapi.backends.local_screen import ScreenView
 from xapi.backends.local_storage import LocalStorage
 from xapi.config import DEMO

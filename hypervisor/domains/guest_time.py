@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from hypervisor.cpu.tsc import Clock
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 
 
 def write_time(memory: Memory, info: int, clock: Clock) -> None:

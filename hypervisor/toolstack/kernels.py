@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hypervisor.api import BootLoader, DirectBoot, DomainConfig, Firmware, HostError
-from hypervisor.devices import open_disk
 from hypervisor.disks.disk import Disk
 from hypervisor.firmware import boot as firmware
 from hypervisor.firmware.errors import BootError
 from hypervisor.storage.repositories import Repositories
+from hypervisor.toolstack.devices import open_disk
 
 
 def kernel(config: DomainConfig, repositories: Repositories) -> tuple[firmware.Boot, str]:

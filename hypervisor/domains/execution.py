@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hypervisor.cpu.vcpu import VCPU, Outcome
-from hypervisor.runstate import BLOCKED, OFFLINE, RUNNABLE, RUNNING, RunState
-from hypervisor.turns import Turns
+from hypervisor.scheduling.runstate import BLOCKED, OFFLINE, RUNNABLE, RUNNING, RunState
+from hypervisor.scheduling.turns import Turns
 
 if TYPE_CHECKING:
-    from hypervisor.domain import Domain
+    from hypervisor.domains.domain import Domain
 
 
 @dataclass(slots=True)

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from hypervisor import builder
 from hypervisor.api import DomainConfig, HostError
-from hypervisor.control import may_be_told
 from hypervisor.disks.disk import SECTOR
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
 from hypervisor.snapshot.records import ImageError
 from hypervisor.snapshot.restore import Image
 from hypervisor.snapshot.save import NotSuspended, save
+from hypervisor.toolstack import builder
+from hypervisor.toolstack.control import may_be_told
 
 
 def write(host: Host, domain: Domain, said: Mapping[str, str], path: Path) -> int:

@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from hypervisor.alarm import Alarm
-from hypervisor.domain import Domain, State
-from hypervisor.run_queue import SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
+from hypervisor.domains.domain import Domain, State
+from hypervisor.scheduling.alarm import Alarm
+from hypervisor.scheduling.run_queue import SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
 
 __all__ = ["RETRY", "SLICE", "WEIGHT", "WINDOW", "Entity", "Scheduler"]
 

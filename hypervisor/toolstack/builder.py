@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from hypervisor.api import DomainConfig, HostError
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.firmware.boot import Boot
 from hypervisor.host import Host, NoMemory
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN

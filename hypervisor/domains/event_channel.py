@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSPC, ESRCH, XenError
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 
 PORTS = 4096
 """Ports of a 64-bit domain with the 2-level ABI: 64 words of 64 bits; port 0 is never used."""

@@ -15,11 +15,10 @@ from hypervisor.disks import disk as disks
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.disks.disk import DiskError
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 from hypervisor.network.lock import LockMode
 from hypervisor.network.packets import mac_from_text
 from hypervisor.network.port import trunk
-from hypervisor.networks import Networks
 from hypervisor.pv.block import BlockDevice, number_of
 from hypervisor.pv.block_queue import Execute
 from hypervisor.pv.framebuffer import Framebuffer
@@ -28,6 +27,7 @@ from hypervisor.pv.net import NetDevice
 from hypervisor.pv.xenbus import Backend, BusState, DeviceClass
 from hypervisor.storage.errors import StorageError
 from hypervisor.storage.repositories import Repositories
+from hypervisor.toolstack.networks import Networks
 from hypervisor.xenstore.errors import XenstoreError
 from hypervisor.xenstore.permissions import NONE, Permissions
 from hypervisor.xenstore.store import Store

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hypervisor.api import DomainConfig, DomainState, Power, Shutdown
-from hypervisor.control import Control
-from hypervisor.devices import Devices
-from hypervisor.domain import Domain, Reason, State
-from hypervisor.memory import PAGE
+from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
+from hypervisor.toolstack.control import Control
+from hypervisor.toolstack.devices import Devices
 
 _REASONS = {
     Reason.POWEROFF: Shutdown.POWEROFF,

@@ -19,10 +19,10 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hypervisor import pagemap
+from hypervisor.memory import pagemap
 
 if TYPE_CHECKING:
-    from hypervisor.foreign import Loan
+    from hypervisor.memory.foreign import Loan
 
 PAGE = 4096
 """Bytes of a frame; a frame number times this is an address."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from hypervisor.atomic import clear_bits, set_bits
 from hypervisor.errors import EINVAL, XenError
-from hypervisor.memory import PAGE, BadAddress, Memory
+from hypervisor.memory.atomic import clear_bits, set_bits
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 MAX_FRAMES = 64
 """Frames of a table, as Xen's default gnttab_max_frames."""

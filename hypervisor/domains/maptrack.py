@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypervisor.foreign import Loan
-from hypervisor.grant_table import (
+from hypervisor.domains.grant_table import (
     GNTST_BAD_HANDLE,
     GNTST_BAD_PAGE,
     GNTST_GENERAL_ERROR,
@@ -20,8 +19,9 @@ from hypervisor.grant_table import (
     GrantError,
     GrantTable,
 )
-from hypervisor.memory import PAGE, BadAddress
-from hypervisor.physmap import Physmap
+from hypervisor.memory.foreign import Loan
+from hypervisor.memory.guest_memory import PAGE, BadAddress
+from hypervisor.memory.physmap import Physmap
 
 MOST = 1024
 """Mappings of a domain: each costs the process up to two of the host kernel's, of which it has 65,530."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from hypervisor.foreign import Loan
-from hypervisor.frame_set import FrameSet
-from hypervisor.memory import PAGE, BadAddress, Memory
+from hypervisor.memory.foreign import Loan
+from hypervisor.memory.frame_set import FrameSet
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 
 class Physmap:

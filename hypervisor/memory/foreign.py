@@ -25,7 +25,7 @@ import ctypes
 import os
 from dataclasses import dataclass
 
-from hypervisor.memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 
 _READ_WRITE = 3
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _NORESERVE = 1, 2, 0x10, 0x20, 0x4000

@@ -15,18 +15,19 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, IntEnum
 from typing import Protocol
 
-from hypervisor import guest_time, runstate
 from hypervisor.cpu.cpuid import Policy
 from hypervisor.cpu.shared import SharedEngine
 from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU, Outcome
-from hypervisor.event_channel import VIRQ_TIMER, EventChannels, Peers
-from hypervisor.execution import DomainVCPU, Execution
-from hypervisor.grant_table import GrantTable
-from hypervisor.maptrack import Maptrack
-from hypervisor.memory import PAGE, Memory
-from hypervisor.physmap import Physmap
-from hypervisor.watchdogs import Watchdogs
+from hypervisor.domains import guest_time
+from hypervisor.domains.event_channel import VIRQ_TIMER, EventChannels, Peers
+from hypervisor.domains.execution import DomainVCPU, Execution
+from hypervisor.domains.grant_table import GrantTable
+from hypervisor.domains.maptrack import Maptrack
+from hypervisor.domains.watchdogs import Watchdogs
+from hypervisor.memory.guest_memory import PAGE, Memory
+from hypervisor.memory.physmap import Physmap
+from hypervisor.scheduling import runstate
 
 _log = logging.getLogger(__name__)
 

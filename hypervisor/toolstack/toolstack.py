@@ -10,21 +10,21 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from hypervisor import builder, home, images
 from hypervisor.api import Change, Device, DomainConfig, DomainState, HostError, Shutdown
-from hypervisor.control import Control, Request
-from hypervisor.devices import Devices
-from hypervisor.domain import Domain, State
-from hypervisor.guest import Guest
+from hypervisor.domains.domain import Domain, State
 from hypervisor.host import Host
-from hypervisor.kernels import kernel
-from hypervisor.memory import PAGE
-from hypervisor.networks import Networks
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
 from hypervisor.snapshot import resume as resuming
 from hypervisor.storage.repositories import Repositories
+from hypervisor.toolstack import builder, home, images
+from hypervisor.toolstack.control import Control, Request
+from hypervisor.toolstack.devices import Devices
+from hypervisor.toolstack.guest import Guest
+from hypervisor.toolstack.kernels import kernel
+from hypervisor.toolstack.networks import Networks
 
 
 class Toolstack:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from hypervisor.domain import Domain
+from hypervisor.domains.domain import Domain
 
 SLICE = 0.010
 """How long a domain runs while another waits for the same pCPU."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hypervisor.memory import Memory
+from hypervisor.memory.guest_memory import Memory
 
 RUNNING, RUNNABLE, BLOCKED, OFFLINE = range(4)
 """RUNSTATE_*."""

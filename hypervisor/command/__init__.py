@@ -1,0 +1,1 @@
+"""`python -m hypervisor`: its options, and a console on the terminal."""

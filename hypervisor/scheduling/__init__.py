@@ -1,0 +1,1 @@
+"""Who runs when, on which pCPU."""
