@@ -8,7 +8,7 @@ Ours takes a few at a time, and ends a turn that lasts: what is left comes first
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -23,32 +23,24 @@ LASTING = 0.003
 _Item = TypeVar("_Item")
 
 
-def _for_a_while(items: Iterable[_Item]) -> Iterator[_Item]:
-    """Yield items until a turn has lasted; at least one."""
-    end = monotonic() + LASTING
-    for item in items:
-        yield item
-        if monotonic() > end:
-            return
-
-
 class _Few:
     """An epoll object whose `poll` returns at most `READY` events, and of these as many as a turn has time for."""
 
     def __init__(self, poller: Any) -> None:
         self._poller = poller
         self._left: dict[int, int] = {}
-        """What is ready by file descriptor, those that have waited for a turn at first."""
+        """What the last turn had no time for, by file descriptor."""
 
     def poll(self, timeout: float, most: int) -> Iterator[tuple[int, int]]:
         """Wait as epoll.poll does, unless there is something left; what is not taken stays for the next call."""
-        self._left |= self._poller.poll(0 if self._left else timeout, min(most, READY))
-        return _for_a_while(self._take())
-
-    def _take(self) -> Iterator[tuple[int, int]]:
-        while self._left:
-            number = next(iter(self._left))
-            yield number, self._left.pop(number)
+        ready = list(self._left.items()) or self._poller.poll(timeout, min(most, READY))
+        self._left.clear()
+        end = monotonic() + LASTING
+        for taken, event in enumerate(ready, 1):
+            yield event
+            if monotonic() > end:
+                self._left = dict(ready[taken:])
+                return
 
     def modify(self, number: int, events: int) -> None:
         """Wait for other events of a file; what is left of it may not be wanted any more, and epoll tells it again."""
@@ -68,7 +60,11 @@ class _News(list[_Item]):
     """Twisted's list of what threads want to be called: it goes through it, and removes as many as it has come by."""
 
     def __iter__(self) -> Iterator[_Item]:
-        return _for_a_while(super().__iter__())
+        end = monotonic() + LASTING
+        for item in super().__iter__():
+            yield item
+            if monotonic() > end:
+                return
 
 
 class ShortTurnReactor(EPollReactor):

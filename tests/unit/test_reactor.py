@@ -30,17 +30,17 @@ class Poller:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let everything take as long as a turn may last."""
+    """Let everything take more than half as long as a turn may last."""
     now = iter(range(1000))
-    monkeypatch.setattr(reactor, "monotonic", lambda: next(now) * reactor.LASTING)
+    monkeypatch.setattr(reactor, "monotonic", lambda: next(now) * 0.6 * reactor.LASTING)
 
 
 @pytest.mark.usefixtures("slow")
 def test_a_turn_that_lasts_leaves_the_rest_to_the_next_and_nobody_is_passed_over() -> None:
-    """Who was served comes after those that were not, though it is ready again and epoll tells of it first."""
+    """Who was served waits for those that were not, though it is ready again and epoll tells of it first."""
     few = _Few(Poller(5, 6, 7))
     turns = [[number for number, _ in few.poll(1.0, 9)] for _ in range(3)]
-    assert turns == [[5, 6], [7, 5], [6, 5]]
+    assert turns == [[5, 6], [7], [5, 6]]
 
 
 @pytest.mark.usefixtures("slow")
@@ -50,7 +50,7 @@ def test_a_turn_with_something_left_does_not_wait() -> None:
     few = _Few(poller)
     for _ in range(2):
         assert list(few.poll(1.0, 9))
-    assert poller.waited == [1.0, 0]
+    assert poller.waited == [1.0]
 
 
 @pytest.mark.usefixtures("slow")
