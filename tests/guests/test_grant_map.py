@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,17 +15,6 @@ CODE, GRANTS, SECRET, PLACE, ASKED, GIVEN_BACK, RESULT = (n * PAGE for n in (256
 REF, MAP, UNMAP = 8, 0, 1
 ENTRY = GRANTS + 8 * REF
 HALT = b"\xf4"
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    """A machine whose guests run."""
-    made = Host(1 << 30, 2)
-    made.start()
-    yield made
-    for domain in list(made.domains.values()):
-        made.destroy(domain)
-    made.stop()
 
 
 def a_guest(host: Host, vcpus: int = 1) -> Domain:

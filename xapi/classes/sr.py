@@ -225,28 +225,12 @@ async def set_name_description(call: Call, sr: SR, value: str) -> None:
     row.name_description = value
 
 
-def _set(call: Call, self: SR, name: str, value: int) -> None:
+@message("SR.set_physical_size", "SR.set_physical_utilisation", "SR.set_virtual_allocation")
+def record(call: Call, self: SR, value: int) -> None:
+    """Record what the SR's driver says: its capacity, and the bytes in use and promised to disks."""
     row = call.db.SR[self]
     vdis.may_write(call, self)
-    setattr(row, name, value)
-
-
-@message("SR.set_physical_size")
-def set_physical_size(call: Call, self: SR, value: int) -> None:
-    """Record the capacity: the SR's driver says so."""
-    _set(call, self, "physical_size", value)
-
-
-@message("SR.set_physical_utilisation")
-def set_physical_utilisation(call: Call, self: SR, value: int) -> None:
-    """Record the bytes in use: the SR's driver says so."""
-    _set(call, self, "physical_utilisation", value)
-
-
-@message("SR.set_virtual_allocation")
-def set_virtual_allocation(call: Call, self: SR, value: int) -> None:
-    """Record the bytes promised to disks: the SR's driver says so."""
-    _set(call, self, "virtual_allocation", value)
+    setattr(row, call.message.name.removeprefix("set_"), value)
 
 
 # What an SR can be for

@@ -18,58 +18,18 @@ Pool = Ref[records.pool]
 Keys = Mapping[str, str]
 
 
-def _set(call: Call, self: VDI, name: str, value: Any) -> None:
+_RECORDED = (
+    "managed", "missing", "virtual_size", "physical_utilisation", "is_a_snapshot", "snapshot_of", "snapshot_time",
+    "cbt_enabled",
+)  # fmt: skip
+
+
+@message(*[f"VDI.set_{name}" for name in _RECORDED])
+def record(call: Call, self: VDI, value: Any) -> None:
+    """Record what the SR's driver says of an image, in the field that the message names."""
     row: Any = call.db.VDI[self]
     vdis.may_write(call, row.SR)
-    setattr(row, name, value)
-
-
-@message("VDI.set_managed")
-def set_managed(call: Call, self: VDI, value: bool) -> None:
-    """Record whether clients may use the image."""
-    _set(call, self, "managed", value)
-
-
-@message("VDI.set_missing")
-def set_missing(call: Call, self: VDI, value: bool) -> None:
-    """Record whether the image was absent at the last scan."""
-    _set(call, self, "missing", value)
-
-
-@message("VDI.set_virtual_size")
-def set_virtual_size(call: Call, self: VDI, value: int) -> None:
-    """Record the size that guests see."""
-    _set(call, self, "virtual_size", value)
-
-
-@message("VDI.set_physical_utilisation")
-def set_physical_utilisation(call: Call, self: VDI, value: int) -> None:
-    """Record the bytes that the image takes."""
-    _set(call, self, "physical_utilisation", value)
-
-
-@message("VDI.set_is_a_snapshot")
-def set_is_a_snapshot(call: Call, self: VDI, value: bool) -> None:
-    """Record whether the image is a snapshot."""
-    _set(call, self, "is_a_snapshot", value)
-
-
-@message("VDI.set_snapshot_of")
-def set_snapshot_of(call: Call, self: VDI, value: VDI) -> None:
-    """Record which disk the snapshot was taken of."""
-    _set(call, self, "snapshot_of", value)
-
-
-@message("VDI.set_snapshot_time")
-def set_snapshot_time(call: Call, self: VDI, value: datetime) -> None:
-    """Record when the snapshot was taken."""
-    _set(call, self, "snapshot_time", value)
-
-
-@message("VDI.set_cbt_enabled")
-def set_cbt_enabled(call: Call, self: VDI, value: bool) -> None:
-    """Record whether changed blocks are tracked."""
-    _set(call, self, "cbt_enabled", value)
+    setattr(row, call.message.name.removeprefix("set_"), value)
 
 
 @message("VDI.set_sharable")
