@@ -75,6 +75,11 @@ class ShortTurnReactor(EPollReactor):
         self._poller = _Few(self._poller)
         self.threadCallQueue = _News(self.threadCallQueue)
 
+    def stop(self) -> None:
+        """End; who asks again, as a second signal does that comes before the first is heeded, makes no error."""
+        if not self._stopped:
+            super().stop()
+
 
 def install() -> None:
     """Make it the process's reactor, unless the program that runs us has chosen one."""

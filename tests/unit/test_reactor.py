@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import select
+from typing import Any
 
 import pytest
+from twisted.logger import globalLogPublisher
 
 from xapi import reactor
 from xapi.reactor import ShortTurnReactor, _Few
@@ -80,3 +82,23 @@ def test_news_of_threads_are_heard_in_order_over_several_turns() -> None:
     finally:
         turning.removeAll()
         turning._poller.close()
+
+
+def test_it_ends_without_an_error_however_often_it_is_asked_to() -> None:
+    """Two signals at once, to a process and to its group, are both heard before the first is heeded."""
+    turning, failures = ShortTurnReactor(), []  # type: ignore[var-annotated]
+
+    def hear(event: Any) -> None:
+        if "log_failure" in event:
+            failures.append(event["log_failure"])
+
+    for _ in range(2):
+        turning.callWhenRunning(turning.callFromThread, turning.stop)
+    globalLogPublisher.addObserver(hear)
+    try:
+        turning.run(installSignalHandlers=False)
+    finally:
+        globalLogPublisher.removeObserver(hear)
+        turning.removeAll()
+        turning._poller.close()
+    assert failures == []
