@@ -128,6 +128,15 @@ def test_debian_is_what_its_record_says(debian: Debian) -> None:
     assert (metrics["VCPUs_number"], metrics["memory_actual"]) == ("2", str(MEMORY))
 
 
+def test_the_agent_of_debian_reads_whole_answers(debian: Debian) -> None:
+    """What one request left in the ring's buffer would be taken for the head of the next answer."""
+    functions = "sed -n '/^word()/p; /^xs()/,/^}/p' /init"
+    asked = "; ".join(f"xs 2 '{key}\\000' {len(key) + 1}; echo" for key in ("name", "domid", "name"))
+    domid = debian.xapi.VM.get_domid(debian.vm)
+    said = debian.run(f'eval "$({functions})"; exec 3<>/dev/xen/xenbus; {asked}')
+    assert said.split() == ["debian", domid, "debian"]
+
+
 def test_debian_gives_memory_back(debian: Debian) -> None:
     """And gets it again."""
     full = debian.memory()
