@@ -81,6 +81,7 @@ class After:
         assert dangling(self.db) == []
         assert not self.pool.sr.unfinished
         assert all((vm.power_state == "Suspended") == (vm.suspend_VDI != NULL) for vm in self.db.VM)
+        assert all(vm.is_a_template for vm in self.db.VM if "disks" in vm.other_config)
         made = [vm for vm in self.db.VM if vm.uuid not in self.before.vms]
         assert [[len(vm.VBDs), len(vm.VIFs)] for vm in made] in ([], [[1, 1]])
 

@@ -164,16 +164,11 @@ async def provision_(call: Call, vm: VM) -> None:
             provision.sr_of(call, disk)
         if provision.SCRIPT in config:
             raise errors.PERMISSION_DENIED(f"illegal provision script {config[provision.SCRIPT]}")
-        with db.atomic():
-            _install(call, row)
         with making(call) as unfinished:
-            try:
-                if disks:
-                    await provision.make_disks(call, row, disks)
-            except BaseException:
-                row.is_a_template = True
-                raise
+            if disks:
+                await provision.make_disks(call, row, disks)
             kept = {key: value for key, value in row.other_config.items() if key != provision.DISKS}
             with db.atomic():
+                _install(call, row)
                 row.other_config = kept
                 unfinished.done()
