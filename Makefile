@@ -24,9 +24,10 @@ lint: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# The tests that kill, fill and wait, hundreds of times.
+# The tests that kill, fill and wait, hundreds of times; and all that draw their cases, with cases of their own.
 soak: $(VENV)/dev
-	XAPI_KILLS=300 $(BIN)/python -m pytest tests/durability $(ARGS)
+	XAPI_KILLS=300 $(BIN)/python -m pytest --hypothesis-profile=random tests/durability $(ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile=random --numprocesses auto --dist loadfile $(ARGS)
 
 # Hostile guests, for as many minutes as wanted: make fuzz MINUTES=60
 fuzz: $(VENV)/dev
