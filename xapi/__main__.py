@@ -18,7 +18,7 @@ from xapi.directory import DirectoryError
 from xapi.errors import Fault
 from xapi.inventory.declaration import DeclarationError
 from xapi.state import StateError
-from xapi.store.database import DatabaseError
+from xapi.store.kind import DatabaseError
 
 REFUSALS = (ConfigError, StateError, DatabaseError, DeclarationError, DirectoryError, SchemaError, CannotListenError)
 """What a daemon that cannot run says in one line."""

@@ -213,7 +213,7 @@ print("recovered")
 _ON_A_READ_ONLY_DISK = """
 import sys
 from tests.durability.harness import Opened
-from xapi.store.database import DatabaseError
+from xapi.store.kind import DatabaseError
 try:
     Opened("sqlite:///" + sys.argv[1] + "/small.db")
 except DatabaseError as error:

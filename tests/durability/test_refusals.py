@@ -14,7 +14,8 @@ from twisted.internet.task import Clock
 from tests.conftest import in_memory
 from tests.durability.harness import MODEL, Opened
 from tests.durability.server import Server
-from xapi.store.database import DatabaseError, open_database
+from xapi.store.database import open_database
+from xapi.store.kind import DatabaseError
 
 
 def refused(url: str, **options: Any) -> str:

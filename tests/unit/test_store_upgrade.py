@@ -12,7 +12,8 @@ from alembic.operations import Operations
 from sqlalchemy import BigInteger, Column, Text
 
 from xapi import datamodel
-from xapi.store.database import RESERVE, DatabaseError, open_database
+from xapi.store.database import RESERVE, open_database
+from xapi.store.kind import DatabaseError
 from xapi.store.memory import Store
 from xapi.store.upgrade import UPGRADES, newest
 

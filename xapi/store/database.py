@@ -1,4 +1,4 @@
-"""Open the database, SQLite or PostgreSQL: see that it is ours and whole, upgrade it, load it.
+"""Open the database: see that it is ours and whole, upgrade it, load it.
 
 A database is used through one connection: by the caller of `open_database` until `Writer.start`, by the
 writer's thread from then on. Whatever is wrong is a `DatabaseError`, one line for people, and leaves
@@ -14,271 +14,36 @@ the database as it was. The table `kronos` says of the database:
 from __future__ import annotations
 
 import gc
-import os
 import sqlite3
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import sqlalchemy
-from sqlalchemy import URL, Connection, Engine, NullPool, event
+from sqlalchemy import Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from xapi.datamodel import Model
 from xapi.store import upgrade
+from xapi.store.kind import MARK, DatabaseError, Hook, Kind
 from xapi.store.memory import Store
+from xapi.store.postgresql import PostgreSQL
+from xapi.store.sqlite import SQLite
 from xapi.store.tables import KRONOS, Damaged, kept_fields, loader, make_metadata
 
-MARK = "kronos-xapi"
 SCHEMA_VERSION = "5.909"
 RESERVE = 10_000_000
 """How many generations are reserved ahead of the last one."""
 LOCK_WAIT = 2.0
 """Seconds to wait for a database that another process holds: one just killed lets go within this."""
-LOCK_KEY = int.from_bytes(b"kronosxp")
-"""The advisory lock of PostgreSQL that the owner holds."""
 FETCH = 1000
 """Rows fetched at a time."""
-
-Hook = Callable[[Any], None]
-
-
-class DatabaseError(Exception):
-    """The database cannot be used; the text is one line: where, what, and what to do."""
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-class _SQLite:
-    """What is particular to SQLite; `_PostgreSQL` has the same methods."""
-
-    def __init__(self, url: URL, lock_wait: float, on_connect: Hook | None) -> None:
-        self.path = None if url.database in (None, "", ":memory:") else Path(url.database).absolute()
-        self.location = str(self.path or ":memory:")
-        self.lock_wait = lock_wait
-        self.on_connect = on_connect
-        self._check: Future[str] | None = None
-
-    def prepare(self) -> None:
-        """Look at the file before the first connection, or make it. Raises DatabaseError."""
-        path = self.path
-        if path is None:
-            return
-        try:
-            with path.open("rb") as file:
-                start = file.read(16)
-        except FileNotFoundError:
-            self._create(path)
-        except OSError as error:
-            raise DatabaseError(
-                f"{path}: cannot be read ({error.strerror}); name a file that this user may read and write"
-            ) from error
-        else:
-            if start not in (b"", b"SQLite format 3\0"):
-                raise DatabaseError(f"{path}: is not a database; name another file, or move this one away")
-
-    def _create(self, path: Path) -> None:
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as error:
-            raise DatabaseError(
-                f"{path}: cannot be created ({error.strerror}); see that the directory exists, that this "
-                "user may write to it and that the file system has room"
-            ) from error
-
-    def _connect(self) -> sqlite3.Connection:
-        # mode=rw: a file that has vanished must not be replaced by an empty one.
-        name = ":memory:" if self.path is None else f"file:{quote(str(self.path))}?mode=rw"
-        connection = sqlite3.connect(
-            name,
-            timeout=self.lock_wait,
-            isolation_level=None,  # BEGIN is sent below, so that DDL is inside transactions too
-            check_same_thread=False,  # used by one thread after another, never by two at once
-            uri=True,
-        )
-        try:
-            connection.execute("PRAGMA synchronous=FULL")
-            if self.on_connect is not None:
-                self.on_connect(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def engine(self) -> Engine:
-        """Return an engine whose connections are set up but have not written."""
-        engine = sqlalchemy.create_engine("sqlite+pysqlite://", creator=self._connect, poolclass=NullPool)
-
-        @event.listens_for(engine, "begin")
-        def begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN")
-
-        return engine
-
-    def take(self, connection: Connection) -> None:
-        """Begin to see whether the file is sound, beside what the connection reads; `sound` tells."""
-        if self.path is not None:
-            self._check = Future()
-            threading.Thread(target=self._look, args=(self._check,), name="quick_check", daemon=True).start()
-
-    def _look(self, check: Future[str]) -> None:
-        """Check the file on a connection of its own: SQLite lets other threads run meanwhile."""
-        try:
-            with closing(self._connect()) as connection:
-                found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-        except BaseException as error:
-            check.set_exception(error)
-        else:
-            check.set_result(found)  # only now: the last connection to be closed removes SQLite's own files
-
-    def sound(self) -> None:
-        """Return once the file is known to be sound. Raises DatabaseError, sqlite3.Error."""
-        if self._check is None:
-            return
-        check, self._check = self._check, None
-        found = check.result()
-        if found != "ok":
-            first = found.strip().splitlines()[-1]
-            raise DatabaseError(f"{self.location}: is damaged ({first}); restore it from a backup")
-
-    def leave(self) -> None:
-        """Let the file be ours no more: wait for the check, if there is one."""
-        check, self._check = self._check, None
-        if check is not None:
-            check.exception()
-
-    def accept(self, connection: Connection) -> None:
-        """Set the journal's mode, now that the file is known to be ours or empty."""
-        # Below SQLAlchemy, which would send BEGIN first: the mode cannot change inside a transaction.
-        driver: Any = connection.connection.driver_connection
-        driver.execute("PRAGMA journal_mode=WAL")
-
-    def _code(self, error: BaseException) -> int:
-        cause = getattr(error, "orig", error)
-        return int(getattr(cause, "sqlite_errorcode", 0)) & 0xFF
-
-    def is_full(self, error: BaseException) -> bool:
-        """Tell whether an error means that no space is left."""
-        return self._code(error) == sqlite3.SQLITE_FULL
-
-    def explain(self, error: BaseException) -> str:
-        """Return what happened and what to do, one line, without the location."""
-        text = _one_line(getattr(error, "orig", None) or error)
-        if "decode to UTF-8" in text:  # the driver's own error, without a code
-            return f"is damaged ({text}); restore it from a backup"
-        advice = {
-            sqlite3.SQLITE_FULL: "no space is left; make room on the file system",
-            sqlite3.SQLITE_READONLY: "cannot be written; see that this user may write to the file and its "
-            "directory and that the file system is not mounted read-only",
-            sqlite3.SQLITE_CANTOPEN: "cannot be opened; see that it exists and that this user may read and "
-            "write the file and its directory",
-            sqlite3.SQLITE_BUSY: "is in use by another process; stop that first",
-            sqlite3.SQLITE_LOCKED: "is in use by another process; stop that first",
-            sqlite3.SQLITE_CORRUPT: f"is damaged ({text}); restore it from a backup",
-            sqlite3.SQLITE_NOTADB: "is not a database; name another file, or restore it from a backup",
-            sqlite3.SQLITE_IOERR: f"the disk fails ({text}); see the system's log",
-        }
-        return advice.get(self._code(error), text)
-
-
-class _PostgreSQL:
-    # Notice a dead server in half a minute, and have the server notice us dead in about as long.
-    _settings: Mapping[str, Any] = {
-        "connect_timeout": 10,
-        "application_name": MARK,
-        "tcp_user_timeout": 30_000,
-        "keepalives_idle": 30,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
-    }
-
-    def __init__(self, url: URL, lock_wait: float, on_connect: Hook | None) -> None:
-        self.url = url.set(drivername="postgresql+psycopg")
-        self.location = url.set(drivername="postgresql").render_as_string(hide_password=True)
-        self.lock_wait = lock_wait
-        self.on_connect = on_connect
-
-    def prepare(self) -> None:
-        """A server has nothing to look at before."""
-
-    def engine(self) -> Engine:
-        settings = {name: value for name, value in self._settings.items() if name not in self.url.query}
-        try:
-            engine = sqlalchemy.create_engine(self.url, poolclass=NullPool, connect_args=settings)
-        except ModuleNotFoundError as error:
-            raise DatabaseError(
-                f"{self.location}: psycopg is missing; pip install 'kronos-xapi[postgresql]'"
-            ) from error
-
-        @event.listens_for(engine, "connect")
-        def connected(connection: Any, record: object) -> None:
-            if self.on_connect is not None:
-                self.on_connect(connection)
-
-        return engine
-
-    def take(self, connection: Connection) -> None:
-        """Hold the lock on the connection that writes: who loses the lock cannot write either."""
-        with connection.begin():
-            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
-            if encoding != "UTF8":
-                raise DatabaseError(f"{self.location}: has encoding {encoding}; create one with encoding UTF8")
-            if connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "off":
-                connection.exec_driver_sql("SET synchronous_commit = on")
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(self.lock_wait * 1000) or 1}")
-            try:
-                connection.exec_driver_sql(f"SELECT pg_advisory_lock({LOCK_KEY})")
-            except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available
-                    raise
-                raise DatabaseError(f"{self.location}: is in use by another process; stop that first") from error
-
-    def sound(self) -> None:
-        """The server sees to that."""
-
-    def leave(self) -> None:
-        """Nothing is left over."""
-
-    def accept(self, connection: Connection) -> None:
-        """Nothing needs to be set."""
-
-    def is_full(self, error: BaseException) -> bool:
-        return getattr(getattr(error, "orig", error), "sqlstate", None) == "53100"  # disk_full
-
-    def explain(self, error: BaseException) -> str:
-        cause = getattr(error, "orig", None) or error
-        text = _one_line(cause)
-        state = getattr(cause, "sqlstate", None) or ""
-        if state == "53100":
-            return "no space is left; make room on the server's file system"
-        if state.startswith(("28", "42501")) or "authentication failed" in text or "no password" in text:
-            return f"the server refuses this user ({text}); check user, password and rights"
-        if state == "25006":  # read_only_sql_transaction
-            return f"cannot be written ({text}); name the primary server"
-        if state.startswith("XX"):
-            return f"is damaged ({text}); restore it from a backup"
-        if not state or state.startswith(("08", "57P", "3D")):
-            return f"cannot be reached ({text}); check that server and database exist and accept connections"
-        return text
 
 
 class Database:
     """An open database of this program."""
 
-    def __init__(self, kind: _SQLite | _PostgreSQL, model: Model) -> None:
+    def __init__(self, kind: Kind, model: Model) -> None:
         self._kind = kind
         self.metadata = make_metadata(model)
         self.marks = self.metadata.tables[KRONOS]
@@ -474,11 +239,11 @@ def open_database(
         parsed = sqlalchemy.make_url(url)
     except ArgumentError:
         raise DatabaseError("the database's URL cannot be read; write sqlite:////path or postgresql://…") from None
-    kind: _SQLite | _PostgreSQL
+    kind: Kind
     if parsed.get_backend_name() == "sqlite":
-        kind = _SQLite(parsed, lock_wait, on_connect)
+        kind = SQLite(parsed, lock_wait, on_connect)
     elif parsed.get_backend_name() == "postgresql":
-        kind = _PostgreSQL(parsed, lock_wait, on_connect)
+        kind = PostgreSQL(parsed, lock_wait, on_connect)
     else:
         raise DatabaseError(f"{parsed.get_backend_name()} is not supported; use sqlite:////path or postgresql://…")
     database = Database(kind, model)
