@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from xapi import registry
 from xapi.backends import Backends, nowhere
 from xapi.dispatch import Dispatcher, Method
-from xapi.events import Events
+from xapi.events.listeners import Events
 from xapi.fragments import BUDGET, Fragments, RecordOf, Records, Refs
 from xapi.networks import Networks
 from xapi.operations import refusal

@@ -519,7 +519,7 @@ class Types:
             return RefType(text[:-4])
         if text.endswith(" record") and (text[:-7] in self._classes or text == "<class> record"):
             return RecordType(text[:-7], self.record_members.setdefault(text[:-7], {}))
-        if text == "event batch":  # what event.from answers; `xapi.events` writes it whole
+        if text == "event batch":  # what event.from answers; `xapi.events.batch` writes it whole
             batch = RecordType(text, {})
             batch.name = text
             return batch

@@ -14,7 +14,8 @@ from twisted.internet.task import Clock
 
 from xapi import datamodel
 from xapi.errors import Fault
-from xapi.events import Batch, Events
+from xapi.events.batch import Batch
+from xapi.events.listeners import Events
 from xapi.fragments import Fragments
 from xapi.sessions import Sessions
 from xapi.store import memory

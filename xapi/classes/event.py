@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xapi.call import Call
-from xapi.events import Batch, NextEvents
+from xapi.events.batch import Batch, NextEvents
 from xapi.registry import message
 
 

@@ -22,7 +22,7 @@ from twisted.internet.task import deferLater
 from xapi import errors
 from xapi.call import Origin
 from xapi.errors import Fault
-from xapi.events import Batch, NextEvents, json_event, xml_event
+from xapi.events.batch import Batch, NextEvents, json_event, xml_event
 from xapi.fragments import RecordOf, Records, Refs
 from xapi.http import console, jsonrpc, xmlrpc
 from xapi.http.exchange import Request, Response, Takeover

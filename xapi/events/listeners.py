@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import orjson
 from twisted.internet.defer import Deferred
 
 from xapi import errors
-from xapi.types import escape
+from xapi.events.batch import Batch, Event, NextEvents
+from xapi.events.subscription import NOTHING, Subscription, Token
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.fragments import Fragments
     from xapi.sessions import Sessions
     from xapi.store.memory import Store
     from xapi.store.rows import Row, Table
@@ -37,161 +35,6 @@ HEARTBEAT = 30.0
 """Seconds after which `event.next` tells of the pool object when nothing else happens."""
 TURN = 0.003
 """Seconds of waking listeners in one turn of the reactor."""
-
-_TOKEN = re.compile(r"(\d{1,20}),(\d{1,20})", re.ASCII)
-
-
-class Token(NamedTuple):
-    """Generations up to which a listener knows the objects and the alerts."""
-
-    objects: int
-    messages: int
-
-    def __str__(self) -> str:
-        return f"{self.objects:020},{self.messages:020}"
-
-    @classmethod
-    def parse(cls, text: str) -> Token:
-        """Read a token; '' knows nothing. Raises EVENT_FROM_TOKEN_PARSE_FAILURE."""
-        if text == "":
-            return cls(0, 0)
-        match = _TOKEN.fullmatch(text)
-        if match is None:
-            raise errors.EVENT_FROM_TOKEN_PARSE_FAILURE(text)
-        return cls(int(match.group(1)), int(match.group(2)))
-
-
-class Subscription(NamedTuple):
-    """Which objects a listener asks for: all, or whole classes and single references by class."""
-
-    everything: bool
-    classes: frozenset[str]
-    objects: frozenset[tuple[str, str]]
-
-    @classmethod
-    def parse(cls, texts: Iterable[str]) -> Subscription:
-        """Read ``*``, ``vm`` and ``vm/OpaqueRef:…``, whatever the case of the class.
-
-        Raises EVENT_SUBSCRIPTION_PARSE_FAILURE.
-        """
-        everything, classes, objects = False, set(), set()
-        for text in texts:
-            name, slash, ref = text.partition("/")
-            if text == "*":
-                everything = True
-            elif not name or "/" in ref or (slash and not ref):
-                raise errors.EVENT_SUBSCRIPTION_PARSE_FAILURE(text)
-            elif slash:
-                objects.add((name.lower(), ref))
-            else:
-                classes.add(name.lower())
-        return cls(everything, frozenset(classes), frozenset(objects))
-
-    def with_(self, other: Subscription) -> Subscription:
-        """Return what both ask for together."""
-        return Subscription(
-            self.everything or other.everything, self.classes | other.classes, self.objects | other.objects
-        )
-
-    def without(self, other: Subscription) -> Subscription:
-        """Return what is left when the other is given up."""
-        if other.everything:
-            return NOTHING
-        return Subscription(self.everything, self.classes - other.classes, self.objects - other.objects)
-
-
-NOTHING = Subscription(False, frozenset(), frozenset())
-
-
-class Event(NamedTuple):
-    """One change: `row` is the object, or None when it is gone."""
-
-    generation: int
-    operation: str
-    table: Table[Any]
-    ref: str
-    row: Row | None
-
-    @property
-    def id(self) -> int:
-        """The generation; alerts always have 0."""
-        return 0 if self.table.name == "message" else self.generation
-
-
-class Batch:
-    """The answer of event.from; what all who get the same share is encoded once."""
-
-    def __init__(self, events: list[Event], counts: dict[str, int], token: Token) -> None:
-        self.events = events
-        self.counts = counts
-        self.token = token
-        self.encoded: dict[str, list[bytes]] = {}
-        """Finished encodings, by the name of the codec."""
-
-    @property
-    def rows(self) -> list[Row]:
-        return [event.row for event in self.events if event.row is not None]
-
-    def xml(self, fragments: Fragments) -> Iterator[bytes]:
-        """Yield the XML-RPC value in parts."""
-        yield b"<value><struct><member><name>events</name><value><array><data>"
-        for event in self.events:
-            yield from xml_event(event, "0.0", fragments)
-        counts = "".join(
-            f"<member><name>{name}</name><value><i4>{count}</i4></value></member>"
-            for name, count in self.counts.items()
-        )
-        yield (
-            "</data></array></value></member><member><name>valid_ref_counts</name><value><struct>"
-            f"{counts}</struct></value></member><member><name>token</name><value>{self.token}</value></member>"
-            "</struct></value>"
-        ).encode()
-
-    def json(self, fragments: Fragments) -> Iterator[bytes]:
-        """Yield the JSON object in parts."""
-        yield b'{"events":['
-        for number, event in enumerate(self.events):
-            yield from json_event(event, b"," if number else b"", fragments)
-        yield b"]," + orjson.dumps({"valid_ref_counts": self.counts, "token": str(self.token)})[1:]
-
-
-def xml_event(event: Event, timestamp: str, fragments: Fragments) -> list[bytes]:
-    """Return one event as an XML-RPC value in parts, the record a part of its own."""
-    head = (
-        f"<value><struct><member><name>id</name><value>{event.id}</value></member>"
-        f"<member><name>timestamp</name><value>{timestamp}</value></member>"
-        f"<member><name>class</name><value>{event.table.name.lower()}</value></member>"
-        f"<member><name>operation</name><value>{event.operation}</value></member>"
-        f"<member><name>ref</name><value>{escape(event.ref)}</value></member>"
-    ).encode()
-    if event.row is None:
-        return [head + b"</struct></value>"]
-    return [
-        head + b"<member><name>snapshot</name>",
-        fragments.xml_record(event.row),
-        b"</member></struct></value>",
-    ]
-
-
-def json_event(event: Event, before: bytes, fragments: Fragments) -> list[bytes]:
-    """Return one event as JSON in parts; the id is a string, as xapi sends it."""
-    head = {
-        "id": str(event.id),
-        "timestamp": "0.0",
-        "class": event.table.name.lower(),
-        "operation": event.operation,
-        "ref": event.ref,
-    }
-    text = before + orjson.dumps(head)
-    if event.row is None:
-        return [text]
-    return [text[:-1] + b',"snapshot":', fragments.json_record(event.row), b"}"]
-
-
-class NextEvents(list[Event]):
-    """The answer of event.next."""
-
-    timestamp: str = "0.0"
 
 
 class Events:
