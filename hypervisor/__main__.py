@@ -41,8 +41,9 @@ def _boot(config: DomainConfig, console: bool) -> int:
     toolstack = Toolstack(host)
     terminal = Terminal(_INPUT, _OUTPUT)
 
-    def changed(_: Domain) -> None:
-        terminal.down()
+    def changed(domain: Domain) -> None:
+        if domain.reason is not None:
+            terminal.down()
 
     host.listen(changed)
     toolstack.start()

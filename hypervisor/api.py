@@ -153,6 +153,8 @@ class DomainConfig:
     disks: tuple[Disk, ...] = ()
     nics: tuple[NIC, ...] = ()
     display: Display | None = None
+    vcpus_max: int = 0
+    """How many vCPUs it can have while it runs; the first `vcpus` are online at its start. 0 for no more than those."""
     weight: int = 256
     cap: int = 0
     affinity: tuple[int, ...] = ()
@@ -165,6 +167,8 @@ class Change:
     """What is to be another of a domain that runs; None leaves it. Devices are named by their numbers."""
 
     memory_target: int | None = None
+    vcpus: int | None = None
+    """How many vCPUs the guest is asked to have online; when it has them, and whether, is its own affair."""
     weight: int | None = None
     cap: int | None = None
     affinity: tuple[int, ...] | None = None
@@ -209,8 +213,9 @@ class DomainState:
     memory_target: int
     memory_max: int
     vcpus: int
+    """How many are online."""
     cpu_time: tuple[float, ...]
-    """Of each vCPU."""
+    """Of each vCPU that it can have."""
     run_times: Mapping[str, float]
     """How long vCPUs were ``running``, ``runnable``, ``blocked`` and ``offline``, on the average."""
     start_time: float

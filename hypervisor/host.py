@@ -142,7 +142,7 @@ class Host(Machine):
             domain.close()
 
     def listen(self, heard: Callable[[Domain], None]) -> None:
-        """Call `heard`, on some thread, when a domain shuts down."""
+        """Call `heard`, on some thread, when a domain shuts down or has another number of vCPUs up."""
         self._listeners.append(heard)
 
     # For tests: guests on the caller's thread
@@ -180,12 +180,12 @@ class Host(Machine):
             domain.execution.upcall(vcpu)
 
     def changed(self, domain: Domain) -> None:
-        """Tell listeners that a domain shut down."""
+        """Tell listeners that a domain shut down, or has another number of vCPUs up."""
         for heard in list(self._listeners):
             try:
                 heard(domain)
             except Exception:  # the domain's thread goes on, and so do the other listeners
-                _log.exception("a listener failed when domain %d shut down", domain.domid)
+                _log.exception("a listener failed when domain %d changed", domain.domid)
 
     def may_grow(self, domain: Domain, frames: int) -> bool:
         """Let a domain grow as far as its limit, which is set aside for it."""

@@ -106,7 +106,7 @@ class FakeBackend:
         return DomainState(
             uuid, domain.domid, domain.state, domain.shutdown, "", "pvh",
             domain.target if domain.actual is None else domain.actual, domain.target,
-            domain.config.memory_max, vcpus, (domain.cpu_time,) * domain.config.vcpus,
+            domain.config.memory_max, vcpus, (domain.cpu_time,) * max(domain.config.vcpus, domain.config.vcpus_max),
             {"running": domain.cpu_time, "runnable": 0.0, "blocked": 9.0, "offline": 0.0}, 1_769_850_000.0,
             tuple(DeviceState(each, True, domain.counters.get(at, {})) for at, each in domain.devices.items()),
             dict(domain.guest),
@@ -200,6 +200,8 @@ class FakeBackend:
         domain = self._domain(uuid)
         if change.memory_target is not None:
             domain.target = change.memory_target
+        if change.vcpus is not None and not self.deaf:
+            domain.vcpus = change.vcpus
         for device in (change.medium, change.nic):
             if device is not None:
                 domain.devices[type(device), device.number] = device

@@ -71,7 +71,7 @@ class Machine(Peers, Protocol):
         """Return nanoseconds since 1970."""
 
     def changed(self, domain: Domain) -> None:
-        """Hear that the domain's state has changed: it shut down."""
+        """Hear that the domain's state has changed: it shut down, or has another number of vCPUs up."""
 
 
 class Domain:

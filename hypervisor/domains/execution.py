@@ -77,7 +77,7 @@ class Execution:
             vcpu.blocked = True
         elif outcome is Outcome.OFF:
             vcpu.up = False
-            self._check_power()
+            self._tell_number()
         self._set_state(vcpu.cpu.number, BLOCKED if vcpu.blocked else RUNNABLE if vcpu.up else OFFLINE)
 
     def choose(self) -> int | None:
@@ -109,8 +109,11 @@ class Execution:
         else:
             vcpu.cpu.upcall(self._domain.callback_vector)
 
-    def _check_power(self) -> None:
-        if not any(vcpu.up for vcpu in self._domain.vcpus):
+    def _tell_number(self) -> None:
+        """Tell that another number of vCPUs is up; without any the domain is off."""
+        if any(vcpu.up for vcpu in self._domain.vcpus):
+            self._domain.machine.changed(self._domain)
+        else:
             self._domain.power_off()
 
     # What events and hypercalls ask
@@ -160,7 +163,7 @@ class Execution:
                 vcpu.cpu.halt_here()
             else:
                 self._set_state(number, OFFLINE)
-            self._check_power()
+            self._tell_number()
 
     def release(self, number: int) -> None:
         """Let a vCPU run from the state that it has (VCPUOP_up)."""
@@ -169,6 +172,7 @@ class Execution:
             vcpu.up, vcpu.held = True, False
             if not vcpu.blocked:
                 self._woke(number)
+            self._tell_number()
 
     # What local APICs ask
 

@@ -15,7 +15,7 @@ from hypervisor.domains.domain import Domain
 from hypervisor.firmware.boot import Boot
 from hypervisor.host import Host, NoMemory
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
-from hypervisor.loader import pv, pvh
+from hypervisor.loader import acpi, pv, pvh
 from hypervisor.loader.elf import LoadError
 from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.snapshot import resume
@@ -59,17 +59,24 @@ class PVHBuild:
     """A PVH domain (docs/misc/pvh.pandoc)."""
 
     def __init__(self, host: Host, config: DomainConfig) -> None:
+        vcpus = max(config.vcpus, config.vcpus_max)
+        if vcpus > acpi.VCPUS:
+            raise HostError("failed", f"{vcpus} vCPUs asked for, a domain can have {acpi.VCPUS}")
         with _told():
             self.domain = host.create(
                 pvh.ranges(pvh.address_space(config.memory_max)),
-                vcpus=config.vcpus,
+                vcpus=vcpus,
                 uuid_text=config.uuid,
                 code_cache=code_cache(config.memory_max),
             )
         self._image: pvh.PVHImage | None = None
 
     def load(self, boot: Boot) -> tuple[int, int]:
-        """Load a kernel, which starts all vCPUs but the first by itself."""
+        """Load a kernel, which starts all vCPUs but the first by itself.
+
+        It stops those again that xenstore says are to be offline. In its tables they are enabled: Linux gives others
+        no number of an APIC, and could not start them later.
+        """
         vcpus = len(self.domain.vcpus)
         try:
             image = pvh.build(self.domain.memory, boot.kernel, boot.ramdisk, boot.command_line, vcpus=vcpus)
@@ -94,13 +101,12 @@ class PVHBuild:
 
 
 class PVBuild:
-    """A 64-bit PV domain; one vCPU is online."""
+    """A 64-bit PV domain; it has one vCPU, whatever is asked for."""
 
     def __init__(self, host: Host, config: DomainConfig) -> None:
         with _told():
             self.domain = host.create(
                 pv.ranges(config.memory_max),
-                vcpus=config.vcpus,
                 uuid_text=config.uuid,
                 code_cache=code_cache(config.memory_max),
                 cpu=PVCPU,

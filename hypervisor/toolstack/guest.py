@@ -38,6 +38,8 @@ class Guest:
     target: int
     """Bytes that the balloon was last told to keep."""
     start_time: float = 0.0
+    looked_at: bool = True
+    """Whether `state` was called since attention was last asked for: a guest may start and stop vCPUs as it likes."""
 
     @property
     def path(self) -> str:
@@ -48,6 +50,7 @@ class Guest:
         """Return what is true of it now."""
         domain, config = self.domain, self.config
         with domain.machine.lock:
+            self.looked_at = True
             shutdown = _REASONS[domain.reason] if domain.reason is not None else None
             power = Power.SHUTDOWN if shutdown else Power.PAUSED if domain.state is State.PAUSED else Power.RUNNING
             times = [domain.runstate_times(number) for number in range(len(domain.vcpus))]

@@ -14,12 +14,12 @@ from hypervisor.xenstore.errors import XenstoreError
 from hypervisor.xenstore.permissions import NONE, READ, Permissions
 from hypervisor.xenstore.store import Store
 
-_FEATURES = ("suspend", "shutdown", "poweroff", "reboot", "balloon", "static-ip-setting")
+_FEATURES = ("suspend", "shutdown", "poweroff", "reboot", "balloon", "vcpu-hotplug", "static-ip-setting")
 _GUEST_WRITES = ("data", "attr", "device", "drivers", "error", "feature", "memory/meminfo")
 
 
-def write(store: Store, domid: int, config: DomainConfig) -> None:
-    """Write what a new domain finds. Raises HostError."""
+def write(store: Store, domid: int, config: DomainConfig, vcpus: int) -> None:
+    """Write what a new domain finds, which has so many vCPUs. Raises HostError."""
     home = f"/local/domain/{domid}"
     own, readable = Permissions(domid, NONE), Permissions(0, NONE, ((domid, READ),))
     keys = {
@@ -32,7 +32,7 @@ def write(store: Store, domid: int, config: DomainConfig) -> None:
         "control/platform-feature-multiprocessor-suspend": "1",
         "control/platform-feature-xs_reset_watches": "1",
     }
-    keys |= {f"cpu/{number}/availability": "online" for number in range(config.vcpus)}
+    keys |= {f"cpu/{number}/availability": _availability(number, config.vcpus) for number in range(vcpus)}
     with store.transaction() as transaction:
         transaction.write(home, b"", readable)
         for key, value in keys.items():
@@ -51,6 +51,18 @@ def put(store: Client, domid: int, keys: Mapping[str, str]) -> None:
             store.write(path, value.encode(), Permissions(domid, NONE))
         except (XenstoreError, UnicodeEncodeError) as error:
             raise HostError("failed", f"{key[:80]!r} cannot be put into xenstore: {error}") from error
+
+
+def plug_vcpus(store: Client, domid: int, online: int, vcpus: int) -> None:
+    """Ask a domain with so many vCPUs to have the first `online` of them online."""
+    for number in range(vcpus):
+        path, value = f"/local/domain/{domid}/cpu/{number}/availability", _availability(number, online)
+        if store.read_text(path) != value:  # a guest hears of each write
+            store.write(path, value)
+
+
+def _availability(vcpu: int, online: int) -> str:
+    return "online" if vcpu < online else "offline"
 
 
 def remove(store: Store, domid: int) -> None:

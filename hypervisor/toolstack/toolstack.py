@@ -39,7 +39,7 @@ class Toolstack:
         """Called with a uuid, on any thread and under the host's lock, when something about that domain has changed."""
         self._building: set[str] = set()
         self._disk_threads = DiskThreads()
-        host.listen(lambda domain: self.attention(domain.uuid))
+        host.listen(self._changed)
 
     def start(self) -> None:
         """Let guests and networks run, on threads of their own."""
@@ -104,7 +104,7 @@ class Toolstack:
     ) -> Guest:
         """Give a domain its home in xenstore, its console and its devices; `frames` are those of their rings."""
         with self.host.lock:
-            home.write(self.host.xenstore, domain.domid, config)
+            home.write(self.host.xenstore, domain.domid, config, len(domain.vcpus))
             undo.callback(self._forget, domain)
             store_port, console_port = domain.events.alloc_unbound(0), domain.events.alloc_unbound(0)
             attach(store_port, console_port)
@@ -151,6 +151,15 @@ class Toolstack:
         guest = self.guests.get(uuid)
         return None if guest is None else guest.state()
 
+    def _changed(self, domain: Domain) -> None:
+        """Ask for attention to a domain that shut down, or whose number of vCPUs is another since somebody looked."""
+        if domain.reason is None:
+            guest = self.guests.get(domain.uuid)
+            if guest is None or not guest.looked_at:
+                return
+            guest.looked_at = False
+        self.attention(domain.uuid)
+
     # Changing domains
 
     def unpause(self, uuid: str) -> None:
@@ -188,6 +197,8 @@ class Toolstack:
                 self._limit(guest, change.memory_target)
                 guest.control.set_memory_target(change.memory_target >> 10)
                 guest.target = change.memory_target
+        if change.vcpus is not None:
+            self._plug_vcpus(guest.domain, change.vcpus)
         if change.weight is not None or change.cap is not None or change.affinity is not None:
             self._schedule(guest.domain, change.weight, change.cap, change.affinity)
         if change.nic is not None:
@@ -207,6 +218,14 @@ class Toolstack:
         if more > host.free_memory():
             raise HostError("no_memory", f"{more} bytes more asked for, {host.free_memory()} are free")
         host.set_limit(domain, target + xens)
+
+    def _plug_vcpus(self, domain: Domain, online: int) -> None:
+        """Ask a guest to have so many vCPUs online. Raises HostError for more than it can have."""
+        most = len(domain.vcpus) if domain.sharing else 1
+        if not 1 <= online <= most:
+            raise HostError("no_vcpu", f"{online} vCPUs asked for, the domain can have {most}")
+        with self.host.lock:
+            home.plug_vcpus(self.host.xenstore, domain.domid, online, most)
 
     def _write(self, guest: Guest, keys: Mapping[str, str]) -> None:
         with self.host.lock, self.host.xenstore.transaction() as transaction:

@@ -43,6 +43,17 @@ def test_the_share_of_a_core_since_the_last_look(pool: Pool, vm: Any) -> None:
     assert metrics(pool, vm).VCPUs_utilisation == {0: 1.0}
 
 
+def test_vcpus_that_are_offline_use_nothing(pool: Pool) -> None:
+    """They have a share of nothing, and take nothing from what is told of the one that is online."""
+    vm = running(pool, VCPUs_max=4, VCPUs_at_startup=1)
+    look(pool)
+    assert metrics(pool, vm).VCPUs_utilisation == dict.fromkeys(range(4), 0.0)
+    pool("VM.record_data_source", vm._ref, "runstate_fullrun")
+    pool.backend.doms[vm.uuid].cpu_time += 0.5  # the average of four
+    look(pool)
+    assert pool("VM.query_data_source", vm._ref, "runstate_fullrun") == pytest.approx(4 * 0.5 / 5)
+
+
 def test_a_balloon_and_a_pause_are_seen(pool: Pool, vm: Any) -> None:
     """With the time."""
     pool.backend.doms[vm.uuid].actual = 32 * MIB

@@ -235,15 +235,38 @@ def test_vcpus_of_dom0_are_not_set(pool: Pool) -> None:
     assert pool.fails("VM.set_VCPUs_at_startup", dom0._ref, "1") == ["OPERATION_NOT_ALLOWED", text]
 
 
-def test_vcpus_are_not_plugged(pool: Pool) -> None:
-    """What the guest has is accepted, other numbers are refused and nothing pretends."""
+def test_vcpus_are_plugged_live(pool: Pool) -> None:
+    """Up to VCPUs_max; the VM starts with as many from then on. An error names the number that would be right."""
     vm = running(pool, VCPUs_max=4, VCPUs_at_startup=2)
-    pool.backend.doms[vm.uuid].vcpus = 1
-    assert pool.fails("VM.set_VCPUs_number_live", vm._ref, "2") == ["VM_LACKS_FEATURE", vm._ref]
-    assert pool.fails("VM.set_VCPUs_number_live", vm._ref, "5")[:1] == ["INVALID_VALUE"]
+    metrics = pool.db.VM_metrics[vm.metrics]
+    for number in ("4", "1", "1"):
+        pool("VM.set_VCPUs_number_live", vm._ref, number)
+        assert (vm.VCPUs_at_startup, metrics.VCPUs_number) == (int(number), int(number))
+    rule = "VCPU values must satisfy: 0 < VCPUs ≤ VCPUs_max"
+    for number in ("5", "0", "-1"):
+        assert pool.fails("VM.set_VCPUs_number_live", vm._ref, number) == ["INVALID_VALUE", rule, "4"]
+    assert (vm.VCPUs_at_startup, metrics.VCPUs_number) == (1, 1)
+
+
+def test_nobody_waits_for_a_guest_that_plugs_no_vcpus(pool: Pool) -> None:
+    """VM_metrics tells how many it has, and what it does later by itself."""
+    vm = running(pool, VCPUs_max=4, VCPUs_at_startup=2)
+    metrics = pool.db.VM_metrics[vm.metrics]
+    pool.backend.deaf = True
+    pool("VM.set_VCPUs_number_live", vm._ref, "3")
+    assert (vm.VCPUs_at_startup, metrics.VCPUs_number) == (3, 2)
+    pool.backend.doms[vm.uuid].vcpus = 3
+    pool.backend.attention(vm.uuid)
+    pool.clock.advance(0)
+    assert metrics.VCPUs_number == 3
+
+
+def test_a_guest_that_cannot_have_another_vcpu_lacks_the_feature(pool: Pool) -> None:
+    """A PV guest, whatever VCPUs_max says; its record stays as it was."""
+    vm = running(pool, VCPUs_max=4, VCPUs_at_startup=2)
+    pool.backend.fail["adjust"] = HostError("no_vcpu", "3 vCPUs asked for, the domain can have 1")
+    assert pool.fails("VM.set_VCPUs_number_live", vm._ref, "3") == ["VM_LACKS_FEATURE", vm._ref]
     assert vm.VCPUs_at_startup == 2
-    pool("VM.set_VCPUs_number_live", vm._ref, "1")
-    assert (vm.VCPUs_at_startup, pool.db.VM_metrics[vm.metrics].VCPUs_number) == (1, 1)
 
 
 def test_scheduling_of_a_vm_that_runs(pool: Pool) -> None:

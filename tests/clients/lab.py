@@ -68,7 +68,7 @@ class Lab:
         for _ in range(200):
             if found := happened():
                 return found
-            token = self.xapi.event_from(["VM", "VM_guest_metrics", "VBD", "VIF"], token, 1.0)["token"]
+            token = self.xapi.event_from(["VM", "VM_metrics", "VM_guest_metrics", "VBD", "VIF"], token, 1.0)["token"]
         pytest.fail("it did not happen")
 
     def address(self, vm: str) -> str:

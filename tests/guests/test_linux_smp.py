@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from hypervisor.api import Change
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import Linux
 from tests.guests.resumed import leave
@@ -87,7 +88,7 @@ def test_work_on_all_vcpus_at_once(four: Linux) -> None:
 
 
 def test_a_vcpu_goes_and_comes_back(two: Linux, toolstack: Toolstack) -> None:
-    """By the guest's own choice, or since xenstore says so; the toolstack sees it."""
+    """By the guest's own choice, or since it is asked to; the toolstack sees it."""
 
     def online() -> int:
         state = toolstack.state(two.uuid)
@@ -98,10 +99,9 @@ def test_a_vcpu_goes_and_comes_back(two: Linux, toolstack: Toolstack) -> None:
     assert (two.run("nproc"), online()) == ("1", 1)
     two.run("echo 1 >/sys/devices/system/cpu/cpu1/online")
     assert (two.run("nproc"), online()) == ("2", 2)
-    node, directory = f"/local/domain/{two.domain.domid}/cpu/1/availability", "/sys/devices/system/cpu/cpu1"
-    for value, then, count in ((b"offline", "true", 1), (b"online", f"echo 1 >{directory}/online", 2)):
-        with two.host.lock:
-            two.host.xenstore.write(node, value)
+    directory = "/sys/devices/system/cpu/cpu1"
+    for then, count in (("true", 1), (f"echo 1 >{directory}/online", 2)):
+        toolstack.adjust(two.uuid, Change(vcpus=count), lambda: None)
         two.wait_for(f"[ {'!' if count == 1 else ''} -e {directory}/online ]")
         two.run(then)  # as udev does, when the kernel says that there is another CPU
         assert (two.run("nproc"), online()) == (str(count), count)

@@ -126,6 +126,61 @@ def test_a_description_becomes_true_in_the_guest(toolstack: Toolstack, tmp_path:
     guest.until(lambda: guest.state.cpu_time[0] > 0 and guest.state.run_times["blocked"] > 0)
 
 
+def availability(toolstack: Toolstack, guest: Running) -> list[str | None]:
+    """Return what a guest finds of its vCPUs, and of one behind them."""
+    with toolstack.host.lock:
+        store, home = toolstack.host.xenstore, f"/local/domain/{guest.state.domid}"
+        return [store.read_text(f"{home}/cpu/{number}/availability") for number in range(4)]
+
+
+def test_a_guest_is_asked_to_have_other_vcpus_online(toolstack: Toolstack) -> None:
+    """By what it watches, and written only where it changes; as many as it may have. This one does nothing of it."""
+    guest = Running(toolstack, config(vcpus=2, vcpus_max=3))
+    assert availability(toolstack, guest) == ["online", "online", "offline", None]
+    assert (guest.state.vcpus, len(guest.state.cpu_time)) == (1, 3)
+    heard: list[str] = []
+    with toolstack.host.lock:
+        toolstack.host.xenstore.watch(f"/local/domain/{guest.state.domid}/cpu", heard.append)
+        heard.clear()
+    toolstack.adjust(guest.uuid, Change(vcpus=3), lambda: None)
+    assert availability(toolstack, guest) == ["online", "online", "online", None]
+    assert [path[-14:] for path in heard] == ["2/availability"]
+    toolstack.adjust(guest.uuid, Change(vcpus=1), lambda: None)
+    assert availability(toolstack, guest) == ["online", "offline", "offline", None]
+    for number in (0, 4):
+        with pytest.raises(HostError, match=f"{number} vCPUs") as refused:
+            toolstack.adjust(guest.uuid, Change(vcpus=number), lambda: None)
+        assert refused.value.code == "no_vcpu"
+    assert guest.state.vcpus == 1
+    with pytest.raises(HostError, match="a domain can have 128"):
+        toolstack.build(config(vcpus_max=1 << 40))
+
+
+def test_a_pv_guest_has_one_vcpu(toolstack: Toolstack) -> None:
+    """Whatever is asked for."""
+    guest = Running(toolstack, config(vcpus=2, vcpus_max=4, boot=replace(DEMO, kind="pv")))
+    assert (guest.state.vcpus, len(guest.state.cpu_time)) == (1, 1)
+    toolstack.adjust(guest.uuid, Change(vcpus=1), lambda: None)
+    with pytest.raises(HostError, match="the domain can have 1") as refused:
+        toolstack.adjust(guest.uuid, Change(vcpus=2), lambda: None)
+    assert refused.value.code == "no_vcpu"
+
+
+def test_a_guest_that_starts_and_stops_vcpus_is_told_of_once(toolstack: Toolstack) -> None:
+    """Until somebody looks: it cannot keep others busy by it."""
+    guest = Running(toolstack, config(vcpus_max=2))
+    heard: list[str] = []
+    toolstack.attention = heard.append
+    with toolstack.host.lock:
+        domain = toolstack.guest(guest.uuid).domain
+        for _ in range(2):
+            assert guest.state.vcpus == 1
+            heard.clear()
+            for _ in range(3):
+                domain.machine.changed(domain)
+            assert heard == [guest.uuid]
+
+
 def test_a_pv_guest_is_one_like_the_others(toolstack: Toolstack, tmp_path: Path) -> None:
     """Disk, card, balloon, a suspend and an end."""
     toolstack.networks.serve("lan", LAN)

@@ -136,6 +136,23 @@ def test_a_vcpu_that_is_taken_down_goes_on_where_it_was(host: Host, domain: Doma
     assert not domain.vcpus[1].up and not domain.vcpus[1].held and domain.runstate_times(1)[3] > 0
 
 
+def test_listeners_hear_of_another_number_of_vcpus(host: Host, domain: Domain) -> None:
+    """When one starts, when it goes down, by a hypercall, an INIT or a halt for good; not of what changes nothing."""
+    heard: list[int] = []
+    host.listen(lambda domain: heard.append(sum(vcpu.up for vcpu in domain.vcpus)))
+    domain.memory.write(CODE + 0x100, b"\xf4")  # hlt
+    assert vcpu_op(domain, DOWN) == vcpu_op(domain, INITIALISE, memory=context32()) == 0 and heard == []
+    assert vcpu_op(domain, UP) == vcpu_op(domain, UP) == 0 and heard == [2]
+    assert vcpu_op(domain, DOWN) == vcpu_op(domain, DOWN) == 0 and heard == [2, 1]
+    assert vcpu_op(domain, UP) == 0
+    domain.reset_cpu(1)
+    domain.reset_cpu(1)
+    assert heard == [2, 1, 2, 1]
+    assert vcpu_op(domain, INITIALISE, memory=context32()) == vcpu_op(domain, UP) == 0
+    host.step(domain)
+    assert heard == [2, 1, 2, 1, 2, 1]
+
+
 def test_the_last_vcpu_that_goes_down_ends_the_domain(host: Host, domain: Domain) -> None:
     """As in Xen."""
     assert vcpu_op(domain, DOWN, 0) == 0

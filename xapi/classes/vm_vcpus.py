@@ -44,14 +44,16 @@ def set_VCPUs_at_startup(call: Call, self: VM, value: int) -> None:
 
 @message("VM.set_VCPUs_number_live")
 async def set_VCPUs_number_live(call: Call, self: VM, nvcpu: int) -> None:
-    """Have a guest use so many vCPUs. Our hosts plug none: another number than it has is VM_LACKS_FEATURE."""
+    """Ask a guest to have so many vCPUs online, now and when it next starts. Nobody waits for it to do so.
+
+    A guest of which no vCPU can be plugged, a PV one, is VM_LACKS_FEATURE.
+    """
     row = call.db.VM[self]
     async with claim(call, "changing_VCPUs_live", row):
         if not 1 <= nvcpu <= row.VCPUs_max:
-            raise errors.INVALID_VALUE(_LIVE_RULE, str(nvcpu))
-        state = await backend(call, row).stat(row.uuid)
-        if state is None or state.vcpus != nvcpu:
-            raise errors.VM_LACKS_FEATURE(self)
+            raise errors.INVALID_VALUE(_LIVE_RULE, str(row.VCPUs_max))  # xapi names what would be right
+        with told(row):
+            await backend(call, row).adjust(row.uuid, Change(vcpus=nvcpu))
         row.VCPUs_at_startup = nvcpu
         await call.daemon.reconciler.look(row)
 

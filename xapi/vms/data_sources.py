@@ -84,8 +84,8 @@ def of_domain(before: Look | None, now: Look) -> Iterator[Source]:
     online = max(1, state.vcpus)
     used = fraction(sum(old.cpu_time) / online, sum(state.cpu_time) / online)
     yield Source("cpu_usage", "Domain CPU usage", "(fraction)", used, maximum=1.0)
-    if len(state.cpu_time) == 1:
-        yield from _run_states(fraction, old.run_times, state.run_times)
+    if state.vcpus == 1:
+        yield from _run_states(fraction, old.run_times, state.run_times, len(state.cpu_time))
     yield from _memory(state)
     known = {(type(each.device), each.device.number): each.counters for each in old.devices}
     for each in state.devices:
@@ -105,16 +105,17 @@ def _memory(state: DomainState) -> Iterator[Source]:
 _RUN_STATES = {
     "runstate_fullrun": ("Fraction of time that all vCPUs are running", ("running",)),
     "runstate_full_contention": ("Fraction of time that all vCPUs are runnable (i.e., waiting for CPU)", ("runnable",)),
-    "runstate_blocked": ("Fraction of time that all vCPUs are blocked or offline", ("blocked", "offline")),
+    "runstate_blocked": ("Fraction of time that all vCPUs are blocked or offline", ("blocked",)),
     "runnable_any": ("Fraction of time that at least one vCPU is runnable in the domain", ("runnable",)),
     "runnable_vcpus": ("Fraction of time that vCPUs of the domain are runnable", ("runnable",)),
 }
-"""What can be said of them for a domain with a single vCPU."""
+"""What can be said of them for a domain with a single vCPU online."""
 
 
-def _run_states(fraction: Rate, old: Mapping[str, float], new: Mapping[str, float]) -> Iterator[Source]:
+def _run_states(fraction: Rate, old: Mapping[str, float], new: Mapping[str, float], vcpus: int) -> Iterator[Source]:
+    """Measure the one vCPU that is online by averages over so many."""
     for name, (description, parts) in _RUN_STATES.items():
-        older, newer = (sum(times.get(part, 0.0) for part in parts) for times in (old, new))
+        older, newer = (vcpus * sum(times.get(part, 0.0) for part in parts) for times in (old, new))
         yield Source(name, description, "(fraction)", fraction(older, newer), maximum=1.0, standard=False)
 
 

@@ -47,6 +47,7 @@ def describe(db: Store, vm: VM, images: Mapping[str, Image], guest_directory: Pa
         memory_max=vm.memory_static_max // PAGE * PAGE,
         memory_target=vm.memory_dynamic_max // PAGE * PAGE,
         vcpus=vm.VCPUs_at_startup,
+        vcpus_max=vm.VCPUs_max,
         boot=boot(vm, guest_directory),
         disks=tuple(disk(vbd, images) for vbd in _in_order(db.VBD[ref] for ref in vm.VBDs) if not _lost(vbd)),
         nics=tuple(nic(db, vif) for vif in _in_order(db.VIF[ref] for ref in vm.VIFs)),

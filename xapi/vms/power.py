@@ -48,6 +48,8 @@ def fault_of(error: HostError, vm: Any) -> Fault:
         return errors.VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT(vm._ref)
     if error.code == "not_suspended":
         return errors.VM_FAILED_SUSPEND_ACKNOWLEDGMENT(vm._ref)
+    if error.code == "no_vcpu":
+        return errors.VM_LACKS_FEATURE(vm._ref)
     if error.code == "bad_disk":
         return backend_failure(46, str(error))
     if error.code == "no_space":
