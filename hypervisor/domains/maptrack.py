@@ -4,6 +4,9 @@ A mapping pins its grant: the granter sees GTF_reading and GTF_writing in the en
 until the mapper unmaps it, or ends. When the granter ends first, or is frozen to be cloned, the mapper keeps a copy
 of what it saw, and its handle; when the mapper is frozen, its foreign frames are empty, as Xen saves them. A domain
 that is suspended and goes on where it is keeps its mappings; a saved image has none, and empty frames in their place.
+
+A translated domain chooses the frame that shows the granted one. A paravirtual one chooses an entry of a page table
+(`hypercalls.grant_map`), and sees the frame at a number of its own behind its memory, one for each handle.
 """
 
 from __future__ import annotations
@@ -28,9 +31,13 @@ MOST = 1024
 
 
 @dataclass(slots=True)
-class _Mapping:
+class Mapping:
+    """What a handle stands for."""
+
     grant: Grant
     loan: Loan
+    flags: int = 0
+    """GNTMAP_* of a paravirtual domain's, less what it has unmapped."""
 
 
 class Maptrack:
@@ -39,16 +46,20 @@ class Maptrack:
     def __init__(self, domid: int, physmap: Physmap) -> None:
         self._domid = domid
         self._physmap = physmap
-        self._mappings: dict[int, _Mapping] = {}
+        self._mappings: dict[int, Mapping] = {}
         self._free: list[int] = []
 
     def __len__(self) -> int:
         return len(self._mappings)
 
-    def map(self, frame: int, granter: Physmap, table: GrantTable, ref: int, write: bool) -> int:
-        """Let a frame show one that was granted; return the handle. Raises GrantError with nothing mapped."""
+    def map(self, frame: int | None, granter: Physmap, table: GrantTable, ref: int, write: bool) -> int:
+        """Let a frame show one that was granted; return the handle. Raises GrantError with nothing mapped.
+
+        Without a frame it is the one of `Physmap.foreign` that goes with the handle.
+        """
         if len(self._mappings) >= MOST:
             raise GrantError(GNTST_NO_SPACE)
+        handle = self._free[-1] if self._free else len(self._mappings)
         grant = table.access(ref, self._domid, write)
         try:
             if grant.length != PAGE:
@@ -56,7 +67,8 @@ class Maptrack:
             if grant.frame in granter.ballooned:
                 raise GrantError(GNTST_BAD_PAGE)
             try:
-                loan = self._physmap.borrow(frame, table.memory, grant.frame, write)
+                at = self._physmap.foreign[handle] if frame is None else frame
+                loan = self._physmap.borrow(at, table.memory, grant.frame, write)
             except OSError:
                 raise GrantError(GNTST_NO_SPACE) from None
             except BadAddress:
@@ -64,18 +76,24 @@ class Maptrack:
         except GrantError:
             grant.end()
             raise
-        handle = self._free.pop() if self._free else len(self._mappings)
-        self._mappings[handle] = _Mapping(grant, loan)
+        if self._free:
+            self._free.pop()
+        self._mappings[handle] = Mapping(grant, loan)
         return handle
+
+    def find(self, handle: int) -> Mapping:
+        """Return what a handle stands for. Raises GrantError."""
+        mapping = self._mappings.get(handle)
+        if mapping is None:
+            raise GrantError(GNTST_BAD_HANDLE)
+        return mapping
 
     def unmap(self, handle: int, frame: int | None) -> None:
         """Empty the frame that a handle stands for, and forget the handle. Raises GrantError with it as it was.
 
         Without a frame the handle is looked at, and nothing else is done.
         """
-        mapping = self._mappings.get(handle)
-        if mapping is None:
-            raise GrantError(GNTST_BAD_HANDLE)
+        mapping = self.find(handle)
         if frame is None:
             return
         if mapping.loan.at != frame:

@@ -1,8 +1,8 @@
 """grant_table_op: the calling domain's own table, and access to other domains' (public/grant_table.h).
 
-Mapping is for translated domains, as Xen has it for them (xen/arch/x86/hvm/grant_table.c): `host_addr` is a
+Mapping is for translated domains here, as Xen has it for them (xen/arch/x86/hvm/grant_table.c): `host_addr` is a
 guest-physical address, whose frame shows the granted one until it is unmapped, and is empty then. What lay there is
-given back to the host. Paravirtual domains, which would map at a page table entry, have ENOSYS instead.
+given back to the host. Paravirtual domains map at a page table entry: `grant_map`.
 """
 
 from __future__ import annotations
@@ -31,20 +31,18 @@ from hypervisor.memory.guest_memory import PAGE, BadAddress
 _SOURCE_GREF, _DESTINATION_GREF = 1, 2
 _MAP, _UNMAP, _COPY, _QUERY_SIZE, _UNMAP_AND_REPLACE, _SET_VERSION, _GET_VERSION = 0, 1, 5, 6, 7, 8, 10
 
-_DEVICE_MAP, _HOST_MAP, _READONLY = 1, 2, 4
+DEVICE_MAP, HOST_MAP, READONLY = 1, 2, 4
 """GNTMAP_*. Those beyond, application_map and contains_pte, are for paravirtual domains."""
+
+Lists = Mapping[int, tuple[int, int, Callable[[Domain, VCPU, int], None]]]
+"""For commands that come in lists: how many in one call, the bytes of each, and what does it."""
 
 
 def grant_table_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do one of GNTTABOP_*. Transfer is refused."""
     command, address, count = arguments[0] & 0xFFFFFFFF, arguments[1], arguments[2] & 0xFFFFFFFF
     if command in _LISTS:
-        most, size, operation = _LISTS[command]
-        if count > most:
-            raise XenError(EINVAL)
-        for number in range(count):
-            operation(domain, cpu, address + size * number)
-        return 0
+        return each(domain, cpu, _LISTS[command], address, count)
     if command == _QUERY_SIZE:  # {u16 dom; u32 nr_frames, max_nr_frames; s16 status}
         cpu.write(address + 4, struct.pack("<IIh", len(domain.grants.frames), MAX_FRAMES, GNTST_OKAY))
         return 0
@@ -58,20 +56,42 @@ def grant_table_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     raise XenError(ENOSYS)
 
 
+def each(
+    domain: Domain,
+    cpu: VCPU,
+    what: tuple[int, int, Callable[[Domain, VCPU, int], None]],
+    address: int,
+    count: int,
+) -> int:
+    """Do a list."""
+    most, size, operation = what
+    if count > most:
+        raise XenError(EINVAL)
+    for number in range(count):
+        operation(domain, cpu, address + size * number)
+    return 0
+
+
+def granter(domain: Domain, domid: int) -> Domain:
+    """Return the domain that has granted something to another. Raises GrantError."""
+    found = domain.peer(domid)
+    if found is None or found.state is State.DYING:
+        raise GrantError(GNTST_BAD_DOMAIN)
+    return found
+
+
 def _map(domain: Domain, cpu: VCPU, address: int) -> None:
     """Do one gnttab_map_grant_ref: write its status and, when that is good, its handle."""
     host_address, flags, ref, domid = struct.unpack("<QIIH", cpu.read(address, 18))
     handle = 0
     try:
-        if not flags & (_DEVICE_MAP | _HOST_MAP):
+        if not flags & (DEVICE_MAP | HOST_MAP):
             raise GrantError(GNTST_BAD_GNTREF)
-        if flags & ~_READONLY != _HOST_MAP:
+        if flags & ~READONLY != HOST_MAP:
             raise GrantError(GNTST_GENERAL_ERROR)
-        granter = domain.peer(domid)
-        if granter is None or granter.state is State.DYING:
-            raise GrantError(GNTST_BAD_DOMAIN)
-        writable = not flags & _READONLY
-        handle = domain.maptrack.map(host_address // PAGE, granter.physmap, granter.grants, ref, writable)
+        owner = granter(domain, domid)
+        writable = not flags & READONLY
+        handle = domain.maptrack.map(host_address // PAGE, owner.physmap, owner.grants, ref, writable)
         status = GNTST_OKAY
     except GrantError as error:
         status = error.status
@@ -138,10 +158,9 @@ def _page(domain: Domain, number: int, domid: int, is_ref: bool, write: bool, gr
     return owner.memory.frame(number) if page is None else page
 
 
-_LISTS: Mapping[int, tuple[int, int, Callable[[Domain, VCPU, int], None]]] = {
+_LISTS: Lists = {
     _MAP: (maptrack.MOST, 32, _map),
     _UNMAP: (maptrack.MOST, 24, _unmap),
     _COPY: (64, 40, _copy),
     _UNMAP_AND_REPLACE: (maptrack.MOST, 24, _unmap_and_replace),
 }
-"""For what comes in lists: how many in one call, the bytes of each, and what does it."""

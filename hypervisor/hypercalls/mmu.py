@@ -93,7 +93,7 @@ def update_va_mapping(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> in
         raise XenError(EINVAL)
     pv.tables.update(at, value)
     if flags & _FLUSH_TYPE:
-        _flush(domain, pv, everywhere=bool(flags & ~_FLUSH_TYPE))
+        flush(domain, pv, everywhere=bool(flags & ~_FLUSH_TYPE))
     return 0
 
 
@@ -103,7 +103,8 @@ def update_va_mapping_otherdomain(domain: Domain, cpu: VCPU, arguments: Sequence
     return update_va_mapping(domain, cpu, arguments)
 
 
-def _flush(domain: Domain, cpu: PVCPU, everywhere: bool) -> None:
+def flush(domain: Domain, cpu: PVCPU, everywhere: bool = True) -> None:
+    """Have a vCPU, or all, forget translations when the hypercall ends."""
     if not everywhere:
         cpu.flush()
         return
@@ -136,7 +137,7 @@ def _extended(domain: Domain, cpu: PVCPU, command: int, first: int, second: int)
     elif command in (_FLUSH_LOCAL, _INVALIDATE_LOCAL):
         cpu.flush()
     elif command in (_FLUSH_MULTI, _INVALIDATE_MULTI, _FLUSH_ALL, _INVALIDATE_ALL):
-        _flush(domain, cpu, everywhere=True)
+        flush(domain, cpu)
     elif command in (_FLUSH_CACHE, _FLUSH_CACHE_GLOBAL):
         raise XenError(EACCES)  # for domains with devices of their own
     elif command == _SET_LDT:

@@ -10,7 +10,7 @@ from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.domains.grant_table import GNTST_BAD_DOMAIN, GNTST_GENERAL_ERROR, GNTST_OKAY
 from hypervisor.errors import E2BIG, EACCES, EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, XenError
-from hypervisor.hypercalls import callbacks, descriptors, grant_table_op, memory_op, mmu, table, vcpu_op
+from hypervisor.hypercalls import callbacks, descriptors, grant_map, grant_table_op, memory_op, mmu, table, vcpu_op
 from hypervisor.hypercalls import version as xen_version
 from hypervisor.hypercalls.callbacks import paravirtual
 from hypervisor.hypercalls.table import dispatcher
@@ -114,10 +114,10 @@ def _reservation(domain: Domain, cpu: VCPU, arguments: Sequence[int], command: i
 
 
 def _grant_table(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
-    """grant_table_op: the table's frames are Xen's, and the guest asks where they are; it cannot map others'."""
+    """grant_table_op: the table's frames are Xen's, and the guest asks where they are; to map is `grant_map`'s."""
     command, address = arguments[0] & 0xFFFFFFFF, arguments[1]
-    if command in (0, 1, 7):  # a mapping would be a page table entry, with a frame that is not the guest's own
-        raise XenError(ENOSYS)
+    if command in grant_map.LISTS:
+        return grant_table_op.each(domain, cpu, grant_map.LISTS[command], address, arguments[2] & 0xFFFFFFFF)
     if command not in (2, 9):
         return grant_table_op.grant_table_op(domain, cpu, arguments)
     area, grants = paravirtual(cpu).area, domain.grants

@@ -299,6 +299,7 @@ def adopt(domain: Domain, area: Area) -> PageTables:
     domain.hypercall_table = dispatch
     domain.policy = PVPolicy(domain.clock.hz, len(domain.vcpus))
     domain.ranges = domain.physmap.ranges = ((0, area.ram),)
+    domain.physmap.foreign = area.foreign
     return tables
 
 

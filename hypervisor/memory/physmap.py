@@ -14,7 +14,7 @@ class Physmap:
 
     A frame that was given back reads as zero, and is not counted in `Memory.present`. So it is with one that shows
     another domain's: it can be neither given back nor taken until that ends, and is empty then. Nor can a frame be
-    given back that another domain shows.
+    given back that another domain shows. The frames of `foreign` are no RAM: they are for others' only.
 
     `may_grow` tells whether the domain may hold so many frames more, `show` lets its vCPUs see a frame beyond its
     memory, and `overwritten` hears of ranges of bytes whose content has changed under the vCPUs.
@@ -31,6 +31,8 @@ class Physmap:
         self.ballooned = FrameSet()
         """RAM without memory of the domain's own."""
         self.ranges = tuple(ranges)
+        self.foreign = range(0)
+        """Frames of the memory in which a paravirtual domain sees others'."""
         self._memory = memory
         self._may_grow, self._show, self._overwritten = may_grow, show, overwritten
 
@@ -80,12 +82,12 @@ class Physmap:
         if lender.private or other in lender.foreign:
             raise BadAddress(f"frame {other:#x} is in no file of its domain's")
         lender.check(other * PAGE, PAGE)
-        if frame * PAGE < memory.size:
-            self.release(frame, 1)
-        else:
+        if frame * PAGE >= memory.size:
             at = memory.place_extra(frame)
             memory.bytes[at : at + PAGE] = bytes(PAGE)
             self._show(frame)
+        elif frame not in self.foreign:
+            self.release(frame, 1)
         loan = Loan(lender, other, memory, frame, writable)
         loan.begin()
         self._changed(loan)

@@ -8,7 +8,8 @@ CPU's page walks and our own checked ones find them. Frame numbers are the same 
     frame 1      Xen's part of the GDT: page 14 of each vCPU's (FIRST_RESERVED_GDT_PAGE of public/arch-x86/xen.h)
     frame 2, 3   top tables of the two slots below
     frame 4      zeros: the GDT's other pages
-    then         two tables for each vCPU's descriptors, grant frames, status frames, the M2P table, its tables
+    then         two tables for each vCPU's descriptors, grant frames, status frames, the M2P table, its tables,
+                 one frame for each grant that the domain may have mapped: it shows the granted frame meanwhile
 
 Two slots of each top-level page table are Xen's, as a guest expects: slot 256, where the M2P table is read-only
 at 0xffff_8000_0000_0000 (MACH2PHYS_VIRT_START), and slot 257 with a window of 128 KiB per vCPU, its GDT (16
@@ -23,6 +24,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hypervisor.domains import maptrack
 from hypervisor.memory.guest_memory import PAGE, Memory
 
 M2P, WINDOW = 0xFFFF_8000_0000_0000, 0xFFFF_8080_0000_0000
@@ -40,7 +42,8 @@ LARGEST = 512 << 30
 """Most bytes of RAM: what Linux's p2m and one slot for the M2P table allow."""
 
 PRESENT, WRITABLE, USER, ACCESSED, DIRTY = 1, 2, 4, 0x20, 0x40
-LARGE, NO_EXECUTE = 0x80, 1 << 63
+LARGE, GRANTED, NO_EXECUTE = 0x80, 1 << 62, 1 << 63
+"""GRANTED is Xen's mark of an entry that a mapped grant has written (_PAGE_GNTTAB)."""
 FRAME_MASK = 0x000F_FFFF_FFFF_F000
 _TABLE = PRESENT | WRITABLE | USER | ACCESSED | DIRTY
 _INVALID = (1 << 64) - 1
@@ -93,11 +96,17 @@ class Area:
         return -(-self.frames * 8 // PAGE)
 
     @property
-    def size(self) -> int:
-        """Bytes of RAM and Xen's frames together: the size of the domain's `Memory`."""
+    def foreign(self) -> range:
+        """The frames that show other domains', by the handle of the grant."""
         level1 = -(-self.table_frames // 512)
         level2 = -(-level1 // 512)
-        return (self.table + self.table_frames + level1 + level2) * PAGE
+        first = self.table + self.table_frames + level1 + level2
+        return range(first, first + maptrack.MOST)
+
+    @property
+    def size(self) -> int:
+        """Bytes of RAM and Xen's frames together: the size of the domain's `Memory`."""
+        return self.foreign.stop * PAGE
 
     def may_map(self, frame: int) -> bool:
         """Tell whether a guest may map a frame: its own, the shared page, the grant table, or the M2P table."""

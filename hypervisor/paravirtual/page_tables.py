@@ -1,12 +1,12 @@
 """Which frames of a paravirtual domain are page tables, and of what level: Xen's page types, as far as guests see.
 
 Xen validates page tables because a guest's entries are machine addresses. Here they are not: an entry can reach
-nothing but the domain's own memory, so safety needs no validation, and there is less of it than in Xen (xen/arch/
-x86/mm.c). What is kept is what a sane guest can notice: a table is counted for each pin, each entry and each
-base pointer that uses it, with its level; the wrong level, a frame that is not the guest's, a large page and a
-write to Xen's slots are refused. What is not: writable mappings of tables are not hunted for, and the
-descriptors in a GDT are not looked at. A guest that writes to its upper tables behind Xen's back (which Xen
-prevents) only makes its own counts wrong.
+nothing but the domain's own memory, and the frames of others that it shows for as long as they are mapped, so
+safety needs no validation, and there is less of it than in Xen (xen/arch/x86/mm.c). What is kept is what a
+sane guest can notice: a table is counted for each pin, each entry and each base pointer that uses it, with its
+level; the wrong level, a frame that is not the guest's, a large page and a write to Xen's slots are refused.
+What is not: writable mappings of tables are not hunted for, and the descriptors in a GDT are not looked at. A
+guest that writes to its upper tables behind Xen's back (which Xen prevents) only makes its own counts wrong.
 
 Xen emulates a kernel's write to a level-1 table that it has mapped read-only ("writable page tables"), and Linux
 counts on it. `is_level1` tells the CPU when such a write is to be let through.
@@ -24,12 +24,15 @@ from hypervisor.paravirtual.area import (
     FRAME_MASK,
     LARGE,
     PRESENT,
+    WRITABLE,
     Area,
 )
 
 _MOST = 4096
 """Upper tables looked at in one operation; a guest of 512 GiB has some 600 in all."""
 _NO_ENTRIES = [0] * 512
+_CHECKED = PRESENT | WRITABLE | FRAME_MASK
+"""What is looked at again when an entry of a mapped grant is changed; the other bits are the guest's (mod_l1_entry)."""
 
 
 class PageTables:
@@ -153,7 +156,8 @@ class PageTables:
         words, at = self._words, address >> 3
         old = words[at]
         if level == 1:
-            if value & PRESENT and not self.area.may_map((value & FRAME_MASK) >> 12):
+            frame = (value & FRAME_MASK) >> 12
+            if value & PRESENT and not self.area.may_map(frame) and (value ^ old) & _CHECKED:
                 raise XenError(EINVAL)
         elif level:
             self._replace_child(level, at & 511, old, value)
@@ -174,6 +178,12 @@ class PageTables:
             self.use(now, level - 1)
         if was is not None and self._levels.get(was) != level:
             self.drop(was, level - 1)
+
+    def level1(self, address: int) -> int:
+        """Return the index in `Memory.words` of a level-1 entry at a guest-physical address. Raises XenError."""
+        if address & 7 or not self.is_level1(address >> 12):
+            raise XenError(EINVAL)
+        return address >> 3
 
     def plain(self, frame: int) -> int:
         """Return the address of a frame of the guest's that is no page table. Raises XenError."""

@@ -26,6 +26,7 @@ from tests.fuzz import code, pv_code
 from tests.fuzz.cards import Cards
 from tests.fuzz.displays import Displays
 from tests.fuzz.hypercalls import Hypercalls
+from tests.fuzz.pv_grants import PVGrants
 from tests.fuzz.rings import Block, Rings
 from tests.fuzz.services import Services
 from tests.fuzz.steps import steps
@@ -82,6 +83,7 @@ TARGETS: Mapping[str, Callable[[Callable[[], bool], int], Report]] = {
     "code": random_code(code.case),
     "pv-code": random_code(pv_code.case),
     "hypercalls": machine(Hypercalls),
+    "pv-grants": machine(PVGrants),
     "rings": machine(Rings),
     "block": machine(Block),
     "cards": machine(Cards),

@@ -17,9 +17,9 @@ from hypervisor.pv.store_ring import StoreRing
 from hypervisor.xenstore.permissions import NONE, Permissions
 
 MIB = 1 << 20
-SOURCES = Path(__file__).parent / "pv_kernel"
+HERE = Path(__file__).parent
 _FLAGS = (
-    *("-O1", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-pie", "-mcmodel=kernel", "-mno-red-zone"),
+    *("-O1", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-pie", "-mno-red-zone"),
     *("-mgeneral-regs-only", "-fno-stack-protector", "-fcf-protection=none", "-fno-asynchronous-unwind-tables"),
     *("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none,-z,noexecstack,-z,max-page-size=4096"),
 )
@@ -27,19 +27,26 @@ _READABLE = ("vm", "name", "domid", "memory/target")
 _OWN = ("control/shutdown", "device", "data", "attr", "drivers", "error")
 
 
-def build_kernel(directory: Path) -> bytes:
-    """Return the kernel of `pv_kernel`; skips where there is no compiler for x86-64."""
+def compiled(directory: Path, source: str, *flags: str) -> bytes:
+    """Return a program without libraries of a source here; skips where there is no compiler for x86-64."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     machine = subprocess.run(["gcc", "-dumpmachine"], check=True, capture_output=True, text=True).stdout
     if not machine.startswith("x86_64"):
         pytest.skip(f"gcc builds for {machine.strip()}, the guest is for x86-64")
-    out = directory / "kernel.elf"
-    files = [str(SOURCES / name) for name in ("entry.S", "kernel.c")]
-    command = ["gcc", *_FLAGS, f"-Wl,-T,{SOURCES}/kernel.ld", "-o", str(out), *files]
+    out = directory / "program.elf"
+    command = ["gcc", *_FLAGS, *flags, "-o", str(out), str(HERE / source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return out.read_bytes()
+
+
+def build_kernel(directory: Path) -> bytes:
+    """Return the kernel of `pv_kernel`; skips where there is no compiler for x86-64."""
+    sources = HERE / "pv_kernel"
+    return compiled(
+        directory, "pv_kernel/kernel.c", "-mcmodel=kernel", str(sources / "entry.S"), f"-Wl,-T,{sources}/kernel.ld"
+    )
 
 
 class PVGuest:

@@ -1,15 +1,19 @@
-"""Two guests that share a frame by a mapped grant: tiny kernels that run at the same time and wait for each other."""
+"""Guests that share a frame by a mapped grant: two tiny kernels at the same time, and a paravirtual one."""
 
 from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.errors import EINVAL
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
+from tests.guests.pv_guest import MIB, PVGuest, build_kernel
+from tests.guests.test_pv import fields
 
 CODE, GRANTS, SECRET, PLACE, ASKED, GIVEN_BACK, RESULT = (n * PAGE for n in (256, 10, 40, 600, 300, 301, 302))
 REF, MAP, UNMAP = 8, 0, 1
@@ -108,3 +112,83 @@ def test_code_in_a_mapped_frame_is_not_what_lay_there_before(host: Host, vcpus: 
     run(host, mapper)
     assert struct.unpack("<III", mapper.memory.read(RESULT, 12)) == (1, 2, 3)
     assert granter.memory.read(SECRET, 2) == b"\xb8\x02"
+
+
+# Paravirtual guests
+
+
+@pytest.fixture
+def still() -> Iterator[Host]:
+    """A machine without threads."""
+    made = Host(256 * MIB, 1)
+    yield made
+    for domain in list(made.domains.values()):
+        made.destroy(domain)
+
+
+@pytest.fixture
+def granter(still: Host) -> Domain:
+    """Domain 1, which grants to domain 2 a frame to write to, by 8, and one to read, by 9."""
+    made = a_guest(still)
+    for ref, flags in ((REF, 1), (REF + 1, 5)):
+        made.memory.write(GRANTS + 8 * ref, struct.pack("<HHI", flags, 2, SECRET // PAGE + ref - REF))
+        made.memory.write_u64(SECRET + PAGE * (ref - REF), 0x1230 + ref)
+    return made
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return build_kernel(tmp_path_factory.mktemp("pv"))
+
+
+@pytest.fixture
+def seen(still: Host, granter: Domain, kernel: bytes) -> dict[str, int]:
+    """What domain 2 saw, which has powered off with two grants mapped."""
+    guest = PVGuest(still, kernel, None, "maps")
+    text = guest.finish()
+    assert (granter.domid, guest.domain.domid, guest.domain.reason) == (1, 2, Reason.POWEROFF), guest.domain.crash
+    return fields(text)
+
+
+def test_a_paravirtual_guest_maps_by_address_and_by_entry(seen: dict[str, int], granter: Domain) -> None:
+    """It reads and writes, by an entry with the flags it asked for, until it unmaps with the same address."""
+    done = ("map", "read-only", "unmap", "by-entry", "unmap-entry", "device", "replace", "unmap-again", "left")
+    assert {name: seen[name] for name in done} == dict.fromkeys(done, 0)
+    assert (seen["seen"], seen["shown"], seen["read"], seen["same"]) == (0x1238, 1, 0x1239, 0x4321)
+    assert granter.memory.read_u64(SECRET + 8) == 0x4321
+    assert (seen["entry"], seen["read-entry"], seen["high"]) == (0x63, 0xA65, 0xC)
+    assert (seen["gone"], seen["entry-gone"], seen["host-gone"], seen["moved"]) == (0x100,) * 4
+    assert (seen["replaced"], seen["alive"]) == (0xF0, 0x1239)
+
+
+def test_what_a_paravirtual_guest_may_only_read_it_cannot_write(seen: dict[str, int], granter: Domain) -> None:
+    """It faults; and what it writes by an entry that it has changed itself is its own."""
+    assert (seen["write"], seen["copy"]) == (0x103, 0xBAD)
+    assert granter.memory.read_u64(SECRET + PAGE) == 0x1239
+
+
+def test_page_tables_reach_no_frame_that_is_not_mapped(seen: dict[str, int]) -> None:
+    """Not by hypercalls, as with Xen, though flags may be changed; and by an entry written directly it is empty."""
+    refused = ("no-grant", "no-grant-update", "again")
+    assert {name: seen[name] for name in refused} == dict.fromkeys(refused, EINVAL)
+    assert (seen["other-flags"], seen["empty"]) == (0, 0)
+
+
+def test_a_paravirtual_guest_is_refused_as_by_xen(seen: dict[str, int]) -> None:
+    """With the status that Xen has for it, and the mapping as it was."""
+    wrong = (
+        *("spoilt", "by-address", "unaligned", "no-table", "far-table", "upper-table", "no-ref", "not-writable"),
+        *("no-address", "not-canonical", "xens-address", "other-address", "replace-entry", "no-table-now"),
+    )
+    assert {name: seen[name] for name in wrong} == dict.fromkeys(wrong, 1)
+    assert (seen["no-flags"], seen["bad-ref"], seen["no-domain"]) == (3, 3, 2)
+    assert (seen["bad-handle"], seen["both-gone"], seen["other-bus"]) == (4, 4, 6)
+    assert (seen["nowhere"], seen["still"], seen["host"], seen["bus"]) == (0, 0x4321, 0, 0)
+    assert (seen["in-table"], seen["unpin"]) == (0, 0)
+
+
+def test_a_dead_paravirtual_guest_uses_nothing(still: Host, seen: dict[str, int], granter: Domain) -> None:
+    """One entry is still there when it ends, the other went with its page table."""
+    assert [granter.memory.read(ENTRY + at, 1)[0] & 0x18 for at in (0, 8)] == [0x18, 8]
+    still.destroy(still.domains[2])
+    assert [granter.memory.read(ENTRY + at, 1)[0] & 0x18 for at in (0, 8)] == [0, 0] and not granter.memory.lent

@@ -19,6 +19,7 @@ from hypervisor.hypercalls.table import dispatch
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 from tests.fuzz import code, pv_code
 from tests.fuzz.hypercalls import HEAP, SHARED, Hypercalls, a_guest
+from tests.fuzz.pv_grants import PVGrants
 from tests.fuzz.rings import Block, Rings
 from tests.fuzz.services import Services
 from tests.guests.demo_guest import MIB, DemoGuest
@@ -57,7 +58,7 @@ def call(domain: Domain, number: int, *arguments: int, memory: bytes = b"", vcpu
 # Machines in the state of fuzzing
 
 
-@pytest.mark.parametrize("machine", [Hypercalls, Rings, Block, Services])
+@pytest.mark.parametrize("machine", [Hypercalls, PVGrants, Rings, Block, Services])
 def test_whatever_a_guest_does_others_are_untouched(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(machine, settings=few)
 

@@ -1,19 +1,23 @@
-"""Debian's unmodified kernel, entered by its PV entry: a shell, users, disk, balloon, suspends and poweroff."""
+"""Debian's unmodified kernel, entered by its PV entry: a shell, users, disk, grants, balloon, suspends, poweroff."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import re
+import struct
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
+from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.block import BlockDevice
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.xenbus import Backend
@@ -23,13 +27,14 @@ from hypervisor.snapshot.live import LiveCopy
 from hypervisor.snapshot.restore import Image
 from hypervisor.snapshot.save import save
 from tests.guests.conftest import MIB, Linux, LinuxFiles, initrd
-from tests.guests.pv_guest import PVGuest
+from tests.guests.pv_guest import PVGuest, compiled
 from tests.guests.resumed import join, leave
 
 RAM = 256 * MIB
 _MODULES = (
     *("kernel/drivers/block/xen-blkfront.ko", "kernel/lib/crc16.ko", "kernel/crypto/crc32c_generic.ko"),
     *("kernel/lib/libcrc32c.ko", "kernel/fs/mbcache.ko", "kernel/fs/jbd2/jbd2.ko", "kernel/fs/ext4/ext4.ko"),
+    "kernel/drivers/xen/xen-gntdev.ko",
 )
 
 
@@ -149,6 +154,28 @@ def test_disk_keeps_a_file_system(linux: PVLinux, host: Host) -> None:
     backend.unplug(gone.set)
     assert gone.wait(30)
     threads.stop()
+
+
+def test_a_process_maps_what_another_domain_has_granted(linux: PVLinux, host: Host, tmp_path: Path) -> None:
+    """By gntdev: an entry of its own page tables and one of the kernel's; both go with the mapping."""
+    program = base64.b64encode(compiled(tmp_path, "gntdev.c", "-Os", "-Wl,-N,-s")).decode()
+    linux.run(f"echo {program} | base64 -d >/tmp/gntdev; chmod +x /tmp/gntdev")
+    granter = host.create([(0, 64 * PAGE)])
+    granter.grants.place(0, 1)
+    entry = PAGE + 8 * 8
+    for ref, flags in ((8, 1), (9, 5)):
+        granter.memory.write(PAGE + 8 * ref, struct.pack("<HHI", flags, linux.domain.domid, ref))
+        granter.memory.write(ref * PAGE, b"granted by %d\n" % ref)
+    map_grant = f"/tmp/gntdev {granter.domid}"
+    assert linux.run(f"{map_grant} 8") == "granted by 8"
+    assert granter.memory.read(8 * PAGE, 7) == b"Wranted"
+    assert linux.run(f"{map_grant} 9 r") == "granted by 9"
+    assert linux.run(f"{map_grant} 9; echo $?") == "22"
+    assert linux.run(f"{map_grant} 10 r; echo $?") == "22"
+    assert not len(linux.domain.maptrack) and granter.memory.read(entry, 16) == struct.pack(
+        "<HHIHHI", 1, linux.domain.domid, 8, 5, linux.domain.domid, 9
+    )
+    host.destroy(granter)
 
 
 def test_balloon_follows_the_target(linux: PVLinux, host: Host) -> None:

@@ -25,15 +25,16 @@ from hypervisor.domains.grant_table import (
     GTF_WRITING,
 )
 from hypervisor.domains.maptrack import MOST
-from hypervisor.errors import EFAULT, EINVAL, ENOSYS
+from hypervisor.errors import EFAULT, EINVAL
 from hypervisor.host import Host
 from hypervisor.hypercalls import paravirtual, table
 from hypervisor.memory.guest_memory import EXTRA, PAGE
+from hypervisor.paravirtual.area import Area
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.live import LiveCopy
 from hypervisor.snapshot.restore import Image
 from hypervisor.snapshot.save import save
-from tests.unit.saved_domain import suspended
+from tests.unit.saved_domain import suspended, suspended_pv
 
 MIB = 1 << 20
 SIZE, HEAP, GRANTS = 8 * MIB, 0x100000, 10
@@ -318,13 +319,6 @@ def test_an_entry_taken_back_while_it_is_marked_is_not_used(
     assert granter.memory.read(GRANTS * PAGE + 64, 8) == bytes(8) and granter.grants._in_use == {}
 
 
-def test_paravirtual_domains_do_not_map(granter: Domain) -> None:
-    """They would at a page table entry."""
-    for command in (MAP, UNMAP, REPLACE):
-        assert paravirtual.TABLE[20] is not table.TABLE[20]
-        assert paravirtual.dispatch(granter, granter.vcpus[0].cpu, 20, (command, HEAP, 0, 0, 0)) == -ENOSYS
-
-
 # Ends
 
 
@@ -458,3 +452,86 @@ def test_a_live_copy_has_what_a_mapper_wrote(host: Host, granter: Domain, mapper
     file.seek(0)
     again = Image(file).build(host)
     assert again.memory.read(200 * PAGE, 3) == again.memory.read(201 * PAGE, 3) == b"new"
+
+
+# Paravirtual domains, whose kernel `tests.guests.test_grant_map` runs
+
+PV_HEAP, PV_PLACE = 0x200000, 0x201000
+"""Virtual addresses, which are the domain's frames as well."""
+
+
+@pytest.fixture
+def asleep_pv(host: Host, granter: Domain) -> Domain:
+    """A suspended domain with a grant of the granter's mapped at PV_PLACE."""
+    made = suspended_pv(host)
+    grant(granter, 8, SECRET, made.domid)
+    assert pv_map(made, granter) == (GNTST_OKAY, 0, Area(made.ranges[0][1]).foreign.start * PAGE)
+    return made
+
+
+def pv_map(domain: Domain, granter: Domain, flags: int = HOST_MAP) -> tuple[int, int, int]:
+    """Map at PV_PLACE; return status, handle and machine address."""
+    domain.memory.write(PV_HEAP, struct.pack("<QIIHhIQ", PV_PLACE, flags, 8, granter.domid, 99, 0, 0))
+    assert paravirtual.dispatch(domain, domain.vcpus[0].cpu, 20, (MAP, PV_HEAP, 1, 0, 0)) == 0
+    status, handle, address = struct.unpack("<hIQ", domain.memory.read(PV_HEAP + 18, 14))
+    return status, handle, address
+
+
+def pv_unmap(domain: Domain, handle: int) -> int:
+    domain.memory.write(PV_HEAP, struct.pack("<QQIhxx", PV_PLACE, 0, handle, 99))
+    assert paravirtual.dispatch(domain, domain.vcpus[0].cpu, 20, (UNMAP, PV_HEAP, 1, 0, 0)) == 0
+    status: int = struct.unpack("<h", domain.memory.read(PV_HEAP + 20, 2))[0]
+    return status
+
+
+def test_a_paravirtual_domain_has_no_more_mappings_than_handles(granter: Domain, asleep_pv: Domain) -> None:
+    """Each has a frame, to which it returns; a list that is longer is refused whole."""
+    cpu, memory = asleep_pv.vcpus[0].cpu, asleep_pv.memory
+    present = memory.present
+    entry = cpu.tables.entry(cpu.state.kernel_root, PV_PLACE)  # type: ignore[attr-defined]
+    entries = [memory.read_u64(entry)]
+    for handle in range(1, MOST):
+        assert pv_map(asleep_pv, granter)[:2] == (GNTST_OKAY, handle)
+        entries.append(memory.read_u64(entry))
+    assert len({value & ~0xFFF for value in entries}) == MOST
+    assert pv_map(asleep_pv, granter) == (GNTST_NO_SPACE, 0, 0) and memory.read_u64(entry) == entries[-1]
+    assert pv_unmap(asleep_pv, 700) == GNTST_GENERAL_ERROR
+    memory.write_u64(entry, entries[700])
+    assert pv_unmap(asleep_pv, 700) == GNTST_OKAY and memory.read_u64(entry) == 0
+    assert pv_map(asleep_pv, granter)[:2] == (GNTST_OKAY, 700) and memory.read_u64(entry) == entries[700]
+    assert memory.present == present
+    assert paravirtual.dispatch(asleep_pv, cpu, 20, (MAP, PV_HEAP, MOST + 1, 0, 0)) == -EINVAL
+
+
+def test_a_paravirtual_mapper_keeps_what_a_dead_granter_left(host: Host, granter: Domain, asleep_pv: Domain) -> None:
+    """A copy, at the same address; it unmaps it as ever."""
+    host.destroy(granter)
+    assert asleep_pv.vcpus[0].cpu.read(PV_PLACE, 7) == b"granted"
+    assert pv_unmap(asleep_pv, 0) == GNTST_OKAY and not asleep_pv.memory.foreign
+
+
+def test_a_failed_entry_leaves_nothing_mapped(granter: Domain, asleep_pv: Domain) -> None:
+    """No table of the lowest level has it."""
+    assert pv_unmap(asleep_pv, 0) == GNTST_OKAY
+    assert pv_map(asleep_pv, granter, HOST_MAP | 16) == (GNTST_GENERAL_ERROR, 0, 0)
+    assert not len(asleep_pv.maptrack) and not asleep_pv.memory.foreign and marks(granter) == 0
+
+
+def test_entries_in_an_image_or_a_clone_show_empty_frames(host: Host, granter: Domain, asleep_pv: Domain) -> None:
+    """As in the domain itself once it is frozen, or begins anew; the image has nothing of the granter's."""
+    file = io.BytesIO()
+    save(host, asleep_pv, file, compress=False)
+    assert b"granted" not in file.getvalue() and asleep_pv.vcpus[0].cpu.read(PV_PLACE, 7) == b"granted"
+    file.seek(0)
+    made = [Image(file).build(host)]
+    with Template(host, asleep_pv) as template:
+        made += [template.clone(host), asleep_pv]
+    for domain in made:
+        assert not any(domain.vcpus[0].cpu.read(PV_PLACE, PAGE))
+        domain.vcpus[0].cpu.write(PV_PLACE, b"mine")
+    assert granter.memory.read(SECRET * PAGE, 7) == b"granted"
+    asleep_pv.resume()
+    asleep_pv.renew()
+    assert marks(granter) == 0 and not granter.memory.lent and not len(asleep_pv.maptrack)
+    grant(granter, 8, SECRET, made[1].domid)
+    assert pv_map(made[1], granter)[0] == GNTST_OKAY and made[1].vcpus[0].cpu.read(PV_PLACE, 7) == b"granted"

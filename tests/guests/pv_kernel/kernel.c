@@ -483,11 +483,141 @@ static void test_grants(void)
     field("kept", spare[0][0]);
 }
 
+/* Grants of domain 1: 8 is a frame to write to, 9 one to read, 10 nothing. */
+enum { DEVICE_MAP = 1, HOST_MAP = 2, READ_ONLY = 4, APPLICATION_MAP = 8, CONTAINS_PTE = 16 };
+static struct { u64 address; u32 flags, ref; u16 dom; short status; u32 handle; u64 bus; } asked = {.dom = 1};
+static u64 map_grant(const volatile void *at, u32 flags, u32 ref)
+{
+    asked.address = (u64)at, asked.flags = flags, asked.ref = ref, asked.status = 77;
+    long result = hypercall(GRANT_TABLE, 0L, &asked, 1L);
+    return result ? (u64)result : (u64)-asked.status;
+}
+static u64 unmap_by(long command, const volatile void *at, u64 second, u32 handle)
+{
+    struct { u64 address, second; u32 handle; short status; } given = {(u64)at, second, handle, 77};
+    long result = hypercall(GRANT_TABLE, command, &given, 1L);
+    return result ? (u64)result : (u64)-given.status;
+}
+static u64 unmap_grant(const volatile void *at, u64 bus, u32 handle) { return unmap_by(1, at, bus, handle); }
+static volatile u64 *entry_of(const volatile void *address)
+{
+    u64 table = start_info->pt_base;
+    for (int shift = 39; shift > 12; shift -= 9)
+        table = BASE + (((u64 *)table)[(u64)address >> shift & 511] & 0xFFFFFFFFF000);
+    return (u64 *)table + ((u64)address >> 12 & 511);
+}
+static u64 own(const volatile void *address) { return frame_of((void *)address) * PAGE | 0x63; }
+static u64 faults(volatile u64 *at, int write)
+{
+    resume = (u64)&&faulted;
+    count = 0, last.code = 0;
+    if (write)
+        *at = 0x666;
+    else
+        (void)*at;
+faulted:
+    __asm__ volatile("" ::: "memory");
+    return count ? last.code | 0x100 : 0;
+}
+
+static void test_maps(void)
+{
+    volatile u64 *page = spare[0], *other = spare[1], *third = spare[2], *fourth = spare[3];
+    page[0] = page[1] = 0x99;
+    field("map", map_grant(page, HOST_MAP, 8));
+    u32 handle = asked.handle;
+    u64 bus = asked.bus;
+    field("seen", page[0]);
+    page[1] = 0x4321;
+    field("shown", (*entry_of(page) & 0xFFFFFFFFF000) == bus && bus / PAGE > start_info->nr_pages);
+    field("entry", *entry_of(page) & 0xFFF);
+    field("high", *entry_of(page) >> 60);
+
+    field("read-only", map_grant(other, HOST_MAP | READ_ONLY | APPLICATION_MAP | 5 << 16, 9));
+    u32 reader = asked.handle;
+    field("read", other[0]);
+    field("read-entry", *entry_of(other) & 0xFFF);
+    field("write", faults(other, 1));
+    *entry_of(other) |= 2; /* as a guest may here, and not with Xen */
+    extended(6, 0, 0);
+    other[0] = 0xBAD;
+    field("copy", other[0]);
+    field("spoilt", unmap_grant(other, 0, reader));
+    *entry_of(other) &= ~2ul;
+    field("unmap", unmap_grant(other, 0, reader));
+    field("gone", faults(other, 0));
+
+    field("no-grant", (u64)-map(other, (bus + PAGE) | 0x63));
+    field("no-grant-update", (u64)-update((u64)entry_of(other) - BASE, (bus + PAGE) | 0x63));
+    field("again", (u64)-map(other, bus | 0x63));
+    field("other-flags", (u64)-map(page, *entry_of(page) & ~0x40ul));
+    *entry_of(other) = (bus + PAGE) | 0x63;
+    extended(6, 0, 0);
+    field("empty", other[0]);
+
+    const void *pte = (void *)((u64)entry_of(third) - BASE);
+    field("by-entry", map_grant(pte, HOST_MAP | CONTAINS_PTE, 8));
+    u32 second = asked.handle;
+    field("same", third[1]);
+    field("by-address", unmap_grant(third, 0, second));
+    field("unmap-entry", unmap_grant(pte, 0, second));
+    field("entry-gone", faults(third, 0));
+    field("unaligned", map_grant((char *)pte + 4, HOST_MAP | CONTAINS_PTE, 8));
+    field("no-table", map_grant((void *)(frame_of(spare[3]) * PAGE), HOST_MAP | CONTAINS_PTE, 8));
+    field("far-table", map_grant((void *)(1ul << 45), HOST_MAP | CONTAINS_PTE, 8));
+    field("upper-table", map_grant((void *)(start_info->pt_base - BASE), HOST_MAP | CONTAINS_PTE, 8));
+
+    field("no-flags", map_grant(third, READ_ONLY, 8));
+    field("bad-ref", map_grant(third, HOST_MAP, 5000));
+    field("no-ref", map_grant(third, HOST_MAP, 10));
+    field("not-writable", map_grant(third, HOST_MAP, 9));
+    field("no-address", map_grant((void *)0x7000000000, HOST_MAP, 8));
+    field("not-canonical", map_grant((void *)(1ul << 50), HOST_MAP, 8));
+    field("xens-address", map_grant((void *)0xFFFF800000000000, HOST_MAP, 8));
+    asked.dom = 99;
+    field("no-domain", map_grant(third, HOST_MAP, 8));
+    asked.dom = 1;
+    field("bad-handle", unmap_grant(page, 0, 77));
+    field("other-address", unmap_grant(fourth, 0, handle));
+    field("nowhere", unmap_grant(NULL, 0, handle));
+    field("still", page[1]);
+
+    field("device", map_grant(third, HOST_MAP | DEVICE_MAP, 8));
+    u32 device = asked.handle;
+    u64 device_bus = asked.bus;
+    field("other-bus", unmap_grant(third, device_bus + PAGE, device));
+    field("host", unmap_grant(third, 0, device));
+    field("host-gone", faults(third, 0));
+    field("bus", unmap_grant(third, device_bus, device));
+    field("both-gone", unmap_grant(third, device_bus, device));
+
+    fourth[0] = 0xF0;
+    field("replace", unmap_by(7, page, (u64)fourth, handle));
+    field("replaced", page[0]);
+    field("moved", faults(fourth, 0));
+    map(page, own(page));
+    map(fourth, own(fourth));
+    map_grant(pte, HOST_MAP | CONTAINS_PTE, 8);
+    field("replace-entry", unmap_by(7, pte, (u64)fourth, asked.handle));
+    field("unmap-again", unmap_grant(pte, 0, asked.handle));
+
+    /* a table of its own with a mapping in it, and dropped with that */
+    memset(spare[3], 0, PAGE);
+    map(fourth, own(fourth) & ~2ul);
+    extended(0, frame_of(spare[3]), 0);
+    field("in-table", map_grant((void *)(frame_of(spare[3]) * PAGE + 8), HOST_MAP | CONTAINS_PTE, 8));
+    field("unpin", (u64)-extended(4, frame_of(spare[3]), 0));
+    field("no-table-now", unmap_grant((void *)(frame_of(spare[3]) * PAGE + 8), 0, asked.handle));
+    map(page, own(page));
+    field("left", map_grant(page, HOST_MAP | READ_ONLY, 9));
+    field("alive", page[0]);
+}
+
 static const struct { const char *name; void (*run)(void); } tests[] = {
     {"start", test_start}, {"exceptions", test_exceptions}, {"version", test_version}, {"events", test_events},
     {"tables", test_tables}, {"users", test_users}, {"failsafe", test_failsafe}, {"compat", test_compat},
     {"nobody", test_nobody}, {"no-tables", test_no_tables}, {"no-stack", test_no_stack},
-    {"registers", test_registers}, {"grants", test_grants},
+    {"registers", test_registers}, {"grants", test_grants}, {"maps", test_maps},
 };
 
 void kernel_main(void)
