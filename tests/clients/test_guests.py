@@ -66,9 +66,11 @@ def test_a_disk_keeps_what_a_guest_wrote(lab: Lab) -> None:
     assert int(lab.xapi.VDI.get_physical_utilisation(vdi)) >= 16 * MIB
 
 
-def test_a_suspended_guest_goes_on(lab: Lab) -> None:
+@pytest.mark.parametrize("domain_type", ("pvh", "pv"))
+def test_a_suspended_guest_goes_on(lab: Lab, domain_type: str) -> None:
     """With its memory, disk and card; the suspend image is gone then."""
     vm = lab.vm()
+    lab.xapi.VM.set_domain_type(vm, domain_type)
     lab.disk(vm)
     lab.card(vm)
     lab.xapi.VM.start(vm, False, False)
@@ -76,6 +78,7 @@ def test_a_suspended_guest_goes_on(lab: Lab) -> None:
     shell.run("touch 2")
     shell.run("fill xvda 9")
     address = lab.address(vm)
+    assert lab.xapi.VM_metrics.get_current_domain_type(lab.xapi.VM.get_metrics(vm)) == domain_type
     lab.xapi.VM.suspend(vm)
     image = lab.xapi.VM.get_suspend_VDI(vm)
     assert lab.xapi.VM.get_power_state(vm) == "Suspended"
@@ -108,9 +111,11 @@ def test_a_snapshot_is_gone_back_to(lab: Lab) -> None:
     lab.xapi.VM.hard_shutdown(vm)
 
 
-def test_a_checkpoint_has_the_memory_too(lab: Lab) -> None:
+@pytest.mark.parametrize("domain_type", ("pvh", "pv"))
+def test_a_checkpoint_has_the_memory_too(lab: Lab, domain_type: str) -> None:
     """The guest goes on at once, and once more from the checkpoint."""
     vm = lab.vm()
+    lab.xapi.VM.set_domain_type(vm, domain_type)
     lab.disk(vm)
     lab.xapi.VM.start(vm, False, False)
     lab.shell(vm).run("touch 3")
