@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import re
 import struct
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -193,6 +196,23 @@ def test_balloon_follows_the_target(linux: PVLinux, host: Host) -> None:
     target(256)
     linux.wait_for("[ $(cat /sys/devices/system/xen_memory/xen_memory0/info/current_kb) -ge 262144 ]")
     assert domain.memory.present == full
+
+
+def test_linux_goes_on_in_another_process(linux: PVLinux, tmp_path: Path) -> None:
+    """A day later by that one's clock: its memory is what it was, and here it goes on too."""
+    linux.run("HELD=kept; dd if=/dev/urandom of=/tmp/f bs=64k count=100; md5sum </tmp/f >/tmp/sum")
+    linux.suspend()
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        save(linux.host, linux.domain, file)
+    resume.cancel(linux.host, linux.domain)
+    now = int(linux.run("date +%s"))
+    commands = ["md5sum </tmp/f", "echo $HELD", "date +%s", "dmesg | grep -c -e BUG -e 'Call Trace'; true"]
+    command = [sys.executable, "-m", "tests.guests.go_on", str(path), "linux", "86400", *commands]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    _, found, held, date, bugs = (json.loads(line) for line in done.stdout.splitlines())
+    assert (found, held, bugs) == (linux.run("cat /tmp/sum"), "kept", "0")
+    assert 86400 <= int(date) - now < 86400 + 120
 
 
 @pytest.fixture(scope="module")
