@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 from twisted.internet import main
 from twisted.internet.epollreactor import EPollReactor
+from twisted.logger import Logger
+
+log = Logger()
 
 READY = 16
 """Sockets served in one turn at most."""
@@ -35,6 +38,9 @@ class _Few:
         """Wait as epoll.poll does, unless there is something left; what is not taken stays for the next call."""
         ready = list(self._left.items()) or self._poller.poll(timeout, min(most, READY))
         self._left.clear()
+        return self._while_there_is_time(ready)
+
+    def _while_there_is_time(self, ready: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         end = monotonic() + LASTING
         for taken, event in enumerate(ready, 1):
             yield event
@@ -74,6 +80,24 @@ class ShortTurnReactor(EPollReactor):
         super().__init__()  # type: ignore[no-untyped-call]
         self._poller = _Few(self._poller)
         self.threadCallQueue = _News(self.threadCallQueue)
+
+    def doPoll(self, timeout: float | None) -> None:
+        """Wait for what is ready, and serve it.
+
+        Twisted's own does so in a logging context of each socket, which takes a fifth of a small call.
+        """
+        selectables: Any = self._selectables
+        serve: Any = self._doReadOrWrite
+        for number, event in self._poller.poll(-1 if timeout is None else timeout, len(selectables)):
+            selectable = selectables.get(number)
+            if selectable is None:
+                continue  # what was served before it in this turn has closed it
+            try:
+                serve(selectable, number, event)
+            except Exception:
+                log.failure("serving {socket} failed", socket=selectable)
+
+    doIteration = doPoll
 
     def stop(self) -> None:
         """End; who asks again, as a second signal does that comes before the first is heeded, makes no error."""

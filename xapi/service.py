@@ -64,6 +64,7 @@ class XapiService(MultiService):
         self.writer = writer
         self.growth: Iterator[Any] = iter(())
         self.programs: Runner | None = None
+        self._rpc = RPC(daemon)
         self._pool = pool
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
@@ -120,7 +121,7 @@ class XapiService(MultiService):
         self.writer.reserve(self.daemon.db.generation)
 
     def _factory(self) -> HTTPFactory:
-        return HTTPFactory(RPC(self.daemon), self._reactor)
+        return HTTPFactory(self._rpc, self._reactor)
 
     async def _listen(self, text: str, pem: bytes) -> str:
         """Serve at one endpoint, with TLS when there is a certificate, and return the address."""

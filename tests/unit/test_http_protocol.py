@@ -11,6 +11,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 
+from xapi.http import protocol
 from xapi.http.exchange import Limits, Request, Response
 from xapi.http.protocol import HTTPFactory, HTTPServer
 
@@ -741,3 +742,37 @@ def test_nagle_is_turned_off_on_tcp():
     transport.setTcpNoDelay = calls.append  # type: ignore[attr-defined]
     HTTPFactory(Echo(), Clock()).buildProtocol(None).makeConnection(transport)
     assert calls == [True]
+
+
+class DirectTransport(StringTransport):
+    """A transport with a socket behind it, which takes all that is sent."""
+
+    dataBuffer = b""
+    _tempDataBuffer: tuple[bytes, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.socket = self
+        self.sent = 0
+        self.pulls = 0
+
+    def send(self, data: bytes) -> int:
+        self.sent += len(data)
+        return len(data)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        self.pulls += 1
+        super().registerProducer(producer, streaming)
+
+
+def test_small_answers_that_the_socket_takes_are_never_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of them waits in the transport, however many there are."""
+    monkeypatch.setattr(protocol, "_PLAIN", (DirectTransport,))
+    wire = Wire(lambda request: Response(200, b"x" * 10_000, b"text/plain"))
+    transport = DirectTransport()
+    server = HTTPFactory(wire.application, wire.clock).buildProtocol(None)
+    server.makeConnection(transport)
+    for _ in range(100):
+        server.dataReceived(GET)
+    assert transport.sent > 1_000_000
+    assert transport.pulls == 0 and transport.value() == b""

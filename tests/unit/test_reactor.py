@@ -6,7 +6,9 @@ import select
 from typing import Any
 
 import pytest
-from twisted.logger import globalLogPublisher
+from twisted.internet.error import ConnectionDone
+from twisted.logger import capturedLogs, globalLogPublisher
+from twisted.python.failure import Failure
 
 from xapi import reactor
 from xapi.reactor import ShortTurnReactor, _Few
@@ -55,6 +57,13 @@ def test_a_turn_with_something_left_does_not_wait() -> None:
     assert poller.waited == [1.0]
 
 
+def test_who_polls_has_waited_when_it_returns() -> None:
+    """A turn begins with the return: the benchmarks measure it from there."""
+    poller = Poller(5)
+    _Few(poller).poll(1.0, 9)
+    assert poller.waited == [1.0]
+
+
 @pytest.mark.usefixtures("slow")
 def test_what_is_left_of_a_file_goes_when_it_is_closed_or_wants_something_else() -> None:
     """The next file of its number has nothing to do with it."""
@@ -82,6 +91,44 @@ def test_news_of_threads_are_heard_in_order_over_several_turns() -> None:
     finally:
         turning.removeAll()
         turning._poller.close()
+
+
+class Socket:
+    """A socket that is lost as soon as it is read, or whose loss even fails."""
+
+    def __init__(self, number: int, fails: bool) -> None:
+        self.number = number
+        self.fails = fails
+        self.lost = False
+
+    def fileno(self) -> int:
+        return self.number
+
+    def doRead(self) -> Exception:
+        return ConnectionDone()
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self.fails:
+            raise RuntimeError("losing it failed")
+        self.lost = True
+
+
+def test_a_socket_that_fails_is_logged_and_all_others_of_its_turn_are_served() -> None:
+    """One that was closed in the same turn is passed over."""
+    turning = ShortTurnReactor()
+    epoll, last = turning._poller, Socket(7, fails=False)
+    turning._selectables.update({5: Socket(5, fails=True), 7: last})
+    turning._poller = Poller(5, 6, 7)
+    try:
+        with capturedLogs() as events:
+            turning.doPoll(0)
+        assert [type(event["log_failure"].value) for event in events] == [RuntimeError]
+        assert last.lost
+    finally:
+        turning._poller = epoll
+        del turning._selectables[5], turning._selectables[7]
+        turning.removeAll()
+        epoll.close()
 
 
 def test_it_ends_without_an_error_however_often_it_is_asked_to() -> None:

@@ -346,12 +346,13 @@ class HTTPServer(protocol.Protocol):
             return
         self._stage = _IDLE
         self._continue = False
-        incoming = cast(tuple[Request, bool], self._incoming)
+        assert self._incoming is not None
+        request, keep = self._incoming
         if self._body:
-            incoming[0].body = bytes(self._body)
+            request.body = bytes(self._body)
             self._body = b""
-        self._waiting.append(incoming)
-        if not incoming[1]:
+        self._waiting.append(self._incoming)
+        if not keep:
             self._ending = True
 
     # Answering
@@ -471,8 +472,8 @@ class HTTPServer(protocol.Protocol):
         elif size > _SMALL:
             pieces = in_pieces(chain((head,), (body,) if isinstance(body, bytes) else cast(Sequence[bytes], body)))
         else:
-            self._write(head + (body if isinstance(body, bytes) else b"".join(cast(Sequence[bytes], body))))
             self._unread = size
+            self._write(head + (body if isinstance(body, bytes) else b"".join(cast(Sequence[bytes], body))))
             self._finish()
             return
         self._since = self.clock.seconds()
@@ -503,6 +504,7 @@ class HTTPServer(protocol.Protocol):
             except OSError:  # full, or gone: the transport finds out and tells
                 sent = 0
             if sent == len(data):
+                self._unread = 0
                 return
             data = data[sent:]
         wire.write(data)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from operator import attrgetter
+from itertools import chain, islice
 from os import getuid
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IUNIXTransport
-from twisted.internet.task import deferLater
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 
 from xapi import errors
 from xapi.call import Origin
@@ -36,8 +35,10 @@ if TYPE_CHECKING:
 
 BODY_LIMIT = 300 * 1024
 """Bytes of an RPC request, as with xapi."""
-TURN = 0.003
-"""Seconds of rendering in one turn of the reactor."""
+TURN = 0.002
+"""Seconds of rendering in one turn of the reactor, for all readers together."""
+SLICE = 8
+"""Parts of an answer that are rendered between two looks at the clock."""
 
 _CORS = (
     (b"access-control-allow-origin", b"*"),
@@ -51,7 +52,6 @@ _PREFLIGHT = (
 _JSON_PATHS = frozenset({"/jsonrpc", "/jsonrpc/", "/json", "/json/"})
 _UNREAD = Response(404, b"there is nothing here; XenAPI calls are POST requests\n", b"text/plain")
 _NOT_ALLOWED = Response(501, b"this method is not implemented for this path\n", b"text/plain")
-_INTERESTING = (b"task-id", b"subtask-of")
 _ASYNC = ("Async.", "InternalAsync.")
 """What such a call answers is a task's reference, whatever the message's own result."""
 
@@ -59,7 +59,6 @@ SHORT = 50
 """Up to this many records are rendered within one turn."""
 
 Answer = Response | Deferred[Response]
-_rendered = attrgetter("_xml")
 
 
 class RPC:
@@ -68,6 +67,7 @@ class RPC:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self._consoles = console.Consoles(daemon)
+        self._rendering = DeferredLock()
 
     def body_limit(self, method: str, path: str) -> int:
         """Return how many bytes of body a request may have."""
@@ -115,11 +115,8 @@ class RPC:
         if kind is Refs:
             return _xml_response(xmlrpc.success(result.xml()))
         if kind is Records:
-            ends = (xmlrpc.SUCCESS + b"<value><struct>", b"</struct></value>" + xmlrpc.SUCCESS_END)
-            if len(result) <= SHORT or all(map(_rendered, result)):
-                render = fragments.xml
-                return _xml_response([ends[0], *[row._xml or render(row) for row in result], ends[1]])
-            return self._gather(map(fragments.xml, result), lambda parts: _xml_response([ends[0], *parts, ends[1]]))
+            start, end = xmlrpc.SUCCESS + b"<value><struct>", b"</struct></value>" + xmlrpc.SUCCESS_END
+            return self._whole(len(result), chain((start,), map(fragments.xml, result), (end,)), _xml_response)
         if kind is Batch:
             return self._batch(result, "xml", lambda parts: _xml_response([xmlrpc.SUCCESS, *parts, xmlrpc.SUCCESS_END]))
         if kind is NextEvents:
@@ -170,9 +167,7 @@ class RPC:
             return _json_response(start + fragments.json_record(result.row) + end)
         if kind is Records:
             members = _between(b"{", map(fragments.json, result), b"}")
-            if len(result) <= SHORT:
-                return _json_response([start, *members, end])
-            return self._gather(members, lambda parts: _json_response([start, *parts, end]))
+            return self._whole(len(result), chain((start,), members, (end,)), _json_response)
         if kind is Batch:
             return self._batch(result, "json", lambda parts: _json_response([start, *parts, end]))
         if kind is NextEvents:
@@ -216,27 +211,37 @@ class RPC:
         if len(batch.events) <= SHORT:
             encoded = batch.encoded[codec] = list(parts)
             return respond(encoded)
-        return self._gather(parts, respond)
+        return self._whole(len(batch.events), parts, respond)
 
-    def _gather(self, parts: Iterator[bytes], respond: Callable[[list[bytes]], Response]) -> Deferred[Response]:
-        """Render parts over as many turns as they take, then respond with all of them."""
+    def _whole(self, count: int, parts: Iterator[bytes], respond: Callable[[list[bytes]], Response]) -> Answer:
+        """Render `count` records, over as many turns as they take if they are not few, and respond with all parts."""
+        if count <= SHORT:
+            return respond(list(parts))
 
         async def run() -> Response:
-            return respond(await in_turns(parts, self.daemon.clock))
+            return respond(await in_turns(parts, self.daemon.clock, self._rendering))
 
         return Deferred.fromCoroutine(run())
 
 
-async def in_turns(parts: Iterator[bytes], clock: IReactorTime) -> list[bytes]:
-    """Take all parts of an iterator, `TURN` seconds of it in each turn of the reactor."""
+async def in_turns(parts: Iterator[bytes], clock: IReactorTime, rendering: DeferredLock) -> list[bytes]:
+    """Take all parts of an iterator, `TURN` seconds of it at a time.
+
+    Who holds the lock keeps it until the next turn of the reactor, and readers get it in order: so those that
+    read at the same time take turns.
+    """
     taken: list[bytes] = []
-    deadline = clock.seconds() + TURN
-    for number, part in enumerate(parts):
-        taken.append(part)
-        if number % 16 == 15 and clock.seconds() > deadline:
-            await deferLater(clock, 0)
-            deadline = clock.seconds() + TURN
-    return taken
+    while True:
+        await rendering.acquire()
+        try:
+            end = clock.seconds() + TURN
+            while clock.seconds() < end:
+                some = list(islice(parts, SLICE))
+                if not some:
+                    return taken
+                taken += some
+        finally:
+            clock.callLater(0, rendering.release)
 
 
 def _between(start: bytes, items: Iterator[bytes], end: bytes) -> Iterator[bytes]:
@@ -267,14 +272,10 @@ def _json_failure(call: jsonrpc.JSONCall, fault: Fault) -> Response:
 
 def origin_of(request: Request) -> Origin:
     """Return where a request comes from; a local socket of root or our own user is trusted."""
-    headers = request.headers
-    extra = {
-        name: value
-        for name, value in headers.items()
-        if name in _INTERESTING or name.startswith(b"x-http-other-config-")
-    }
-    trusted = IUNIXTransport.providedBy(request.transport) and _peer_uid(request.transport) in (0, getuid())
-    return Origin(getattr(request.peer, "host", "local"), trusted, extra)
+    peer = request.peer
+    if isinstance(peer, UNIXAddress):
+        return Origin("local", _peer_uid(request.transport) in (0, getuid()), request.headers)
+    return Origin(peer.host, False, request.headers)
 
 
 def _peer_uid(transport: Any) -> int:

@@ -54,24 +54,25 @@ def bare(value: bytes) -> bytes:
 
 
 # Printable ASCII without markup: text that means itself. A body that does not match is left to lxml.
-_TEXT = rb"[ -%'-;=?-~]*+"
-_VALUE = rb"<value>(?:<string>" + _TEXT + rb"</string>|" + _TEXT + rb")</value>"
-_SPACE = rb"[ \t\r\n]*+"
-_PLAIN_PARAM = _SPACE.join([rb"<param>", _VALUE, rb"</param>", b""])
+_TEXT = r"[ -%'-;=?-~]*+"
+_VALUE = r"<value>(?:<string>" + _TEXT + r"</string>|" + _TEXT + r")</value>"
+_SPACE = r"[ \t\r\n]*+"
+_PLAIN_PARAM = _SPACE.join(["<param>", _VALUE, "</param>", ""])
 _PLAIN_CALL = re.compile(
     _SPACE.join(
         [
-            rb"""(?:<\?xml version=['"]1\.0['"](?: encoding=['"](?:utf-8|UTF-8)['"])? ?\?>)?""",
-            rb"<methodCall>",
-            rb"<methodName>([\w.:-]++)</methodName>",
-            rb"<params>",
-            rb"((?:" + _PLAIN_PARAM + rb")*+)</params>",
-            rb"</methodCall>",
-            b"",
+            r"""(?:<\?xml version=['"]1\.0['"](?: encoding=['"](?:utf-8|UTF-8)['"])? ?\?>)?""",
+            "<methodCall>",
+            r"<methodName>([\w.:-]++)</methodName>",
+            "<params>",
+            r"((?:" + _PLAIN_PARAM + r")*+)</params>",
+            "</methodCall>",
+            "",
         ]
-    )
+    ),
+    re.ASCII,
 )
-_PLAIN_VALUE = re.compile(rb"<value>(?:<string>)?(" + _TEXT + rb")<")
+_PLAIN_VALUE = re.compile("<value>(?:<string>)?(" + _TEXT + ")<")
 
 # Python's int() also takes underscores and the digits of other scripts.
 _DECIMAL = re.compile(r"[+-]?\d{1,19}", re.ASCII)
@@ -86,10 +87,10 @@ def parse_call(body: bytes) -> tuple[str, list[Any]]:
 
     Raises Fault: INVALID_VALUE for what is not UTF-8, INTERNAL_ERROR for all else that is no call.
     """
-    plain = _PLAIN_CALL.fullmatch(body)
+    plain = _PLAIN_CALL.fullmatch(body.decode("latin-1"))  # what matches is ASCII
     if plain is not None:
         name, values = plain.groups()
-        return name.decode(), [value.decode() for value in _PLAIN_VALUE.findall(values)]
+        return name, _PLAIN_VALUE.findall(values)
     if b"<!DOCTYPE" in body or b"\0" in body:
         raise errors.INTERNAL_ERROR("malformed XML-RPC call: DOCTYPE and NUL are not allowed")
     try:
