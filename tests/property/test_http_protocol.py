@@ -90,9 +90,10 @@ def test_single_bytes_give_the_same_requests_and_answers():
 
 def held(server: HTTPServer) -> int:
     """Count the bytes which a connection keeps of requests that it has not answered."""
-    waiting = sum(len(request.target) + len(request.body) for request, _ in server._waiting)
-    fields = sum(len(name) + len(value) for name, value in server._fields)
-    return waiting + fields + len(server._url) + len(server._body) + server._silent
+    incoming = server._incoming
+    waiting = sum(len(request.target) + len(request.body) for request, _ in incoming.waiting)
+    fields = sum(len(name) + len(value) for name, value in incoming._fields)
+    return waiting + fields + len(incoming._url) + len(incoming._body) + incoming._silent
 
 
 @given(st.lists(st.one_of(st.binary(max_size=200), FRAGMENTS), max_size=40))

@@ -1,18 +1,14 @@
 """Serve HTTP/1.0 and HTTP/1.1 to one application over any Twisted stream transport.
 
-httptools (llhttp, strict) does the framing: one parser a connection, reused, since a new one per request costs
-more than all callbacks of a small call. A small answer is one `transport.write`; a large one is pulled, about
-512 KB a turn, so that calls on other connections wait milliseconds. Deadlines are computed when the one timer of
-a connection fires, so an ordinary request never touches the timer.
+A small answer is one `transport.write`; a large one is pulled, about 512 KB a turn, so that calls on other
+connections wait milliseconds. Deadlines are computed when the one timer of a connection fires, so an ordinary
+request never touches the timer.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, cast
-from urllib.parse import unquote_to_bytes
 
-from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from twisted.internet import protocol, tcp, unix
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
@@ -39,16 +35,12 @@ from xapi.http.exchange import (
     framed,
     in_pieces,
 )
+from xapi.http.incoming import HEAD, Incoming
 
 _SMALL = 256 * 1024  # bytes that may lie in the transport without its asking for them
-_IDLE, _HEAD, _BODY = range(3)  # how far the request being received has come
 _log = Logger()
 _PLAIN = (tcp.Server, unix.Server)
 """Transports without a layer between them and the socket: not TLS, not those of tests."""
-
-
-class _Refused(Exception):
-    """Stop the parser: the refusal is already on the connection."""
 
 
 @implementer(IPullProducer)
@@ -95,7 +87,7 @@ class _Sender:
 
 
 class HTTPServer(protocol.Protocol):
-    """Serve one connection: parse, queue, answer in order, bound memory and time.
+    """Serve one connection: answer in order, bound memory and time.
 
     `unread_seconds` is kept for answers that are pulled. Small ones go to the transport unasked, up to 256 KiB,
     after which one is pulled too: so a peer that sends without reading cannot make the transport's buffer grow.
@@ -105,22 +97,6 @@ class HTTPServer(protocol.Protocol):
         self.clock = clock
         self._application = application
         self._limits = limits
-        self._parser = HttpRequestParser(self)
-        self._stage = _IDLE
-        self._fed = 0  # upper bound of the bytes of the request being received
-        self._silent = 0  # bytes that the parser took without telling: part of a line, a chunk extension
-        self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []  # header lines; once the head is complete, trailers
-        self._incoming: tuple[Request, bool] | None = None  # the request being received, keep-alive
-        self._body: bytes | bytearray = b""
-        self._body_limit = 0
-        self._limit = limits.head_bytes  # bytes that may be buffered while busy
-        self._skipped = b""  # head that makes a new parser read the body which an upgrade made this one skip
-        self._replaying = False
-        self._continue = False  # the client waits for 100
-        self._waiting: deque[tuple[Request, bool]] = deque()
-        self._refusal: Response | None = None  # the last answer, after all that are waiting
-        self._ending = False  # nothing more is read
         self._closing = False  # nothing more is written
         self._gone = False
         self._request: Request | None = None  # being answered, if busy
@@ -139,7 +115,7 @@ class HTTPServer(protocol.Protocol):
     def connectionMade(self) -> None:
         """Start the idle clock; an answer in two segments must not wait for an acknowledgement."""
         self.wire = cast(Any, self.transport)
-        self._peer = self.wire.getPeer()
+        self._incoming = Incoming(self._application, self._limits, self.wire.getPeer(), self.wire)
         self._direct = type(self.wire) in _PLAIN
         if hasattr(self.wire, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.wire):
             self.wire.setTcpNoDelay(True)
@@ -148,10 +124,8 @@ class HTTPServer(protocol.Protocol):
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """Cancel what is being done for a client that is gone."""
-        self._gone = self._closing = self._ending = True
-        self._waiting.clear()
-        self._body = b""
-        del self._parser  # it knows us, and nothing else ends that
+        self._gone = self._closing = True
+        self._incoming.end()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -166,194 +140,32 @@ class HTTPServer(protocol.Protocol):
     # Receiving
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse, answer what is complete, and bound what is not."""
+        """Answer what is complete."""
         if self._successor is not None:
             self._successor.dataReceived(data)
             return
-        if self._ending:
+        incoming = self._incoming
+        if incoming.ending:
             self._hold_back(len(data))  # dropped, so that a client's going away is still seen
             return
-        if self._stage:
-            fields, known = self._fields, self._known()
-            self._fed += len(data)
-        else:
-            fields, known = None, 0
-            self._fed = len(data)
-        self._feed(data)
-        if self._waiting or self._refusal is not None:
+        unfinished = incoming.receive(data)
+        if incoming.waiting or incoming.refusal is not None:
             self._drain()
-        if self._stage and not self._ending:
-            self._await_rest(len(data), fields, known)
         if self._busy:
             self._hold_back(len(data))
-        elif self._continue:
+            return
+        if unfinished:
+            self._since = self.clock.seconds()
+            self._arm()
+        if incoming.continuing:
             self._send_continue()
 
     def _hold_back(self, size: int) -> None:
         """Stop reading when more came than may be buffered until the answer is sent."""
         self._buffered += size
-        if self._buffered > self._limit and not self._paused and not self._closing:
+        if self._buffered > self._incoming.room and not self._paused and not self._closing:
             self._paused = True
             self.wire.pauseProducing()
-
-    def _feed(self, data: bytes | memoryview) -> None:
-        while True:
-            try:
-                return self._parser.feed_data(data)
-            except HttpParserUpgrade as upgrade:
-                data = memoryview(data)[upgrade.args[0] :]
-                self._parser = HttpRequestParser(self)
-                if self._skipped:
-                    self._replaying = True
-                    head, self._skipped = self._skipped, b""
-                    self._parser.feed_data(head)
-                if self._ending or not data:
-                    return None
-            except HttpParserCallbackError:
-                if not self._ending:
-                    _log.failure("receiving a request failed")
-                    self._refuse(500)
-                return None
-            except HttpParserError as error:
-                if not self._ending:  # llhttp also complains about bytes after the last request
-                    self._refuse(400, str(error))
-                return None
-
-    def _known(self) -> int:
-        return len(self._url) + len(self._fields) + len(self._body)
-
-    def _overlong(self) -> bool:
-        """Tell whether the head, or the trailers, are above the limits, as far as the parser told them."""
-        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._fields)
-        return size + self._silent > self._limits.head_bytes or len(self._fields) > self._limits.head_lines
-
-    def _await_rest(self, size: int, fields: list[tuple[bytes, bytes]] | None, known: int) -> None:
-        """Bound what the parser holds of an incomplete request, and keep its clock."""
-        same = fields is self._fields
-        self._silent = self._silent + size if same and known == self._known() else 0
-        if self._overlong():
-            self._refuse(431)
-            self._drain()
-        elif not self._busy and (self._stage == _BODY or not same):
-            self._since = self.clock.seconds()
-            self._arm()
-
-    def _refuse(self, status: int, text: str = "") -> _Refused:
-        """Let an error be the last answer."""
-        self._ending = True
-        self._continue = False
-        self._stage = _IDLE
-        self._body = b""
-        self._refusal = error_response(status, text)
-        return _Refused()
-
-    # Called by the parser
-
-    def on_message_begin(self) -> None:
-        """Begin a request at its first byte."""
-        self._stage = _HEAD
-        self._url = b""
-        self._fields = []
-        self._silent = 0
-
-    def on_url(self, url: bytes) -> None:
-        """Take a part of the target."""
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header or trailer line."""
-        self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        """Judge the head; raise _Refused to stop the parser."""
-        self._stage = _BODY
-        fields, self._fields = self._fields, []
-        if self._replaying:
-            self._replaying = False
-            return
-        if self._fed > self._limits.head_bytes or len(fields) > self._limits.head_lines:
-            self._fields, self._silent = fields, 0
-            if self._overlong():
-                raise self._refuse(431)
-            self._fields = []
-        headers = {name.lower(): value for name, value in fields}
-        if len(headers) != len(fields):
-            headers = self._joined(fields)
-        parser = self._parser
-        method = parser.get_method().decode()
-        version = parser.get_http_version()
-        if version != "1.1" and version != "1.0":
-            raise self._refuse(400, "Unsupported HTTP version")
-        target = self._url
-        path, _, query = target.partition(b"?")
-        text = path.decode() if path[:1] == b"/" and b"%" not in path else self._path(method, path)
-        request = Request(method, target, text, query, headers, b"", version, self._peer, self.wire)
-        self._incoming = request, parser.should_keep_alive()
-        if b"content-length" in headers or b"transfer-encoding" in headers:
-            self._judge_body(request)
-        if b"expect" in headers and version == "1.1":
-            if headers[b"expect"].lower() != b"100-continue":
-                raise self._refuse(417)
-            self._continue = True
-
-    def _joined(self, fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-        values: dict[bytes, list[bytes]] = {}
-        for name, value in fields:
-            values.setdefault(name.lower(), []).append(value)
-        if len(values.get(b"host", ())) > 1 or len(values.get(b"content-length", ())) > 1:
-            raise self._refuse(400, "Repeated Host or Content-Length")
-        return {name: b", ".join(several) for name, several in values.items()}
-
-    def _path(self, method: str, path: bytes) -> str:
-        """Decode a path that is not plain: escapes, or the absolute form, of which the origin is dropped."""
-        if path[:1] != b"/" and method != "CONNECT" and path != b"*":
-            path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
-        try:
-            return unquote_to_bytes(path).decode()
-        except UnicodeDecodeError:
-            raise self._refuse(400, "Path is not UTF-8") from None
-
-    def _judge_body(self, request: Request) -> None:
-        """Refuse a body by its framing or declared length, before any of it is read."""
-        coding = request.headers.get(b"transfer-encoding")
-        if coding is not None and (coding.lower() != b"chunked" or request.version == "1.0"):
-            raise self._refuse(400, "Unsupported Transfer-Encoding")
-        digits = request.headers.get(b"content-length", b"").lstrip(b"0")  # int() refuses thousands of digits
-        length = int(digits or b"0")
-        limit = self._application.body_limit(request.method, request.path)
-        if length > limit:
-            raise self._refuse(413)
-        self._limit = max(limit, self._limits.head_bytes)
-        self._body_limit = limit
-        if self._parser.should_upgrade() and (length or coding):
-            framing = b"transfer-encoding: chunked" if coding else b"content-length: %d" % length
-            self._skipped = b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing
-
-    def on_body(self, data: bytes) -> None:
-        """Take a part of the body; raise _Refused beyond the limit."""
-        if len(self._body) + len(data) > self._body_limit:
-            raise self._refuse(413)
-        if not self._body:
-            self._body = data
-        elif isinstance(self._body, bytearray):
-            self._body += data
-        else:
-            self._body = bytearray(self._body) + data
-
-    def on_message_complete(self) -> None:
-        """Queue the request."""
-        if self._skipped:
-            return
-        self._stage = _IDLE
-        self._continue = False
-        assert self._incoming is not None
-        request, keep = self._incoming
-        if self._body:
-            request.body = bytes(self._body)
-            self._body = b""
-        self._waiting.append(self._incoming)
-        if not keep:
-            self._ending = True
 
     # Answering
 
@@ -362,14 +174,15 @@ class HTTPServer(protocol.Protocol):
         if self._draining:  # not recursion, so that a thousand pipelined requests need no stack
             return
         self._draining = True
+        incoming = self._incoming
         try:
             while not self._busy and not self._closing:
-                if self._waiting:
-                    self._request, self._keep = self._waiting.popleft()
+                if incoming.waiting:
+                    self._request, self._keep = incoming.waiting.popleft()
                     self._busy = True
                     self._respond(self._request)
-                elif self._refusal is not None:
-                    refusal, self._refusal = self._refusal, None
+                elif incoming.refusal is not None:
+                    refusal, incoming.refusal = incoming.refusal, None
                     self._request, self._keep, self._busy = None, False, True
                     self._deliver(refusal)
                 else:
@@ -384,12 +197,11 @@ class HTTPServer(protocol.Protocol):
         self._since = self.clock.seconds()
         self._buffered = 0
         self._request = None
-        if self._stage != _BODY:
-            self._limit = self._limits.head_bytes
+        self._incoming.settled()
         self._read_on()
-        if self._continue:
+        if self._incoming.continuing:
             self._send_continue()
-        if self._stage or self._timer is None:
+        if self._incoming.stage or self._timer is None:
             self._arm()
 
     def _read_on(self) -> None:
@@ -398,7 +210,7 @@ class HTTPServer(protocol.Protocol):
             self.wire.resumeProducing()
 
     def _send_continue(self) -> None:
-        self._continue = False
+        self._incoming.continuing = False
         self.wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _respond(self, request: Request) -> None:
@@ -483,7 +295,8 @@ class HTTPServer(protocol.Protocol):
 
     def _hand_over(self, takeover: Takeover) -> None:
         """Let another protocol have the connection; whoever did not wait for the answer is not understood."""
-        if self._waiting or self._stage or self._refusal is not None:
+        incoming = self._incoming
+        if incoming.waiting or incoming.stage or incoming.refusal is not None:
             self._deliver(error_response(400, "Bytes came before the answer to CONNECT"))
             return
         self.wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -539,14 +352,14 @@ class HTTPServer(protocol.Protocol):
     # Time
 
     def _close(self) -> None:
-        self._closing = self._ending = True
+        self._closing = self._incoming.ending = True
         self._since = self.clock.seconds()
         self._read_on()  # TLS closes only when it reads the peer's part of the closing
         self.wire.loseConnection()
         self._arm()
 
     def _abort(self) -> None:
-        self._closing = self._ending = True
+        self._closing = self._incoming.ending = True
         self.wire.abortConnection()
 
     def _due(self) -> float | None:
@@ -555,8 +368,8 @@ class HTTPServer(protocol.Protocol):
             return self._since + self._limits.unread_seconds
         if self._busy:
             return None
-        if self._stage:
-            return self._since + (self._limits.head_seconds if self._stage == _HEAD else self._limits.body_seconds)
+        if stage := self._incoming.stage:
+            return self._since + (self._limits.head_seconds if stage == HEAD else self._limits.body_seconds)
         return self._since + self._limits.idle_seconds
 
     def _arm(self) -> None:
@@ -579,8 +392,8 @@ class HTTPServer(protocol.Protocol):
             self._arm()
         elif self._closing or self._sender is not None:
             self._abort()
-        elif self._stage:
-            self._refuse(408)
+        elif self._incoming.stage:
+            self._incoming.refuse(408)
             self._drain()
         else:
             self._close()

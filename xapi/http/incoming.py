@@ -1,0 +1,232 @@
+"""The requests in the bytes of one HTTP connection, each judged before its body is read.
+
+httptools (llhttp, strict) does the framing: one parser a connection, reused, since a new one per request costs
+more than all callbacks of a small call.
+"""
+
+from collections import deque
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
+
+from xapi.http.exchange import Application, Limits, Request, Response, error_response
+
+IDLE, HEAD, BODY = range(3)
+"""How far the request being received has come."""
+_log = Logger()
+
+
+class _Refused(Exception):
+    """Stop the parser: the refusal is already there."""
+
+
+class Incoming:
+    """Read what a connection brings: whole requests into `waiting`, an error into `refusal`, which comes after them."""
+
+    def __init__(self, application: Application, limits: Limits, peer: IAddress | None, wire: Any) -> None:
+        self._application = application
+        self._limits = limits
+        self._peer = peer
+        self._wire = wire
+        self._parser = HttpRequestParser(self)
+        self._fed = 0  # upper bound of the bytes of the request being received
+        self._silent = 0  # bytes that the parser took without telling: part of a line, a chunk extension
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []  # header lines; once the head is complete, trailers
+        self._request: tuple[Request, bool] | None = None  # the request being received, keep-alive
+        self._body: bytes | bytearray = b""
+        self._body_limit = 0
+        self._skipped = b""  # head that makes a new parser read the body which an upgrade made this one skip
+        self._replaying = False
+        self.stage = IDLE
+        self.waiting: deque[tuple[Request, bool]] = deque()
+        """Requests, and whether the connection may be kept after each."""
+        self.refusal: Response | None = None
+        """The last answer, after all that are waiting."""
+        self.ending = False
+        """Nothing more is read."""
+        self.continuing = False
+        """The client waits for 100 before it sends a body."""
+        self.room = limits.head_bytes
+        """Bytes that may be held back while an answer is being made."""
+
+    def end(self) -> None:
+        """Forget all: the connection is gone."""
+        self.ending = True
+        self.waiting.clear()
+        self._body = b""
+        del self._parser  # it knows us, and nothing else ends that
+
+    def settled(self) -> None:
+        """Hear that all that was complete is answered."""
+        if self.stage != BODY:
+            self.room = self._limits.head_bytes
+
+    def receive(self, data: bytes) -> bool:
+        """Parse, and bound what is incomplete. Return whether a request has got on, but not to its end."""
+        if self.stage:
+            fields, known = self._fields, self._known()
+            self._fed += len(data)
+        else:
+            fields, known = None, 0
+            self._fed = len(data)
+        self._feed(data)
+        if not self.stage or self.ending:
+            return False
+        same = fields is self._fields
+        self._silent = self._silent + len(data) if same and known == self._known() else 0
+        if self._overlong():
+            self.refuse(431)
+            return False
+        return self.stage == BODY or not same
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        while True:
+            try:
+                return self._parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                data = memoryview(data)[upgrade.args[0] :]
+                self._parser = HttpRequestParser(self)
+                if self._skipped:
+                    self._replaying = True
+                    head, self._skipped = self._skipped, b""
+                    self._parser.feed_data(head)
+                if self.ending or not data:
+                    return None
+            except HttpParserCallbackError:
+                if not self.ending:
+                    _log.failure("receiving a request failed")
+                    self.refuse(500)
+                return None
+            except HttpParserError as error:
+                if not self.ending:  # llhttp also complains about bytes after the last request
+                    self.refuse(400, str(error))
+                return None
+
+    def _known(self) -> int:
+        return len(self._url) + len(self._fields) + len(self._body)
+
+    def _overlong(self) -> bool:
+        """Tell whether the head, or the trailers, are above the limits, as far as the parser told them."""
+        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._fields)
+        return size + self._silent > self._limits.head_bytes or len(self._fields) > self._limits.head_lines
+
+    def refuse(self, status: int, text: str = "") -> _Refused:
+        """Let an error be the last answer."""
+        self.ending = True
+        self.continuing = False
+        self.stage = IDLE
+        self._body = b""
+        self.refusal = error_response(status, text)
+        return _Refused()
+
+    # Called by the parser
+
+    def on_message_begin(self) -> None:
+        """Begin a request at its first byte."""
+        self.stage = HEAD
+        self._url = b""
+        self._fields = []
+        self._silent = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header or trailer line."""
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head; raise _Refused to stop the parser."""
+        self.stage = BODY
+        fields, self._fields = self._fields, []
+        if self._replaying:
+            self._replaying = False
+            return
+        if self._fed > self._limits.head_bytes or len(fields) > self._limits.head_lines:
+            self._fields, self._silent = fields, 0
+            if self._overlong():
+                raise self.refuse(431)
+            self._fields = []
+        headers = {name.lower(): value for name, value in fields}
+        if len(headers) != len(fields):
+            headers = self._joined(fields)
+        parser = self._parser
+        method = parser.get_method().decode()
+        version = parser.get_http_version()
+        if version != "1.1" and version != "1.0":
+            raise self.refuse(400, "Unsupported HTTP version")
+        target = self._url
+        path, _, query = target.partition(b"?")
+        text = path.decode() if path[:1] == b"/" and b"%" not in path else self._path(method, path)
+        request = Request(method, target, text, query, headers, b"", version, self._peer, self._wire)
+        self._request = request, parser.should_keep_alive()
+        if b"content-length" in headers or b"transfer-encoding" in headers:
+            self._judge_body(request)
+        if b"expect" in headers and version == "1.1":
+            if headers[b"expect"].lower() != b"100-continue":
+                raise self.refuse(417)
+            self.continuing = True
+
+    def _joined(self, fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in fields:
+            values.setdefault(name.lower(), []).append(value)
+        if len(values.get(b"host", ())) > 1 or len(values.get(b"content-length", ())) > 1:
+            raise self.refuse(400, "Repeated Host or Content-Length")
+        return {name: b", ".join(several) for name, several in values.items()}
+
+    def _path(self, method: str, path: bytes) -> str:
+        """Decode a path that is not plain: escapes, or the absolute form, of which the origin is dropped."""
+        if path[:1] != b"/" and method != "CONNECT" and path != b"*":
+            path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+        try:
+            return unquote_to_bytes(path).decode()
+        except UnicodeDecodeError:
+            raise self.refuse(400, "Path is not UTF-8") from None
+
+    def _judge_body(self, request: Request) -> None:
+        """Refuse a body by its framing or declared length, before any of it is read."""
+        coding = request.headers.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or request.version == "1.0"):
+            raise self.refuse(400, "Unsupported Transfer-Encoding")
+        digits = request.headers.get(b"content-length", b"").lstrip(b"0")  # int() refuses thousands of digits
+        length = int(digits or b"0")
+        limit = self._application.body_limit(request.method, request.path)
+        if length > limit:
+            raise self.refuse(413)
+        self.room = max(limit, self._limits.head_bytes)
+        self._body_limit = limit
+        if self._parser.should_upgrade() and (length or coding):
+            framing = b"transfer-encoding: chunked" if coding else b"content-length: %d" % length
+            self._skipped = b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing
+
+    def on_body(self, data: bytes) -> None:
+        """Take a part of the body; raise _Refused beyond the limit."""
+        if len(self._body) + len(data) > self._body_limit:
+            raise self.refuse(413)
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data
+
+    def on_message_complete(self) -> None:
+        """Queue the request."""
+        if self._skipped:
+            return
+        self.stage = IDLE
+        self.continuing = False
+        assert self._request is not None
+        request, keep = self._request
+        if self._body:
+            request.body = bytes(self._body)
+            self._body = b""
+        self.waiting.append(self._request)
+        if not keep:
+            self.ending = True
