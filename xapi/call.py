@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from xapi import errors
+from xapi.lexical import moment
 from xapi.sessions import allowed
-from xapi.types import NULL, Ref, moment
+from xapi.types import NULL, Ref
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

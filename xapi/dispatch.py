@@ -21,8 +21,9 @@ from xapi.call import Call, Origin, key_permission
 from xapi.datamodel import Message, Model
 from xapi.errors import Fault
 from xapi.http.xmlrpc import Untyped
+from xapi.lexical import DecodeError
 from xapi.sessions import allowed
-from xapi.types import DecodeError, Type
+from xapi.types import Type
 
 if TYPE_CHECKING:
     from xapi.daemon import Daemon

@@ -37,12 +37,12 @@ from xapi.directory import Directory
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
 from xapi.inventory import declaration, fresh, scale
+from xapi.lexical import moment
 from xapi.plugins import Plugins, Runner
 from xapi.state import State
 from xapi.store.database import open_database
 from xapi.store.memory import Store
 from xapi.store.writer import Writer
-from xapi.types import moment
 from xapi.vms import lifecycle, metrics
 
 log = Logger()

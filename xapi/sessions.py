@@ -16,7 +16,8 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.task import deferLater
 
 from xapi import errors, records
-from xapi.types import NULL, moment
+from xapi.lexical import moment
+from xapi.types import NULL
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime

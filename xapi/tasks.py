@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from xapi import errors, records
 from xapi.errors import Fault
+from xapi.lexical import EPOCH, moment
 from xapi.store.memory import Derivation
-from xapi.types import EPOCH, NULL, moment
+from xapi.types import NULL
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred

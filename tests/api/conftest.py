@@ -18,7 +18,7 @@ from tests.api.storage_pool import Disks, Threads, fit
 from tests.conftest import Pool
 from xapi.http.protocol import HTTPFactory, HTTPServer
 from xapi.http.rpc import RPC
-from xapi.types import escape
+from xapi.lexical import escape
 
 LOST = Failure(ConnectionDone())
 

@@ -11,7 +11,7 @@ import pytest
 from tests.api.conftest import Connection
 from tests.conftest import Pool
 from xapi import alerts
-from xapi.types import EPOCH, format_datetime
+from xapi.lexical import EPOCH, format_datetime
 
 
 @pytest.fixture(scope="module")

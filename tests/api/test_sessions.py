@@ -9,7 +9,7 @@ import pytest
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import NOW, Pool
 from xapi.call import Origin
-from xapi.types import EPOCH
+from xapi.lexical import EPOCH
 
 HOUR = 3600
 INVALID = "SESSION_INVALID"

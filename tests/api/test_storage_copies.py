@@ -9,7 +9,8 @@ import pytest
 
 from tests.api.storage_pool import MIB, NULL_REF, Disks, make_sr
 from tests.conftest import NOW
-from xapi.types import EPOCH, NULL
+from xapi.lexical import EPOCH
+from xapi.types import NULL
 
 # Copies
 

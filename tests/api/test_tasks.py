@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import NOW, Pool
 from xapi import errors
-from xapi.types import EPOCH
+from xapi.lexical import EPOCH
 
 MINUTE, HOUR = 60, 3600
 

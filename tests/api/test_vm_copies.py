@@ -15,7 +15,8 @@ from tests.fakes import FakeDisks
 from xapi import errors
 from xapi.errors import Fault
 from xapi.inventory.templates import mac_address
-from xapi.types import EPOCH, NULL
+from xapi.lexical import EPOCH
+from xapi.types import NULL
 from xapi.vms import sexpr
 
 

@@ -18,8 +18,8 @@ from xapi import datamodel
 from xapi.datamodel import Message
 from xapi.errors import Fault
 from xapi.fragments import Records
+from xapi.lexical import EPOCH
 from xapi.types import (
-    EPOCH,
     NULL,
     BoolType,
     DateTimeType,

@@ -6,8 +6,9 @@ from typing import Any
 
 from xapi import errors, records
 from xapi.call import Call
+from xapi.lexical import EPOCH
 from xapi.registry import message
-from xapi.types import EPOCH, Ref
+from xapi.types import Ref
 
 
 def _make(call: Call, mime_type: str, public: bool) -> Ref[records.blob]:

@@ -15,9 +15,10 @@ from xapi import errors, records
 from xapi.alerts import keep
 from xapi.call import Call
 from xapi.fragments import RecordOf, Records, Refs
+from xapi.lexical import parse_datetime
 from xapi.registry import message
 from xapi.store.query import select
-from xapi.types import Ref, parse_datetime
+from xapi.types import Ref
 
 _CLASSES = {"vm": "VM", "host": "host", "sr": "SR", "pool": "pool", "vmpp": "VMPP", "vmss": "VMSS"}
 _CLASSES |= {"pvs_proxy": "PVS_proxy", "vdi": "VDI", "certificate": "Certificate"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from xapi.events.subscription import Token
-from xapi.types import escape
+from xapi.lexical import escape
 
 if TYPE_CHECKING:
     from xapi.fragments import Fragments

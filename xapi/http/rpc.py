@@ -25,7 +25,8 @@ from xapi.events.batch import Batch, NextEvents, json_event, xml_event
 from xapi.fragments import RecordOf, Records, Refs
 from xapi.http import console, jsonrpc, xmlrpc
 from xapi.http.exchange import Request, Response, Takeover
-from xapi.types import STRING, DecodeError
+from xapi.lexical import DecodeError
+from xapi.types import STRING
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime

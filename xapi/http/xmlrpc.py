@@ -17,7 +17,8 @@ from typing import Any
 from lxml import etree
 
 from xapi import errors
-from xapi.types import DecodeError, Type, escape, format_datetime, parse_datetime
+from xapi.lexical import DecodeError, escape, format_datetime, parse_datetime
+from xapi.types import Type
 
 CONTENT_TYPE = b"text/xml"
 

@@ -15,7 +15,8 @@ from uuid import UUID
 
 from hypervisor.api import Description, Effect, Space, Volume
 from xapi.errors import Fault
-from xapi.types import EPOCH, NULL, DecodeError, format_datetime, parse_datetime
+from xapi.lexical import EPOCH, DecodeError, format_datetime, parse_datetime
+from xapi.types import NULL
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store

@@ -28,21 +28,10 @@ from typing import Any, NamedTuple
 
 from xapi import errors
 from xapi.datamodel import Class
+from xapi.lexical import DecodeError, format_datetime, parse_datetime
 from xapi.store.memory import Store
 from xapi.store.rows import Row, Table
-from xapi.types import (
-    STRING,
-    BoolType,
-    DateTimeType,
-    DecodeError,
-    EnumType,
-    IntType,
-    RefType,
-    StringType,
-    Type,
-    format_datetime,
-    parse_datetime,
-)
+from xapi.types import STRING, BoolType, DateTimeType, EnumType, IntType, RefType, StringType, Type
 
 LONGEST = 300 * 1024
 """Characters that an expression may have: as many as fit into one XML-RPC call."""

@@ -11,9 +11,10 @@ from hypervisor.api import Shutdown
 from xapi.alerts import alert
 from xapi.call import Call, Origin
 from xapi.errors import Fault
+from xapi.lexical import moment
 from xapi.operations.claim import claim
 from xapi.storage import unfinished
-from xapi.types import NULL, moment
+from xapi.types import NULL
 from xapi.vms import power
 from xapi.vms.placement import choose_host
 from xapi.vms.reconcile import halt

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from hypervisor.api import Disk, HostError, Power
 from xapi.errors import Fault
-from xapi.types import moment
+from xapi.lexical import moment
 from xapi.vms.data_sources import Look, Source, of_domain, of_host, rate, shares
 
 if TYPE_CHECKING:

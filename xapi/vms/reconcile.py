@@ -16,8 +16,9 @@ from twisted.logger import Logger
 
 from hypervisor.api import Disk, DomainState, Power, Shutdown, disk_name
 from xapi.errors import Fault
+from xapi.lexical import moment
 from xapi.operations.claim import changed
-from xapi.types import NULL, moment
+from xapi.types import NULL
 from xapi.vms import guest_metrics
 from xapi.vms.domains import position
 

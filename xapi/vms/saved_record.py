@@ -10,18 +10,8 @@ from typing import Any
 
 from xapi import errors
 from xapi.datamodel import Class, Field
-from xapi.types import (
-    BoolType,
-    DateTimeType,
-    DecodeError,
-    FloatType,
-    IntType,
-    MapType,
-    SetType,
-    StringType,
-    Type,
-    parse_datetime,
-)
+from xapi.lexical import DecodeError, parse_datetime
+from xapi.types import BoolType, DateTimeType, FloatType, IntType, MapType, SetType, StringType, Type
 from xapi.vms.sexpr import listing, parse, quote
 
 
