@@ -132,6 +132,7 @@ class XapiService(MultiService):
                 privateKey=certificate.privateKey.original,
                 certificate=certificate.original,
                 raiseMinimumTo=TLSVersion.TLSv1_2,
+                acceptableProtocols=[b"http/1.1", b"http/1.0"],  # without any, who offers some is refused
             )
             factory = TLSMemoryBIOFactory(options, False, factory)
         port = await endpoint_of(text, self._reactor).listen(factory)

@@ -6,10 +6,12 @@ import re
 import signal
 import socket
 import sqlite3
+import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import XenAPI
@@ -53,6 +55,23 @@ def test_listening_and_files(start: Start) -> None:
     assert {"xapi", "xapi.db", "xapi-ssl.pem", "passwords.json", "ptoken", "lock"} <= set(kept)
     assert {name: bits for name, bits in kept.items() if bits & 0o077 and name != "lock"} == {}
     daemon.stop()
+
+
+@pytest.mark.parametrize("offered", [(), ("h2", "http/1.1"), ("http/1.0",)], ids=str)
+def test_tls_is_agreed_on_with_who_offers_protocols_and_who_does_not(daemon: Daemon, offered: tuple[str, ...]) -> None:
+    """curl, Node.js and Go offer some by ALPN, Python's XenAPI none."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if offered:
+        context.set_alpn_protocols(list(offered))
+    address = urlsplit(daemon.https)
+    with (
+        socket.create_connection((address.hostname, address.port), timeout=10) as plain,
+        context.wrap_socket(plain) as wire,
+    ):
+        assert wire.selected_alpn_protocol() == (offered[-1] if offered else None)
+        wire.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert wire.recv(9) == b"HTTP/1.1 "
 
 
 def test_start_after_a_crash(start: Start, clients: Clients) -> None:
