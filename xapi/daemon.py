@@ -21,6 +21,7 @@ from xapi.storage.repository import Storage
 from xapi.store.memory import Store
 from xapi.tasks import Tasks
 from xapi.vms import lifecycle, memory
+from xapi.vms.consoles import Consoles
 from xapi.vms.metrics import Sampler
 from xapi.vms.reconcile import Reconciler
 
@@ -76,7 +77,8 @@ class Daemon:
         self.guest_directory = guest_directory
         """Where kernels lie that VMs name; no VM gets at anything else of the host's."""
         self.backends = Backends(make_backend, self._attend)
-        self.reconciler = Reconciler(db, clock, self.backends)
+        self.consoles = Consoles(db)
+        self.reconciler = Reconciler(db, clock, self.backends, self.consoles)
         self.reconciler.follow = lambda vm, reason: lifecycle.follow(self, vm, reason)
         self.networks = Networks(db, self.backends)
         self.metrics = Sampler(db, clock, self.backends)

@@ -44,6 +44,7 @@ from xapi.store.database import open_database
 from xapi.store.memory import Store
 from xapi.store.writer import Writer
 from xapi.vms import lifecycle, metrics
+from xapi.vms.consoles import Door
 
 log = Logger()
 
@@ -95,6 +96,7 @@ class XapiService(MultiService):
         if self.config.tls:
             pem = self.state.certificate(datetime.fromtimestamp(self._reactor.seconds(), UTC)).read_bytes()
             addresses += [await self._listen(endpoint, pem) for endpoint in self.config.tls]
+        self.daemon.consoles.served_at(self._door())
         socket = self.state.fresh_socket()
         endpoint = UNIXServerEndpoint(self._reactor, str(socket), mode=0o600, wantPID=False)
         self._ports.append(await endpoint.listen(self._factory()))
@@ -112,6 +114,15 @@ class XapiService(MultiService):
         log.info("Ready: {addresses}", addresses=" ".join(addresses))
         self.ready.callback(addresses)
         lifecycle.begin(self.daemon)
+
+    def _door(self) -> Door:
+        """Return where consoles are reached: by TLS where that is served."""
+        plain = len(self.config.listen)
+        for scheme, ports in (("https", self._ports[plain:]), ("http", self._ports[:plain])):
+            for number in (getattr(port.getHost(), "port", None) for port in ports):
+                if number is not None:
+                    return Door(scheme, number)
+        return Door()
 
     def _cannot_begin(self, failure: Any) -> None:
         log.critical("cannot start: {error}", error=failure.value)

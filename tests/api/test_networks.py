@@ -11,6 +11,7 @@ from tests.api.test_devices import card, plain_network, plugged
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
 from xapi.networks import INTERNAL
+from xapi.vms.consoles import Door
 
 
 def new(pool: Pool, **fields: Any) -> Any:
@@ -119,6 +120,27 @@ def test_addresses_of_the_internal_network_are_kept(pool: Pool, internal: Any) -
     pool("VIF.move", third._ref, plain_network(pool)._ref)
     assert internal.assigned_ips == {second._ref: "169.254.0.3"}
     assert plugged(pool, vm, NIC)[0].address == ""
+
+
+@pytest.mark.parametrize(
+    ("door", "address", "said"),
+    [
+        (Door(), "10.0.0.1", "https://10.0.0.1/console?"),
+        (Door("https", 8443), "10.0.0.1", "https://10.0.0.1:8443/console?"),
+        (Door("http", 80), "10.0.0.1", "http://10.0.0.1/console?"),
+        (Door("http", 8080), "fd00::1", "http://[fd00::1]:8080/console?"),
+    ],
+)
+def test_consoles_are_where_they_are_served(pool: Pool, door: Door, address: str, said: str) -> None:
+    """Those that there are as well as those of VMs that start later."""
+    vm = make_vm(pool)
+    host = next(iter(pool.db.host))
+    host.address = address
+    pool.daemon.consoles.served_at(door)
+    pool("VM.start", vm._ref, False, False)
+    own, hosts = ([pool.db.console[ref] for ref in each.consoles] for each in (vm, pool.db.VM[host.control_domain]))
+    assert [console.location for console in own] == [f"{said}uuid={console.uuid}" for console in own]
+    assert [console.location for console in hosts] == [f"{said}ref={console._ref}" for console in hosts]
 
 
 def test_consoles_are_not_made_by_clients(pool: Pool) -> None:

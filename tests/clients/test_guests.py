@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import XenAPI
@@ -64,6 +66,20 @@ def test_a_disk_keeps_what_a_guest_wrote(lab: Lab) -> None:
     lab.xapi.VM.hard_shutdown(vm)
     lab.xapi.SR.scan(lab.storage)
     assert int(lab.xapi.VDI.get_physical_utilisation(vdi)) >= 16 * MIB
+
+
+def test_a_terminal_is_where_its_record_says(lab: Lab) -> None:
+    """XenCenter connects to nothing else."""
+    vm = lab.vm()
+    lab.xapi.VM.start(vm, False, False)
+    consoles = [lab.xapi.console.get_record(ref) for ref in lab.xapi.VM.get_consoles(vm)]
+    location = urlsplit(next(each["location"] for each in consoles if each["protocol"] == "vt100"))
+    assert f"{location.scheme}://{location.netloc}/" == lab.daemon.http
+    with socket.create_connection((location.hostname, location.port), timeout=10) as wire:
+        query = f"{location.path}?{location.query}&session_id={lab.client._session}"
+        wire.sendall(f"CONNECT {query} HTTP/1.0\r\n\r\n".encode())
+        assert wire.recv(12) == b"HTTP/1.1 200"
+    lab.xapi.VM.hard_shutdown(vm)
 
 
 @pytest.mark.parametrize("domain_type", ("pvh", "pv"))

@@ -109,6 +109,9 @@ def test_restart_keeps_records_and_forgets_sessions_and_tasks(start: Start, clie
         clients.root(again, "xenroot")  # the environment's counts at the first start only
     renewed = clients.root(again, "new")
     after = {name: getattr(renewed.xenapi, name).get_all_records() for name in classes}
+    for ran, said in ((daemon, before), (again, after)):  # their ports are others
+        locations = [each.pop("location") for each in said["console"].values()]
+        assert locations and all(each.startswith(f"{ran.https or ran.http}console?") for each in locations)
     assert after == before
     invalid = clients.plain(again.http).pool.get_all(client.handle)
     assert invalid["ErrorDescription"][0] == "SESSION_INVALID"

@@ -44,6 +44,7 @@ from xapi.inventory.templates import (
 )
 from xapi.store.memory import Store
 from xapi.types import NULL
+from xapi.vms.consoles import PROTOCOLS, Door
 from xapi.vms.devices import mac_address
 from xapi.vms.memory import memory_overhead
 
@@ -310,9 +311,9 @@ def _add_control_domain(rows: Rows, host: Any, declared: Host, now: datetime) ->
         metrics=metrics._ref,
         other_config={"is_system_domain": "true"},
     )
-    for protocol in ("rfb", "vt100"):
+    for protocol in PROTOCOLS:
         console = rows.create("console", protocol=protocol, VM=vm._ref)
-        console.location = f"https://{declared.address}/console?ref={console._ref}"
+        console.location = Door().url(declared.address, f"ref={console._ref}")
     return str(vm._ref)
 
 

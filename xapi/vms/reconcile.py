@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from xapi.backends import Backends
     from xapi.records import VM
     from xapi.store.memory import Store
+    from xapi.vms.consoles import Consoles
 
 log = Logger()
 
@@ -40,8 +41,9 @@ Followed = Callable[[str, Shutdown], Awaitable[None]]
 class Reconciler:
     """Keeps the rows of one pool's VMs true. `follow` is what happens when a guest went down by itself."""
 
-    def __init__(self, db: Store, clock: IReactorTime, backends: Backends) -> None:
+    def __init__(self, db: Store, clock: IReactorTime, backends: Backends, consoles: Consoles) -> None:
         self._db = db
+        self._consoles = consoles
         self._clock = clock
         self._backends = backends
         self._waiting: set[str] = set()
@@ -122,7 +124,7 @@ class Reconciler:
         if begins:
             vm.scheduled_to_be_resident_on = NULL
             vm.memory_target = state.memory_target
-            open_console(self._db, vm, host)
+            self._consoles.open(vm, host)
         metrics = self._db.VM_metrics.get(vm.metrics)
         if metrics is not None:
             metrics.memory_actual = state.memory_actual
@@ -147,15 +149,6 @@ class Reconciler:
         for card in vm.VIFs:
             vif = self._db.VIF[card]
             vif.currently_attached = (False, position(vif)) in plugged
-
-
-def open_console(db: Store, vm: VM, host: Any) -> None:
-    """Make the consoles of a VM that begins to live: one of text, and one of a screen."""
-    for ref in list(vm.consoles):
-        db.console.delete(ref)
-    for protocol in ("rfb", "vt100"):
-        console = db.console.create(protocol=protocol, VM=vm._ref)
-        console.location = f"https://{host.address}/console?uuid={console.uuid}"
 
 
 def halt(db: Store, vm: VM, power_state: str = "Halted") -> None:
