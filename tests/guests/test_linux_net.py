@@ -326,7 +326,7 @@ def test_a_rate_limit_holds_and_loses_nothing(machine: Machine, net: Net, statio
     device.limit_rate(2048)
     began = time.monotonic()
     data = station.fetch(address, "/f")
-    assert 1.7 < time.monotonic() - began < 6
+    assert 1.7 < time.monotonic() - began < 30
     assert hashlib.md5(data).hexdigest() == machine.run("md5sum < /tmp/www/f").split()[0]
     assert device.counters.throttled > 0 and device.counters.tx_dropped == 0
 
