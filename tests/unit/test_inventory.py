@@ -16,7 +16,8 @@ from xapi import datamodel
 from xapi.datamodel import permission_uuid
 from xapi.inventory import declaration, scale
 from xapi.inventory.declaration import Declaration, DeclarationError, parse_declaration, read_declaration
-from xapi.inventory.fresh import DRIVERS, create_roles, populate
+from xapi.inventory.fresh import create_roles, populate
+from xapi.inventory.storage import DRIVERS
 from xapi.store.memory import Store
 from xapi.types import NULL
 from xapi.vms import devices, memory

@@ -1,0 +1,184 @@
+"""A declared host as rows: its CPUs, control domain and network cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from xapi.inventory.declaration import Host, HostNIC, nic_device, nic_network
+from xapi.inventory.product import BIOS, FEATURES, FLAGS, PRODUCT
+from xapi.inventory.templates import MIB, Rows
+from xapi.store.memory import Store
+from xapi.vms.consoles import PROTOCOLS, Door
+from xapi.vms.devices import mac_address
+from xapi.vms.memory import memory_overhead
+
+_CARD = {
+    "vendor_name": "Intel Corporation",
+    "vendor_id": "8086",
+    "device_name": "I350 Gigabit Network Connection",
+    "device_id": "1521",
+}
+
+
+def add_host(rows: Rows, host: Host, networks: Mapping[str, Any], now: datetime) -> Any:
+    """Make a host with its CPUs, control domain and network cards; networks go by name."""
+    metrics = rows.create("host_metrics", live=True, memory_total=host.memory, last_updated=now)
+    iqn = f"iqn.{now:%Y-%m}.com.example:{rows.uuid()[:8]}"
+    started = f"{int(now.timestamp())}."
+    keys = {"agent_start_time": started, "boot_time": started, "iscsi_iqn": iqn, "multipathing": "false"}
+    overhead = 256 * MIB + host.memory // 128 // MIB * MIB
+    row = rows.create(
+        "host",
+        name_label=host.name,
+        name_description=host.description,
+        hostname=host.name,
+        address=host.address,
+        enabled=True,
+        metrics=metrics._ref,
+        tags=host.tags,
+        other_config={**keys, **host.other_config},
+        cpu_info=_cpu_info(host),
+        memory_overhead=overhead,
+        boot_free_mem=host.memory - overhead - host.control_domain_memory,
+        iscsi_iqn=iqn,
+        bios_strings=BIOS | {"system-serial-number": rows.uuid()},
+        last_software_update=now,
+        **PRODUCT,
+    )
+    _add_cpus(rows, row, host)
+    row.control_domain = _add_control_domain(rows, row, host, now)
+    management = next((at for at, nic in enumerate(host.nics) if nic.management), 0)
+    for at, nic in enumerate(host.nics):
+        network = networks[nic_network(at, nic)]
+        _add_nic(rows, row, nic, at, network, now, host.address if at == management else "")
+    return row
+
+
+def _cpu_info(host: Host) -> dict[str, str]:
+    return {
+        "cpu_count": str(host.cpus),
+        "socket_count": str(host.sockets),
+        "threads_per_core": "1",
+        "nr_nodes": "1",
+        "vendor": "GenuineIntel",
+        "speed": f"{host.cpu_mhz}.000",
+        "modelname": host.cpu_model,
+        "family": "6",
+        "model": "79",
+        "stepping": "1",
+        "flags": FLAGS,
+        "features": "7ffefbff-bfebfbff-00000021-2c100800",
+        "features_pv": FEATURES,
+        "features_hvm": FEATURES,
+        "features_pv_host": FEATURES,
+        "features_hvm_host": FEATURES,
+    }
+
+
+def _add_cpus(rows: Rows, host: Any, declared: Host) -> None:
+    info = host.cpu_info
+    for number in range(declared.cpus):
+        rows.create(
+            "host_cpu",
+            host=host._ref,
+            number=number,
+            vendor=info["vendor"],
+            modelname=info["modelname"],
+            speed=declared.cpu_mhz,
+            family=int(info["family"]),
+            model=int(info["model"]),
+            stepping=info["stepping"],
+            flags=info["flags"],
+            features=info["features"],
+        )
+
+
+def _add_control_domain(rows: Rows, host: Any, declared: Host, now: datetime) -> str:
+    memory, vcpus = declared.control_domain_memory, min(declared.cpus, 16)
+    metrics = rows.create(
+        "VM_metrics",
+        start_time=now,
+        install_time=now,
+        last_updated=now,
+        current_domain_type="pv",
+        memory_actual=memory,
+        VCPUs_number=vcpus,
+    )
+    vm = rows.create(
+        "VM",
+        name_label=f"Control domain on host: {declared.name}",
+        name_description="The domain which manages physical devices and manages other domains",
+        power_state="Running",
+        domid=0,
+        is_control_domain=True,
+        resident_on=host._ref,
+        affinity=host._ref,
+        domain_type="pv",
+        **dict.fromkeys(("memory_static_min", "memory_dynamic_min", "memory_dynamic_max", "memory_static_max"), memory),
+        memory_target=memory,
+        memory_overhead=memory_overhead("pv", memory, vcpus, 1.0),
+        VCPUs_max=vcpus,
+        VCPUs_at_startup=vcpus,
+        has_vendor_device=False,
+        user_version=1,
+        metrics=metrics._ref,
+        other_config={"is_system_domain": "true"},
+    )
+    for protocol in PROTOCOLS:
+        console = rows.create("console", protocol=protocol, VM=vm._ref)
+        console.location = Door().url(declared.address, f"ref={console._ref}")
+    return str(vm._ref)
+
+
+def _add_nic(rows: Rows, host: Any, nic: HostNIC, at: int, network: Any, now: datetime, address: str) -> None:
+    path = f"0000:{at + 1:02x}:00.0"
+    card = rows.create(
+        "PCI",
+        host=host._ref,
+        pci_id=path,
+        class_name="Ethernet controller",
+        class_id="0200",
+        driver_name="igb",
+        **_CARD,
+    )
+    metrics = rows.create(
+        "PIF_metrics",
+        carrier=True,
+        speed=nic.speed,
+        duplex=True,
+        pci_bus_path=path,
+        last_updated=now,
+        **_CARD,
+    )
+    ip = nic.ip or address
+    rows.create(
+        "PIF",
+        device=nic_device(at, nic),
+        device_name=nic_device(at, nic),
+        host=host._ref,
+        network=network._ref,
+        MAC=nic.mac or mac_address(rows.uuid(), at),
+        VLAN=-1,
+        MTU=network.MTU,
+        physical=True,
+        currently_attached=True,
+        management=bool(address),
+        metrics=metrics._ref,
+        PCI=card._ref,
+        ip_configuration_mode="Static" if ip else "None",
+        IP=ip,
+        netmask=(nic.netmask or ("255.0.0.0" if ip.startswith("127.") else "255.255.255.0")) if ip else "",
+        gateway=nic.gateway,
+        DNS=nic.dns,
+        properties={"gro": "on"},
+    )
+
+
+def pool_cpu_info(store: Store) -> dict[str, str]:
+    """Return what the CPUs of all hosts have in common, and how many there are."""
+    hosts = [host.cpu_info for host in store.host]
+    counts = {key: str(sum(int(info[key]) for info in hosts)) for key in ("cpu_count", "socket_count")}
+    common = ("vendor", "features_pv", "features_hvm", "features_pv_host", "features_hvm_host")
+    return {**counts, **{key: hosts[0][key] for key in common}}
