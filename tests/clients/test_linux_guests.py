@@ -23,7 +23,8 @@ SIGN = "dd if=/dev/urandom of=/mnt/file bs=64k count=32 && sync && md5sum </mnt/
 READ = "echo 3 >/proc/sys/vm/drop_caches; md5sum </mnt/file"
 """Read it from the disk, not from the guest's memory."""
 COUNT = "(i=0; while :; do i=$((i+1)); echo $i >/tmp/m; mv /tmp/m /tmp/n; usleep 5000; done) &"
-GOES_ON = "n=$(cat /tmp/n); while [ $(cat /tmp/n) = $n ]; do usleep 5000; done; cat /tmp/n"
+STARTED = "until [ -e /tmp/n ]; do usleep 5000; done"
+GOES_ON = f"{STARTED}; n=$(cat /tmp/n); while [ $(cat /tmp/n) = $n ]; do usleep 5000; done; cat /tmp/n"
 PING = "ping -c 1 -w 10 $(udhcpc -i eth0 -s /bin/true -n -q 2>&1 | sed -n 's/.*obtained from \\([0-9.]*\\).*/\\1/p')"
 """Ask who gave the address."""
 
