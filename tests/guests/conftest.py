@@ -23,6 +23,7 @@ from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.host import Host
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.toolstack.toolstack import Toolstack
+from tests.machines import machine
 
 CACHE = Path(__file__).parents[2] / ".cache" / "guests"
 SCRIPT = CACHE.parents[1] / "deploy" / "linux-guest"
@@ -214,12 +215,8 @@ class Linux:
 @pytest.fixture
 def host() -> Iterator[Host]:
     """A machine with its pCPU threads running; what is left on it at the end is destroyed."""
-    machine = Host(2 << 30, 2)
-    machine.start()
-    yield machine
-    for domain in list(machine.domains.values()):
-        machine.destroy(domain)
-    machine.stop()
+    with machine(2 << 30, 2, threads=True) as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
 from tests.guests.pv_guest import MIB, PVGuest, build_kernel
 from tests.guests.test_pv import fields
+from tests.machines import machine
 
 CODE, GRANTS, SECRET, PLACE, ASKED, GIVEN_BACK, RESULT = (n * PAGE for n in (256, 10, 40, 600, 300, 301, 302))
 REF, MAP, UNMAP = 8, 0, 1
@@ -120,10 +121,8 @@ def test_code_in_a_mapped_frame_is_not_what_lay_there_before(host: Host, vcpus: 
 @pytest.fixture
 def still() -> Iterator[Host]:
     """A machine without threads."""
-    made = Host(256 * MIB, 1)
-    yield made
-    for domain in list(made.domains.values()):
-        made.destroy(domain)
+    with machine(256 * MIB) as made:
+        yield made
 
 
 @pytest.fixture

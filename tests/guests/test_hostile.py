@@ -23,6 +23,7 @@ from tests.fuzz.pv_grants import PVGrants
 from tests.fuzz.rings import Block, Rings
 from tests.fuzz.services import Services
 from tests.guests.demo_guest import MIB, DemoGuest
+from tests.machines import machine
 
 GIB = 1 << 30
 _SECONDS = 20
@@ -32,21 +33,15 @@ few = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_
 @pytest.fixture
 def host() -> Iterator[Host]:
     """A machine without threads."""
-    made = Host(16 * GIB, 1)
-    yield made
-    for domain in list(made.domains.values()):
-        made.destroy(domain)
+    with machine(16 * GIB) as made:
+        yield made
 
 
 @pytest.fixture
 def running() -> Iterator[Host]:
     """A machine whose guests run."""
-    made = Host(1 * GIB, 2)
-    made.start()
-    yield made
-    for domain in list(made.domains.values()):
-        made.destroy(domain)
-    made.stop()
+    with machine(1 * GIB, 2, threads=True) as made:
+        yield made
 
 
 def call(domain: Domain, number: int, *arguments: int, memory: bytes = b"", vcpu: int = 0) -> int:

@@ -32,6 +32,7 @@ from hypervisor.snapshot.save import save
 from tests.guests.conftest import MIB, Linux, LinuxFiles, initrd
 from tests.guests.pv_guest import PVGuest, compiled
 from tests.guests.resumed import join, leave
+from tests.machines import machine
 
 RAM = 256 * MIB
 _MODULES = (
@@ -96,12 +97,8 @@ class PVLinux(Linux):
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    machine = Host(1 << 30, 2)
-    machine.start()
-    yield machine
-    for domain in list(machine.domains.values()):
-        machine.destroy(domain)
-    machine.stop()
+    with machine(1 << 30, 2, threads=True) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

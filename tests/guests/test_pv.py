@@ -10,6 +10,7 @@ import pytest
 from hypervisor.domains.domain import Reason
 from hypervisor.host import Host
 from tests.guests.pv_guest import MIB, PVGuest, build_kernel
+from tests.machines import machine
 
 EFAULT, ENODEV, EINVAL, ENOSYS = 14, 19, 22, 38
 
@@ -21,10 +22,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    made = Host(256 * MIB, 1)
-    yield made
-    for domain in list(made.domains.values()):
-        made.destroy(domain)
+    with machine(256 * MIB) as made:
+        yield made
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
@@ -13,22 +12,10 @@ from hypervisor.host import Host
 from hypervisor.scheduling.scheduler import WINDOW, Entity
 from tests.guests.conftest import Linux
 from tests.guests.demo_guest import MIB, DemoGuest
+from tests.machines import machine
 
 _SECONDS = 60
 """How long a machine may take to give guests their CPU time, before the test fails."""
-
-
-@contextmanager
-def machine(pcpus: int) -> Iterator[Host]:
-    """A host with its threads running; its guests are destroyed at the end."""
-    host = Host(2 << 30, pcpus)
-    host.start()
-    try:
-        yield host
-    finally:
-        for domain in list(host.domains.values()):
-            host.destroy(domain)
-        host.stop()
 
 
 def entity(guest: DemoGuest) -> Entity:
@@ -57,7 +44,7 @@ def shares(guests: list[DemoGuest], seconds: float) -> list[float]:
 
 def test_busy_guests_share_a_pcpu_fairly_and_by_weight() -> None:
     """Within 5 %; weights and caps of a live guest take effect at once."""
-    with machine(1) as host:
+    with machine(2 << 30, 1, threads=True) as host:
         guests = [busy(host), busy(host)]
         first, second = shares(guests, 1.5)
         assert first / second == pytest.approx(1, rel=0.05)
@@ -68,7 +55,7 @@ def test_busy_guests_share_a_pcpu_fairly_and_by_weight() -> None:
 
 def test_a_cap_holds_on_an_idle_machine() -> None:
     """25 % of a pCPU over any time longer than some windows."""
-    with machine(1) as host:
+    with machine(2 << 30, 1, threads=True) as host:
         guest = busy(host)
         host.scheduler.adjust(guest.domain.domid, cap=25)
         shares([guest], 0.05)  # what it ran before is charged now
@@ -85,7 +72,7 @@ def test_a_cap_holds_on_an_idle_machine() -> None:
 
 def test_affinity_holds_a_guest_on_its_pcpu() -> None:
     """Two guests that are bound to one of two pCPUs share it; it is obeyed while they run."""
-    with machine(2) as host:
+    with machine(2 << 30, 2, threads=True) as host:
         guests = [busy(host), busy(host)]
         for guest in guests:
             host.scheduler.adjust(guest.domain.domid, pcpus=[1])
@@ -100,7 +87,7 @@ def test_affinity_holds_a_guest_on_its_pcpu() -> None:
 
 
 def test_a_paused_guest_uses_nothing_and_goes_on() -> None:
-    with machine(1) as host:
+    with machine(2 << 30, 1, threads=True) as host:
         paused, other = busy(host), busy(host)
         host.pause(paused.domain)
         before = entity(paused).used
@@ -112,7 +99,7 @@ def test_a_paused_guest_uses_nothing_and_goes_on() -> None:
 
 def test_times_of_a_vcpu_can_be_read() -> None:
     """CPU time grows with the domain's; the run states add up to the time passed; waiting for a pCPU is seen."""
-    with machine(1) as host:
+    with machine(2 << 30, 1, threads=True) as host:
         first, second = busy(host), busy(host)
         before, clock = first.domain.runstate_times(0), first.domain.clock.now()
         shares([first, second], 0.6)
@@ -127,7 +114,7 @@ def test_times_of_a_vcpu_can_be_read() -> None:
 
 def test_idle_demo_guests_cost_nothing() -> None:
     """65 of them: no thread each, and less than 1 % of a core in all."""
-    with machine(2) as host:
+    with machine(2 << 30, 2, threads=True) as host:
         for _ in range(65):
             DemoGuest(host, memory=4 * MIB).boot()
         assert sum(thread.name.startswith(("pcpu", "ticker")) for thread in threading.enumerate()) == 3
@@ -154,7 +141,7 @@ def test_an_idle_linux_costs_less_than_one_percent_of_a_core(make_linux: Callabl
 
 def test_the_caller_stays_responsive_beside_two_busy_guests() -> None:
     """A 1 ms timer of the caller's thread is late by less than 20 ms in 99 of 100 cases."""
-    with machine(2) as host:
+    with machine(2 << 30, 2, threads=True) as host:
         guests = [busy(host), busy(host)]
         worst = []
         for _ in range(6):  # of some rounds, for the machine may be busy with other things
@@ -172,7 +159,7 @@ def test_the_caller_stays_responsive_beside_two_busy_guests() -> None:
 
 def test_a_guest_that_wakes_goes_before_one_that_computes() -> None:
     """A command's answer does not wait for the end of the other's slice."""
-    with machine(1) as host:
+    with machine(2 << 30, 1, threads=True) as host:
         hog = busy(host)
         quick = DemoGuest(host, memory=4 * MIB).boot()
         medians = []
@@ -191,7 +178,7 @@ def test_a_guest_that_wakes_goes_before_one_that_computes() -> None:
 
 def test_guests_that_are_stopped_all_the_time_lose_no_stop() -> None:
     """Pauses come back soon, however often, from several threads at once."""
-    with machine(2) as host:
+    with machine(2 << 30, 2, threads=True) as host:
         guests = [busy(host) for _ in range(3)]
         failed = []
 
@@ -214,7 +201,7 @@ def test_guests_that_are_stopped_all_the_time_lose_no_stop() -> None:
 
 
 def test_the_machine_stops_under_busy_guests_and_starts_again() -> None:
-    with machine(2) as host:
+    with machine(2 << 30, 2, threads=True) as host:
         guests = [busy(host) for _ in range(3)]
         host.stop()
         before = [entity(guest).used for guest in guests]

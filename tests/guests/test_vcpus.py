@@ -14,6 +14,7 @@ from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
 from hypervisor.loader import pvh
 from hypervisor.paravirtual.cpu import PVCPU
+from tests.machines import machine
 
 SIZE, HEAP, CODE, SHARED = 4 << 20, 0x20000, 0x100000, 5
 INITIALISE, UP, DOWN, IS_UP = range(4)
@@ -24,10 +25,8 @@ FLAT = (0xC9B, 0xC93, 0xC93, 0xC93, 0x8B)
 @pytest.fixture
 def host() -> Iterator[Host]:
     """A machine without threads."""
-    made = Host(1 << 30, 1)
-    yield made
-    for domain in list(made.domains.values()):
-        made.destroy(domain)
+    with machine(1 << 30) as made:
+        yield made
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Iterable
 
 from hypervisor.cpu.overlay import RDX
 from hypervisor.domains.domain import Domain, Reason
@@ -14,11 +15,12 @@ from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.loader import pv
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.paravirtual.cpu import PVCPU
-from hypervisor.snapshot.records import Kind, Reader
+from hypervisor.snapshot.records import Kind, Reader, Writer
 from hypervisor.snapshot.save import save
 from tests.unit.loader_images import kernel, note
 
-SIZE, RAM = 2 << 20, 4 << 20
+ROOM, SIZE, RAM = 64 << 20, 2 << 20, 4 << 20
+"""Bytes of the machine, and of the two kinds of domain."""
 GDT, LDT = 700, 701
 """Frames of the paravirtual domain's descriptor tables."""
 CONFIG = b'{"name": "saved"}'
@@ -26,7 +28,16 @@ CONFIG = b'{"name": "saved"}'
 
 def a_host() -> Host:
     """A machine that runs nothing."""
-    return Host(64 << 20, 1)
+    return Host(ROOM, 1)
+
+
+def written(records: Iterable[tuple[int, bytes]]) -> bytes:
+    """Return an image of these records, with good checksums."""
+    file = io.BytesIO()
+    writer = Writer(file)
+    for kind, body in records:
+        writer.put(kind, body)  # type: ignore[arg-type]
+    return file.getvalue()
 
 
 def suspended(host: Host, size: int = SIZE) -> Domain:

@@ -34,6 +34,7 @@ from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.live import LiveCopy
 from hypervisor.snapshot.restore import Image
 from hypervisor.snapshot.save import save
+from tests.machines import machine
 from tests.unit.saved_domain import suspended, suspended_pv
 
 MIB = 1 << 20
@@ -47,10 +48,8 @@ MAP, UNMAP, REPLACE = 0, 1, 7
 @pytest.fixture
 def host() -> Iterator[Host]:
     """A machine without threads."""
-    made = Host(1 << 30, 1)
-    yield made
-    for domain in list(made.domains.values()):
-        made.destroy(domain)
+    with machine(1 << 30) as made:
+        yield made
 
 
 def a_guest(host: Host) -> Domain:

@@ -20,6 +20,7 @@ from hypervisor.host import Host
 from hypervisor.scheduling.alarm import Alarm
 from hypervisor.scheduling.run_queue import DEBT, SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
 from hypervisor.scheduling.scheduler import Scheduler
+from tests.machines import machine
 
 PCPUS = 3
 PAGE = 4096
@@ -248,12 +249,8 @@ def test_an_alarm_is_moved_without_waking_who_waits_for_it() -> None:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    made = Host(64 << 20, 2)
-    made.start()
-    yield made
-    for domain in list(made.domains.values()):
-        made.destroy(domain)
-    made.stop()
+    with machine(64 << 20, 2, threads=True) as made:
+        yield made
 
 
 CODE = 0x100000
@@ -385,9 +382,7 @@ def test_an_event_costs_the_same_with_many_domains() -> None:
 
 def test_an_event_wakes_one_idle_pcpu_and_no_more() -> None:
     """The one that slept last."""
-    host = Host(64 << 20, 4)
-    host.start()
-    try:
+    with machine(64 << 20, 4, threads=True) as host:
         scheduler = host.scheduler
         end = time.monotonic() + 10
         while len(scheduler._idle) < 4:
@@ -405,9 +400,6 @@ def test_an_event_wakes_one_idle_pcpu_and_no_more() -> None:
             host.unpause(domain)
             ended(domain)
         assert woken == pcpus[-1:]
-        host.destroy(domain)
-    finally:
-        host.stop()
 
 
 def test_a_scheduler_without_threads_runs_nothing() -> None:

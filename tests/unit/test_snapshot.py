@@ -18,32 +18,22 @@ from hypervisor.memory.guest_memory import PAGE
 from hypervisor.snapshot import resume
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.pages import encode_runs
-from hypervisor.snapshot.records import LARGEST, OPTIONAL, ImageError, Kind, Reader, Writer
+from hypervisor.snapshot.records import LARGEST, OPTIONAL, ImageError, Kind, Reader
 from hypervisor.snapshot.restore import Image
 from hypervisor.snapshot.save import NotSuspended, save
-from tests.unit.saved_domain import CONFIG, SIZE, a_host, image_of, left, records_of, suspended
+from tests.machines import machine
+from tests.unit.saved_domain import CONFIG, ROOM, SIZE, image_of, left, records_of, suspended, written
 
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    machine = a_host()
-    yield machine
-    for domain in list(machine.domains.values()):
-        machine.destroy(domain)
+    with machine(ROOM) as made:
+        yield made
 
 
 @pytest.fixture
 def domain(host: Host) -> Domain:
     return suspended(host)
-
-
-def written(records: list[tuple[int, bytes]]) -> bytes:
-    """Return an image of these records, with good checksums."""
-    file = io.BytesIO()
-    writer = Writer(file)
-    for kind, body in records:
-        writer.put(kind, body)  # type: ignore[arg-type]
-    return file.getvalue()
 
 
 def restored(host: Host, image: bytes) -> Domain:

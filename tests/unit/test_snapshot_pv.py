@@ -23,10 +23,11 @@ from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.snapshot import paravirtual, resume
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.context import Shape, VCPUContext
-from hypervisor.snapshot.records import ImageError, Kind, Writer
+from hypervisor.snapshot.records import ImageError, Kind
 from hypervisor.snapshot.restore import Image
 from hypervisor.snapshot.save import NotSuspended
-from tests.unit.saved_domain import LDT, RAM, a_host, image_of, left, records_of, suspended_pv
+from tests.machines import machine
+from tests.unit.saved_domain import LDT, RAM, ROOM, image_of, left, records_of, suspended_pv, written
 
 AREA = Area(RAM)
 Records = list[tuple[Kind, bytes]]
@@ -34,10 +35,8 @@ Records = list[tuple[Kind, bytes]]
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    machine = a_host()
-    yield machine
-    for domain in list(machine.domains.values()):
-        machine.destroy(domain)
+    with machine(ROOM) as made:
+        yield made
 
 
 @pytest.fixture
@@ -49,15 +48,6 @@ def cpu_of(domain: Domain) -> PVCPU:
     cpu = domain.vcpus[0].cpu
     assert isinstance(cpu, PVCPU)
     return cpu
-
-
-def written(records: Records) -> bytes:
-    """Return an image of these records, with good checksums."""
-    file = io.BytesIO()
-    writer = Writer(file)
-    for kind, body in records:
-        writer.put(kind, body)
-    return file.getvalue()
 
 
 def restored(host: Host, image: bytes) -> Domain:
