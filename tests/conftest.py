@@ -74,7 +74,7 @@ class Pool:
         self.guests = directory / "guests"
         self.guests.mkdir()
         self.storage_directory = directory / "storage"
-        self.origin = Origin("127.0.0.1")
+        self.origin = Origin()
         self.begin()
 
     def begin(self) -> None:

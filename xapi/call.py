@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 
 class Origin:
-    """Where a call comes from: address, whether it is a trusted local socket, and its HTTP headers."""
+    """Where a call comes from: whether it is a trusted local socket, and its HTTP headers."""
 
-    __slots__ = ("address", "headers", "trusted")
+    __slots__ = ("headers", "trusted")
 
-    def __init__(self, address: str, trusted: bool = False, headers: Mapping[bytes, bytes] | None = None) -> None:
-        self.address = address
+    def __init__(self, trusted: bool = False, headers: Mapping[bytes, bytes] | None = None) -> None:
         self.trusted = trusted
         self.headers = headers or {}
 

@@ -79,8 +79,6 @@ class Tasks:
 
     def named_by(self, origin: Origin) -> Any:
         """Return the client's own pending task that a call's task-id header names, or None."""
-        if not origin.headers:
-            return None
         task = self.db.task.get(origin.headers.get(b"task-id", b"").decode("latin-1"))
         return task if task is not None and task.status == "pending" else None
 

@@ -34,8 +34,9 @@ _MAP, _UNMAP, _COPY, _QUERY_SIZE, _UNMAP_AND_REPLACE, _SET_VERSION, _GET_VERSION
 DEVICE_MAP, HOST_MAP, READONLY = 1, 2, 4
 """GNTMAP_*. Those beyond, application_map and contains_pte, are for paravirtual domains."""
 
-Lists = Mapping[int, tuple[int, int, Callable[[Domain, VCPU, int], None]]]
-"""For commands that come in lists: how many in one call, the bytes of each, and what does it."""
+Operation = tuple[int, int, Callable[[Domain, VCPU, int], None]]
+"""Of a command that comes in lists: how many in one call, the bytes of each, and what does it."""
+Lists = Mapping[int, Operation]
 
 
 def grant_table_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
@@ -56,19 +57,13 @@ def grant_table_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     raise XenError(ENOSYS)
 
 
-def each(
-    domain: Domain,
-    cpu: VCPU,
-    what: tuple[int, int, Callable[[Domain, VCPU, int], None]],
-    address: int,
-    count: int,
-) -> int:
-    """Do a list."""
-    most, size, operation = what
+def each(domain: Domain, cpu: VCPU, operation: Operation, address: int, count: int) -> int:
+    """Do a list of one command."""
+    most, size, do = operation
     if count > most:
         raise XenError(EINVAL)
     for number in range(count):
-        operation(domain, cpu, address + size * number)
+        do(domain, cpu, address + size * number)
     return 0
 
 

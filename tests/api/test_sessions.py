@@ -39,7 +39,7 @@ def test_record_of_a_session(pool: Pool) -> None:
 
 def test_trusted_origin_needs_no_password(pool: Pool) -> None:
     """The local socket of root."""
-    pool.origin = Origin("local", trusted=True)
+    pool.origin = Origin(trusted=True)
     session = pool.login("", "")
     assert pool.db.session[session].is_local_superuser
 
@@ -68,7 +68,7 @@ def test_oldest_sessions_of_a_group_go(pool: Pool, originator: str, most: int) -
     """Beyond the limit of its group a new session pushes out the one that was longest unused."""
     other = pool.raw("session.login_with_password", "root", "xenroot", "1.0", "other")
     pool.raw("session.logout", pool.session)
-    pool.origin = Origin("local", trusted=True)  # no hashing, which takes its time
+    pool.origin = Origin(trusted=True)  # no hashing, which takes its time
     sessions = []
     for _ in range(most):
         sessions.append(pool.raw("session.login_with_password", "root", "", "1.0", originator))

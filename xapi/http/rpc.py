@@ -273,10 +273,8 @@ def _json_failure(call: jsonrpc.JSONCall, fault: Fault) -> Response:
 
 def origin_of(request: Request) -> Origin:
     """Return where a request comes from; a local socket of root or our own user is trusted."""
-    peer = request.peer
-    if isinstance(peer, UNIXAddress):
-        return Origin("local", _peer_uid(request.transport) in (0, getuid()), request.headers)
-    return Origin(peer.host, False, request.headers)
+    local = isinstance(request.peer, UNIXAddress)
+    return Origin(local and _peer_uid(request.transport) in (0, getuid()), request.headers)
 
 
 def _peer_uid(transport: Any) -> int:

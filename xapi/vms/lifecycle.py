@@ -28,7 +28,7 @@ log = Logger()
 
 def own_call(daemon: Daemon, name: str) -> Call:
     """Return a call that the toolstack makes itself, with a task of its own; end it with `done`."""
-    return Call(daemon, daemon.dispatcher.methods[name].message, name, None, Origin("", trusted=True))
+    return Call(daemon, daemon.dispatcher.methods[name].message, name, None, Origin(trusted=True))
 
 
 async def follow(daemon: Daemon, ref: str, reason: Shutdown) -> None:

@@ -57,7 +57,7 @@ async def part(call: Call, name: str, *arguments: Any) -> Any:
 async def _run(call: Call, asked: Part, running: _Running) -> Any:
     db, tasks = call.db, call.daemon.tasks
     method = call.daemon.dispatcher.methods[asked.name]
-    origin = Origin(call.origin.address, call.origin.trusted)
+    origin = Origin(call.origin.trusted)
     with db.atomic():
         task = running.task = tasks.create(f"Async.{asked.name}", session=call.session, origin=origin)
         task.subtask_of = call.task._ref
