@@ -6,6 +6,7 @@ does not work (no apt, no network) the tests are skipped and say why.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import re
 import shutil
@@ -101,7 +102,10 @@ def fetched(kernel: str) -> LinuxFiles:
             pytest.skip("there is no apt to fetch a kernel with")
         CACHE.mkdir(parents=True, exist_ok=True)
         try:
-            _fetch(root, kernel)
+            with (CACHE / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # tests of several files run side by side
+                if not root.exists():
+                    _fetch(root, kernel)
         except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", "") or str(error)
             pytest.skip(f"no kernel could be fetched: {said.strip().splitlines()[-1]}")

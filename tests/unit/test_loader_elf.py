@@ -1,15 +1,14 @@
 """The ELF parser: what it takes, what it refuses, and where bytes end up."""
 
 import dataclasses
-import os
 import struct
-from pathlib import Path
 
 import pytest
 
 from hypervisor.loader import bzimage
 from hypervisor.loader.elf import FEATURES, LoadError, load, parse, zero
 from hypervisor.memory.guest_memory import PAGE, Memory
+from tests.guests.conftest import KERNEL_PACKAGE, fetched
 from tests.unit.loader_images import LOAD, NOTE, body_offset, elf, header, kernel, note
 
 CODE = bytes(range(256))
@@ -181,15 +180,12 @@ def test_every_truncation_of_a_kernel_is_refused():
     assert parse(image)
 
 
-# Debian's kernel, when somebody has put it there
+# Debian's kernel
 
 
 @pytest.fixture(scope="module")
 def debian() -> bytes:
-    path = os.environ.get("KRONOS_LINUX")
-    if not path:
-        pytest.skip("KRONOS_LINUX names no Debian kernel (vmlinuz of linux-image-cloud-amd64)")
-    return Path(path).read_bytes()
+    return fetched(KERNEL_PACKAGE).kernel.read_bytes()
 
 
 def test_debians_kernel_is_loaded_byte_by_byte(debian):
