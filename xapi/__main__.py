@@ -1,74 +1,29 @@
-"""The command `xapi`: run the daemon until it is told to stop."""
+"""The command `xapi`: run the daemon until it is told to stop.
+
+The command line is read before anything is imported that takes long.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Sequence
-from functools import partial
-
-from twisted.internet.error import CannotListenError
-from twisted.logger import FilteringLogObserver, LogLevel, LogLevelFilterPredicate, globalLogBeginner
-from twisted.logger import textFileLogObserver as text_observer
 
 from xapi import config as configuration
-from xapi.config import ConfigError
-from xapi.datamodel import SchemaError
-from xapi.directory import DirectoryError
-from xapi.errors import Fault
-from xapi.inventory.declaration import DeclarationError
-from xapi.state import StateError
-from xapi.store.kind import DatabaseError
-
-REFUSALS = (ConfigError, StateError, DatabaseError, DeclarationError, DirectoryError, SchemaError, CannotListenError)
-"""What a daemon that cannot run says in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon; return 0 after a clean end, 1 when it could not start."""
-    from xapi.reactor import install
-
-    install()
-    from twisted.internet import reactor
-
-    from xapi.service import make_service
-
-    problems: list[str] = []
     try:
         config = configuration.from_command_line(arguments)
-        begin_logging(config.log_level)
-        service = make_service(config, reactor, partial(print, flush=True))
-    except REFUSALS as error:
+        from xapi.process import run
+
+        return run(config)
+    except configuration.ConfigError as error:
         print(f"xapi: {error}", file=sys.stderr)
         return 1
-
-    def refused(failure: object) -> None:
-        error = getattr(failure, "value", failure)
-        known = isinstance(error, (*REFUSALS, Fault, OSError))
-        problems.append(str(error) if known else f"{type(error).__name__}: {error}")
-        reactor.stop()
-
-    service.ready.addErrback(refused)
-    reactor.addSystemEventTrigger("before", "shutdown", _told_to_stop)
-    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-    reactor.callWhenRunning(service.startService)
-    reactor.run()
-    for problem in problems:
-        print(f"xapi: {problem}", file=sys.stderr)
-    return 1 if problems else 0
-
-
-def _told_to_stop() -> None:
-    """Let no second request disturb a clean end, but a second Ctrl-C end it at once."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def begin_logging(level: str) -> None:
-    """Send the log from a level on to standard error."""
-    predicate = LogLevelFilterPredicate(LogLevel.levelWithName(level))
-    observer = FilteringLogObserver(text_observer(sys.stderr), [predicate])
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    except KeyboardInterrupt:  # before there is a reactor that heeds it
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The settings of one daemon: one frozen value, from a TOML file and the command line.
 
+Nothing here imports what takes long: a wrong option, --help and --version are answered at once.
+
 The file has the long options as keys, with underscores, and some more that only it has::
 
     state = "/var/lib/xapi"
@@ -24,6 +26,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +36,18 @@ from typing import Any, NoReturn
 
 from platformdirs import user_state_path
 
-from xapi.fragments import BUDGET
-from xapi.plugins import SECONDS
-
+BUDGET = 512 * 2**20
+"""Bytes of rendered records that are kept."""
+SECONDS = 3600
+"""How long a plugin or an extension may run."""
 DEMO = "demo"
 """The guest that comes with the hypervisor, in place of a kernel's path."""
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
+
+
+LOOPBACK = "127.0.0.1"
+_ADDRESS = re.compile(r"(?:([^:=\[\]]*|\[[^=\[\]]+\]|[0-9a-fA-F:.]+):)?([0-9]+)")
+_TWISTED = re.compile(r"[a-z][\w.-]*:.", re.ASCII)
 
 
 class ConfigError(Exception):
@@ -46,7 +56,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Config:
-    """All settings. Endpoints are ``host:port`` or Twisted's endpoint strings."""
+    """All settings. Endpoints are as `address_of` has them."""
 
     state: Path
     listen: tuple[str, ...] = ("127.0.0.1:8080",)
@@ -98,6 +108,45 @@ class Config:
         return self.state / "xapi"
 
 
+def address_of(text: str) -> tuple[str, int] | None:
+    """Return host and port of ``port`` (on loopback), ``host:port``, ``[v6]:port`` or ``:port`` (on all of IPv4).
+
+    None is for a text in Twisted's notation, of which only the look is checked. Raises ConfigError.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None or text.startswith(("tcp:", "tcp6:", "ssl:", "unix:", "systemd:")):
+        if not _TWISTED.match(text):
+            raise ConfigError(f"endpoint {text}: is neither port, host:port nor one of Twisted's endpoint strings")
+        return None
+    host, port = match.groups()
+    if int(port) > 65535:
+        raise ConfigError(f"endpoint {text}: there is no port {port}")
+    return (LOOPBACK if host is None else host.strip("[]")), int(port)
+
+
+class _Version(argparse.Action):
+    """Look the version up when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **more: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="say the version and end")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Say it, and end the program."""
+        sys.stdout.write(f"{parser.prog} {version()}\n")
+        parser.exit()
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("kronos-xapi")
+    except PackageNotFoundError:  # a checkout on PYTHONPATH
+        return "of a checkout"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError: a wrong option is told like any other wrong setting."""
@@ -114,10 +163,12 @@ def parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="read settings from a TOML file (see xapi.config)")
     add("--state", type=Path, metavar="DIR", help="directory of database, certificate, socket and password "
         f"(default: {user_state_path('xapi')})")  # fmt: skip
-    add("--listen", action="append", metavar="ENDPOINT", help="serve HTTP at host:port or a Twisted endpoint "
-        "string; repeatable (default: 127.0.0.1:8080)")  # fmt: skip
-    add("--tls", action="append", metavar="ENDPOINT", help="serve HTTPS likewise, with STATE/xapi-ssl.pem "
-        "(default: 127.0.0.1:8443)")  # fmt: skip
+    add("--listen", action="append", metavar="ENDPOINT", help="serve HTTP at a port of 127.0.0.1, host:port, :port "
+        "for every address, or a Twisted endpoint string; repeatable (default: 127.0.0.1:8080)")  # fmt: skip
+    tls = options.add_mutually_exclusive_group()
+    tls.add_argument("--tls", action="append", metavar="ENDPOINT", help="serve HTTPS likewise, with "
+        "STATE/xapi-ssl.pem (default: 127.0.0.1:8443)")  # fmt: skip
+    tls.add_argument("--no-tls", dest="tls", action="store_const", const=[], help="serve no HTTPS")
     add("--database", metavar="URL", help="SQLAlchemy URL, such as postgresql+psycopg://user@host/name "
         "(default: SQLite in STATE/xapi.db)")  # fmt: skip
     add("--inventory", type=Path, metavar="FILE", help="what a new pool consists of (default: one host)")
@@ -126,6 +177,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="S", help="make the uuids and references of a new pool the same every time")
     add("--root-password-file", type=Path, metavar="FILE", help="root's password at the first start (else "
         "XAPI_ROOT_PASSWORD, else one is generated, printed and kept in STATE/root-password)")  # fmt: skip
+    add("--version", action=_Version)
     add("--log-level", choices=LOG_LEVELS, metavar="L", help=f"one of {', '.join(LOG_LEVELS)} (default: info)")
     return options
 
@@ -188,6 +240,8 @@ def make(settings: Mapping[str, Any]) -> Config:
     for name in ("listen", "tls"):
         if name in values:
             values[name] = tuple(endpoint for endpoint in values[name] if endpoint)
+            for endpoint in values[name]:
+                address_of(endpoint)
     config = Config(**values)
     if config.hosts < 1 or config.vms < 0:
         raise ConfigError("a pool has at least 1 host and 0 VMs")

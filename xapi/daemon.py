@@ -10,9 +10,10 @@ from twisted.internet.defer import Deferred
 
 from xapi import registry
 from xapi.backends import Backends, nowhere
+from xapi.config import BUDGET
 from xapi.dispatch import Dispatcher, Method
 from xapi.events.listeners import Events
-from xapi.fragments import BUDGET, Fragments, RecordOf, Records, Refs
+from xapi.fragments import Fragments, RecordOf, Records, Refs
 from xapi.networks import Networks
 from xapi.operations import refusal
 from xapi.plugins import Plugins, run_nothing

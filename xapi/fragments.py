@@ -14,13 +14,11 @@ from typing import Any
 
 import orjson
 
+from xapi.config import BUDGET
 from xapi.datamodel import Class
 from xapi.store.memory import Store
 from xapi.store.rows import Row
 from xapi.types import SOURCE_NAMES, BoolType, FloatType, IntType, MapType, SetType, Type
-
-BUDGET = 512 * 2**20
-"""How many bytes of fragments are kept, by default; beyond it the longest rendered ones go."""
 
 _NAME, _VALUE, _END = b"<member><name>", b"</name>", b"</member>"
 

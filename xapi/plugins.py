@@ -32,8 +32,6 @@ from xapi.http.xmlrpc import AnswerError, AnswerFault
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-SECONDS = 3600
-"""How long a plugin may run, unless a setting says otherwise."""
 OUTPUT = 4 << 20
 """Bytes that a plugin may print."""
 _KEPT = 64 << 10
@@ -163,7 +161,7 @@ def _shown(output: bytes) -> str:
 class Runner:
     """Runs programs as children of the reactor's process."""
 
-    def __init__(self, reactor: Any, socket: Path, seconds: float = SECONDS) -> None:
+    def __init__(self, reactor: Any, socket: Path, seconds: float) -> None:
         self._reactor = reactor
         self._seconds = seconds
         self._running: set[_Watched] = set()

@@ -31,7 +31,7 @@ from hypervisor.api import Backend
 from xapi import datamodel, garbage
 from xapi.backends.local import LocalBackend, Threads
 from xapi.backends.local_storage import LocalStorage
-from xapi.config import Config, ConfigError
+from xapi.config import Config, ConfigError, address_of
 from xapi.daemon import SWEEP, Daemon, make_store
 from xapi.directory import Directory
 from xapi.http.protocol import HTTPFactory
@@ -177,22 +177,12 @@ class XapiService(MultiService):
 
 
 def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
-    """Return the endpoint of ``host:port``, ``[v6]:port``, ``:port`` or of Twisted's own notation.
-
-    Raises ConfigError.
-    """
-    host, colon, port = text.rpartition(":")
-    if (
-        colon
-        and port.isdecimal()
-        and "=" not in text
-        and not text.startswith(("tcp:", "tcp6:", "ssl:", "unix:", "systemd:"))
-    ):
-        if int(port) > 65535:
-            raise ConfigError(f"endpoint {text}: there is no port {port}")
-        host = host.strip("[]")
+    """Return the endpoint of an address as `xapi.config` reads it, or of Twisted's own notation. Raises ConfigError."""
+    address = address_of(text)
+    if address is not None:
+        host, port = address
         kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
-        return kind(reactor, int(port), interface=host)
+        return kind(reactor, port, interface=host)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except (ValueError, TypeError, IndexError, KeyError, OSError) as error:

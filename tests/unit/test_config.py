@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,77 @@ def test_endpoints_repeat_and_empty_ones_are_none() -> None:
     """That is how TLS is switched off."""
     settings = config.from_command_line(["--listen", "a:1", "--listen", "[::1]:2", "--tls", ""])
     assert (settings.listen, settings.tls) == (("a:1", "[::1]:2"), ())
+
+
+def test_no_tls_is_tls_switched_off(tmp_path: Path) -> None:
+    """Also where a file has it."""
+    assert config.from_command_line(["--no-tls"]).tls == ()
+    assert from_file(tmp_path, 'tls = ["127.0.0.1:443"]', "--no-tls").tls == ()
+    with pytest.raises(ConfigError, match="not allowed with argument --no-tls"):
+        config.from_command_line(["--no-tls", "--tls", "127.0.0.1:443"])
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("8080", ("127.0.0.1", 8080)),
+        ("0", ("127.0.0.1", 0)),
+        (":8080", ("", 8080)),
+        ("192.0.2.1:80", ("192.0.2.1", 80)),
+        ("localhost:80", ("localhost", 80)),
+        ("[::]:80", ("::", 80)),
+        ("::1:80", ("::1", 80)),
+        ("[fe80::1%eth0]:80", ("fe80::1%eth0", 80)),
+        ("tcp:80", None),
+        ("unix:/run/xapi", None),
+        ("systemd:domain=INET:index=0", None),
+        ("tcp:80:interface=192.0.2.10", None),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int] | None) -> None:
+    """A bare port is one of loopback; what is Twisted's is left to Twisted."""
+    assert config.address_of(text) == address
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[::1]", "65536", "127.0.0.1:65536", "80:", "-1", "1.5", "::", "a b"])
+@pytest.mark.parametrize("option", ["--listen", "--tls"])
+def test_what_is_no_address(option: str, text: str) -> None:
+    """Told before anything is loaded."""
+    with pytest.raises(ConfigError, match=r"^endpoint "):
+        config.from_command_line([f"{option}={text}"])
+
+
+_ASKED = """
+import json, sys
+from xapi.__main__ import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as ended:
+    status = ended.code
+print(json.dumps([status, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "--version"),
+        (["--version"], 0, "xapi "),
+        (["--colour"], 1, "unrecognized arguments: --colour"),
+        (["--listen", "nonsense"], 1, "endpoint nonsense"),
+        (["--config", "/proc/self/none.toml"], 1, "none.toml"),
+    ],
+)
+def test_what_needs_no_daemon_is_answered_before_it_is_loaded(arguments: list[str], status: int, said: str) -> None:
+    """Loading takes a second and more."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ASKED, *arguments], capture_output=True, text=True, check=True, cwd=CHECKOUT
+    )
+    *lines, last = done.stdout.splitlines()
+    ended, loaded = json.loads(last)
+    assert ended == status
+    assert said in "\n".join(lines) + done.stderr
+    assert not {"twisted", "sqlalchemy", "lxml", "unicorn", "cryptography", "hypervisor", "zstandard"} & set(loaded)
 
 
 def test_every_setting_of_the_file(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""The daemon as a program: its log, signals and exit status around the service."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from functools import partial
+
+from twisted.internet.error import CannotListenError
+from twisted.logger import FilteringLogObserver, LogLevel, LogLevelFilterPredicate, globalLogBeginner
+from twisted.logger import textFileLogObserver as text_observer
+
+from xapi.config import Config, ConfigError
+from xapi.datamodel import SchemaError
+from xapi.directory import DirectoryError
+from xapi.errors import Fault
+from xapi.inventory.declaration import DeclarationError
+from xapi.reactor import install
+from xapi.state import StateError
+from xapi.store.kind import DatabaseError
+
+REFUSALS = (ConfigError, StateError, DatabaseError, DeclarationError, DirectoryError, SchemaError, CannotListenError)
+"""What a daemon that cannot run says in one line."""
+
+
+def run(config: Config) -> int:
+    """Run the daemon until it is told to stop; return 0 after a clean end, 1 when it could not start."""
+    install()
+    from twisted.internet import reactor
+
+    from xapi.service import make_service
+
+    problems: list[str] = []
+    begin_logging(config.log_level)
+    try:
+        service = make_service(config, reactor, partial(print, flush=True))
+    except REFUSALS as error:
+        print(f"xapi: {error}", file=sys.stderr)
+        return 1
+
+    def refused(failure: object) -> None:
+        problems.append(reason(getattr(failure, "value", failure)))
+        reactor.stop()
+
+    service.ready.addErrback(refused)
+    reactor.addSystemEventTrigger("before", "shutdown", _told_to_stop)
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.callWhenRunning(service.startService)
+    reactor.run()
+    for problem in problems:
+        print(f"xapi: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def reason(error: object) -> str:
+    """Return in one line why the daemon could not start."""
+    known = isinstance(error, (*REFUSALS, Fault, OSError))
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def _told_to_stop() -> None:
+    """Let no second request disturb a clean end, but a second Ctrl-C end it at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def begin_logging(level: str) -> None:
+    """Send the log from a level on to standard error."""
+    predicate = LogLevelFilterPredicate(LogLevel.levelWithName(level))
+    observer = FilteringLogObserver(text_observer(sys.stderr), [predicate])
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
