@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -81,6 +81,31 @@ def test_the_stream_unsplit_gives_its_eight_requests():
 def test_any_split_gives_the_same_requests_and_answers(cuts):
     """Segments carry no meaning."""
     assert exchange(split(STREAM, cuts)) == WHOLE
+
+
+WHOLE_REQUESTS = (
+    b"POST /a HTTP/1.1\r\ncontent-length: 2\r\n\r\n",
+    b"POST /a HTTP/1.1\r\ncontent-length: 3\r\n\r\n",
+    b"POST / HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\n",
+    b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n",
+    b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n",
+    b"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: x\r\ncontent-length: 2\r\n\r\n",
+    b"POST / HTTP/1.1\r\nconnection: close\r\ncontent-length: 2\r\n\r\n",
+    b"\r\nGET / HTTP/1.1\r\n\r\n",
+    b"CONNECT / HTTP/1.1\r\n\r\n",
+    b"\r",
+)
+
+
+TAILS = (b"", b"\r\n", b"ab", b"abc", b"ab\r\n", b"ab\r")
+
+
+@example([(WHOLE_REQUESTS[0], b"ab"), (WHOLE_REQUESTS[-1], b""), (WHOLE_REQUESTS[0], b"ab")])
+@given(st.lists(st.tuples(st.sampled_from(WHOLE_REQUESTS), st.sampled_from(TAILS)), max_size=12))
+def test_a_head_that_comes_again_means_what_it_means_byte_by_byte(requests):
+    """What is remembered of a head is never taken for another's, and what follows a body is judged anew."""
+    segments = [head + body for head, body in requests]
+    assert exchange(segments) == exchange([b"%c" % byte for byte in b"".join(segments)])
 
 
 def test_single_bytes_give_the_same_requests_and_answers():

@@ -1,10 +1,12 @@
 """The requests in the bytes of one HTTP connection, each judged before its body is read.
 
 httptools (llhttp, strict) does the framing: one parser a connection, reused, since a new one per request costs
-more than all callbacks of a small call.
+more than all callbacks of a small call. A head that comes again to the byte, as from a client that polls, means what
+it meant: it is not parsed again, which saves a third of a small call.
 """
 
 from collections import deque
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +18,8 @@ from xapi.http.exchange import Application, Limits, Request, Response, error_res
 
 IDLE, HEAD, BODY = range(3)
 """How far the request being received has come."""
+_USUAL = 2048
+"""Bytes of a head that is remembered."""
 _log = Logger()
 
 
@@ -41,6 +45,8 @@ class Incoming:
         self._body_limit = 0
         self._skipped = b""  # head that makes a new parser read the body which an upgrade made this one skip
         self._replaying = False
+        self._usual: tuple[int, bytes, Request] | None = None
+        """Length of the last request, which came whole and alone, its head, and what that said."""
         self.stage = IDLE
         self.waiting: deque[tuple[Request, bool]] = deque()
         """Requests, and whether the connection may be kept after each."""
@@ -67,14 +73,35 @@ class Incoming:
 
     def receive(self, data: bytes) -> bool:
         """Parse, and bound what is incomplete. Return whether a request has got on, but not to its end."""
+        usual = self._usual
+        if usual is not None and len(data) == usual[0] and data.startswith(usual[1]):
+            like = usual[2]
+            body = data[len(usual[1]) :]
+            request = Request(
+                like.method,
+                like.target,
+                like.path,
+                like.query,
+                like.headers,
+                body,
+                like.version,
+                self._peer,
+                self._wire,
+            )
+            self.waiting.append((request, True))
+            return False
+        self._usual = None
         if self.stage:
             fields, known = self._fields, self._known()
             self._fed += len(data)
         else:
             fields, known = None, 0
             self._fed = len(data)
+        waiting = len(self.waiting)
         self._feed(data)
         if not self.stage or self.ending:
+            if fields is None and len(self.waiting) == waiting + 1 and not self.ending:
+                self._remember(data, self.waiting[-1][0])
             return False
         same = fields is self._fields
         self._silent = self._silent + len(data) if same and known == self._known() else 0
@@ -82,6 +109,12 @@ class Incoming:
             self.refuse(431)
             return False
         return self.stage == BODY or not same
+
+    def _remember(self, data: bytes, request: Request) -> None:
+        """Remember the head of a request if it came in these bytes alone, and may come again with another body."""
+        size = data.find(b"\r\n\r\n") + 4
+        if len(data) == size + len(request.body) and size <= _USUAL and request.method != "CONNECT":
+            self._usual = len(data), data[:size], replace(request, body=b"")
 
     def _feed(self, data: bytes | memoryview) -> None:
         while True:
