@@ -47,6 +47,7 @@ class Call:
         self.origin = origin
         self._task: Any = task
         self.borrowed = False
+        """The task is one that the client named: its end is the client's to write."""
         self.making: Making | None = None
         """Notes of what the operation that this call is part of has made; see `xapi.storage.unfinished`."""
 
@@ -68,7 +69,7 @@ class Call:
         """The task that clients see of this call: one that they name, or one made when first asked for."""
         if self._task is None:
             tasks = self.daemon.tasks
-            self._task = tasks.named_by(self.origin)
+            self._task = tasks.named_by(self.origin, self.session)
             self.borrowed = self._task is not None
             if not self.borrowed:
                 self._task = tasks.create(self.name, session=self.session, origin=self.origin)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -23,7 +24,7 @@ from xapi.errors import Fault
 from xapi.http.xmlrpc import Untyped
 from xapi.lexical import DecodeError
 from xapi.sessions import allowed
-from xapi.types import Type
+from xapi.types import NULL, Type
 
 if TYPE_CHECKING:
     from xapi.daemon import Daemon
@@ -123,6 +124,15 @@ def prepare(model: Model, db: Store, functions: Mapping[str, Callable[..., Any]]
     return methods
 
 
+def _reference(name: str, session: Any) -> str:
+    """Return a session's reference as it came over the wire; nil, which clients send after logout, is null."""
+    if type(session) is str:
+        return session
+    if session is None:
+        return NULL
+    raise errors.INTERNAL_ERROR(f"{name}: the session must be a string")
+
+
 async def _extend(call: Call, name: str, params: list[Any]) -> Any:
     """Run an extension that was called by its own name, with all parameters as they came."""
     return await call.daemon.plugins.call_extension(name, params)
@@ -144,11 +154,11 @@ class Dispatcher:
 
         A change is durable when the result is there. Raises Fault; the Deferred fails with nothing else.
         """
-        is_async = False
+        is_async = internal = False
         if name.startswith("Async."):
             is_async, name = True, name[6:]
         elif name.startswith("InternalAsync."):
-            is_async, name = True, name[14:]
+            is_async, internal, name = True, True, name[14:]
         method = self.methods.get(name)
         if method is None or (is_async and "." not in name):
             return self._other(name, params, origin, is_async)
@@ -158,12 +168,12 @@ class Dispatcher:
         received = len(params) - first
         if received < method.required or (received > method.required and not method.open_ended):
             raise errors.MESSAGE_PARAMETER_COUNT_MISMATCH(method.name, str(method.required), str(received))
-        if first and type(params[0]) is not str:
-            raise errors.INTERNAL_ERROR(f"{method.name}: the session must be a string")
+        reference = _reference(method.name, params[0]) if first else ""
         arguments = method.decode_arguments(params, first)
-        session = self._authorise(method, params[0], arguments) if first else None
+        session = self._authorise(method, reference, arguments) if first else None
         shown = f"Async.{method.name}" if is_async else method.name
-        call = Call(self.daemon, method.message, shown, session, origin)
+        own = self.daemon.tasks.create(shown, session=session, origin=origin) if internal else None
+        call = Call(self.daemon, method.message, shown, session, origin, own)
         if is_async:
             return method, self._start(method, call, arguments)
         return method, self._run(method, call, arguments)
@@ -172,7 +182,7 @@ class Dispatcher:
         """Call what is no message of the API: an extension of the administrator's, if there is one."""
         if not params:
             raise errors.MESSAGE_METHOD_UNKNOWN(name)
-        session = self._session(params[0])
+        session = self._session(_reference(name, params[0]))
         extension = self._extension
         if not allowed(session, extension.permission):
             raise self._denied(extension.permission)
@@ -183,18 +193,14 @@ class Dispatcher:
             extension, Call(self.daemon, extension.message, name, session, origin), [name, params]
         )
 
-    def _session(self, ref: Any) -> Any:
-        if type(ref) is not str:
-            raise errors.INTERNAL_ERROR("the session must be a string")
+    def _session(self, ref: str) -> Any:
         session = self._sessions.get(ref)
         if session is None:
             raise errors.SESSION_INVALID(ref)
         return session
 
     def _authorise(self, method: Method, ref: str, arguments: list[Any]) -> Row:
-        session: Any = self._sessions.get(ref)
-        if session is None:
-            raise errors.SESSION_INVALID(ref)
+        session = self._session(ref)
         if method.removed:
             raise errors.MESSAGE_REMOVED()
         if method.message.internal and not session.pool:
@@ -288,11 +294,13 @@ class Dispatcher:
                     with self.db.atomic():
                         result = self._guard(method.function, call, arguments)
                 result = await self._flushed(result)
-                tasks.succeed(task, self.daemon.task_result(method, result))
+                end = partial(tasks.succeed, task, self.daemon.task_result(method, result))
             except Fault as fault:
-                tasks.fail(task, fault)
+                end = partial(tasks.fail, task, fault)
             except CancelledError:
-                tasks.fail(task, errors.TASK_CANCELLED(ref))
+                end = partial(tasks.fail, task, errors.TASK_CANCELLED(ref))
+            if not call.borrowed:
+                end()
 
         def begin() -> None:
             tasks.running(task, Deferred.fromCoroutine(run()))

@@ -3,6 +3,11 @@
 A task is a row of the memory-only class `task`. Every Async call has one until it is destroyed or
 forgotten; a synchronous call of a message that may wait has one as long as it runs; `task.create`
 makes one for a client's own work. How a task ends is written here, and only once.
+
+A client may name a task of its own for a call to work under (`task-id`) and a parent for the task that a call makes
+(`subtask-of`). Both count only where the task was made by the same user: xapi does not check, so there a user may end
+the task of another. A call under a named task shows its progress and can be cancelled there; how such a task ends is
+said by who made it, as in xapi.
 """
 
 from __future__ import annotations
@@ -63,7 +68,7 @@ class Tasks:
             for key, value in headers.items()
             if key.startswith(b"x-http-other-config-")
         }
-        parent = headers.get(b"subtask-of", b"").decode("latin-1")
+        parent = self.named(headers.get(b"subtask-of", b"").decode("latin-1"), session)
         return self.db.task.create(
             name_label=name,
             name_description=description,
@@ -73,13 +78,18 @@ class Tasks:
             type="<none/>",
             session=NULL if session is None else session._ref,
             resident_on=next(iter(self.db.pool)).master,
-            subtask_of=parent if parent in self.db.task else NULL,
+            subtask_of=NULL if parent is None else parent._ref,
             other_config=other_config,
         )
 
-    def named_by(self, origin: Origin) -> Any:
+    def named(self, ref: str, session: Any) -> Any:
+        """Return the task that a client names for its own work; None if it may not end it, as if there were none."""
+        task = self.db.task.get(ref)
+        return task if task is not None and session is not None and _owns(session, task, self.db) else None
+
+    def named_by(self, origin: Origin, session: Any) -> Any:
         """Return the client's own pending task that a call's task-id header names, or None."""
-        task = self.db.task.get(origin.headers.get(b"task-id", b"").decode("latin-1"))
+        task = self.named(origin.headers.get(b"task-id", b"").decode("latin-1"), session)
         return task if task is not None and task.status == "pending" else None
 
     def running(self, task: Row, work: Deferred[Any]) -> None:
@@ -89,13 +99,19 @@ class Tasks:
         def over(result: Any) -> Any:
             if self._work.get(ref) is work:
                 del self._work[ref]
-                self._refresh(task)
+                self._rest(task)
             return result
 
         if not work.called:
             self._work[ref] = work
             self._refresh(task)
         work.addBoth(over)
+
+    def _rest(self, task: Any) -> None:
+        """Note that no work is behind a task any more; one that a call borrowed and did not end may wait to go."""
+        if task._ref in self.db.task and "destroy" in task.current_operations.values():
+            self.db.task.delete(task._ref)
+        self._refresh(task)
 
     def _refresh(self, task: Any) -> None:
         if task._ref in self.db.task:
@@ -172,12 +188,15 @@ class Tasks:
             work.cancel()
 
 
+def _owns(session: Any, task: Any, db: Store) -> bool:
+    """Tell whether a task was made by a session of the same user that still is there."""
+    owner: Any = db.session.get(task.session)
+    return owner is not None and (
+        (owner.auth_user_sid, owner.is_local_superuser) == (session.auth_user_sid, session.is_local_superuser)
+    )
+
+
 def require_owner(session: Any, task: Any, db: Store, may: bool) -> None:
     """Raise RBAC_PERMISSION_DENIED unless the task is of the same user, or the caller may touch any."""
-    owner: Any = db.session.get(task.session)
-    same = session is None or (
-        owner is not None
-        and (owner.auth_user_sid, owner.is_local_superuser) == (session.auth_user_sid, session.is_local_superuser)
-    )
-    if not same and not may:
+    if session is not None and not may and not _owns(session, task, db):
         raise errors.RBAC_PERMISSION_DENIED("task.destroy/any", "The task belongs to another user")

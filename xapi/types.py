@@ -186,20 +186,30 @@ class DateTimeType(Type):
         return format_datetime(value)
 
 
+_EXACT = frozenset({"bond_mode", "event_operation"})
+"""Enums that are read as they are written; of all others xapi's readers take any case."""
+
+
 class EnumType(Type):
+    """One of some words; what is kept and shown is the schema's spelling, whatever case came."""
+
     def __init__(self, enum: str, values: tuple[str, ...]) -> None:
         self.name = f"enum {enum}"
         self.enum = enum
         self.values = dict.fromkeys(values)
+        self._spelt = {} if enum in _EXACT else {value.lower(): value for value in values}
         self.empty = values[0]
         self.annotation = f"enum_{enum}"
 
     def decode(self, value: Any) -> str:
         if type(value) is not str:
             raise DecodeError(f"expected a value of {self.enum}, got {_met(value)}")
-        if value not in self.values:
+        if value in self.values:
+            return value
+        spelt = self._spelt.get(value.lower())
+        if spelt is None:
             raise DecodeError(f"{value[:80]!r} is no value of {self.enum}")
-        return value
+        return spelt
 
     def xml_source(self, variable: str) -> str:
         return f"escaped({variable})"

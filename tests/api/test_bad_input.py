@@ -281,11 +281,19 @@ def test_duplicate_members(pool: Pool, wire: Connection, session: str) -> None:
     assert row.other_config == {"k": "2"}
 
 
-@pytest.mark.parametrize("value", ["<array><data></data></array>", "<struct></struct>", "<int>1</int>", "<nil/>"])
+@pytest.mark.parametrize("value", ["<array><data></data></array>", "<struct></struct>", "<int>1</int>"])
 def test_session_that_is_no_string(wire: Connection, value: str) -> None:
     """A wrong type like any other."""
     answer = wire.ask("pool.get_all", f"<value>{value}</value>")
     assert answer.error() == ["INTERNAL_ERROR", "pool.get_all: the session must be a string"]
+
+
+@pytest.mark.parametrize("name", ["pool.get_all", "no.such_message"])
+def test_a_session_that_is_nil_is_invalid(wire: Connection, name: str) -> None:
+    """XenAPI's Python client sends it after logout, and logs in again when it hears that."""
+    invalid = ["SESSION_INVALID", "OpaqueRef:NULL"]
+    assert wire.ask(name, "<value><nil/></value>").error() == invalid
+    assert wire.json(name, None, version=None)["error"] == invalid
 
 
 # JSON

@@ -10,6 +10,7 @@ import pytest
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import Pool
+from xapi.call import Origin
 from xapi.passwords import hash_password
 
 NULL = "OpaqueRef:NULL"
@@ -132,8 +133,6 @@ class Directory:
         self.subjects = {}
         for name in [*ROLES, "nobody", "staff"]:
             self.subjects[name] = pool("subject.create", {"subject_identifier": f"S-{name}"})
-            # A new subject is what xapi makes it: an administrator.
-            pool("subject.remove_from_roles", self.subjects[name], roles["pool-admin"])
         for name, role in {**dict(zip(ROLES, ROLES)), "staff": "vm-operator"}.items():
             pool("subject.add_to_roles", self.subjects[name], roles[role])
 
@@ -273,3 +272,45 @@ def test_other_users_tasks(directory: Directory) -> None:
     pool.raw("task.destroy", other, tasks[0])
     pool.raw("task.destroy", operator, tasks[1])
     assert not set(tasks) & set(pool.db.task.rows)
+
+
+# Tasks that headers name
+
+
+def named(directory: Directory, session: str, name: str, *params: Any, **headers: str) -> Any:
+    """Call with headers and return the value."""
+    pool = directory.pool
+    body = call(name, *(text(param) for param in (session, *params)))
+    return Connection(pool).post(body, **headers).value()
+
+
+def test_a_task_of_another_user_is_not_taken(directory: Directory, logged_in: dict[str, str]) -> None:
+    """A call that names one has a task of its own, and the other's stays as it is."""
+    pool = directory.pool
+    roots = pool("task.create", "root's", "")
+    for role in ("vm-operator", "pool-operator"):
+        ref = named(directory, logged_in[role], "Async.VM.shutdown", "OpaqueRef:x", task_id=roots, subtask_of=roots)
+        assert (ref != roots, pool.db.task[ref].status) == (True, "failure")
+        assert pool.db.task[ref].subtask_of == NULL
+    assert (pool.db.task[roots].status, list(pool.db.task[roots].subtasks)) == ("pending", [])
+
+
+def test_a_task_is_taken_from_another_session_of_its_user(directory: Directory, logged_in: dict[str, str]) -> None:
+    """While the session that made it is there."""
+    pool = directory.pool
+    first, second = directory.login("vm-operator"), logged_in["vm-operator"]
+    own = named(directory, first, "task.create", "own", "")
+    assert named(directory, second, "Async.VM.shutdown", "OpaqueRef:x", task_id=own) == own
+    child = named(directory, second, "Async.VM.shutdown", "OpaqueRef:x", subtask_of=own)
+    assert pool.db.task[child].subtask_of == own
+    pool.raw("session.logout", first)
+    assert named(directory, second, "Async.VM.shutdown", "OpaqueRef:x", task_id=own) != own
+
+
+def test_who_is_not_logged_in_names_no_task(directory: Directory) -> None:
+    """A login is a call like others, but nobody's."""
+    pool = directory.pool
+    roots = pool("task.create", "root's", "")
+    origin = Origin(headers={b"task-id": roots.encode()})
+    assert pool.daemon.tasks.named_by(origin, None) is None
+    assert pool.daemon.tasks.named_by(origin, pool.db.session[pool.session]) is pool.db.task[roots]

@@ -9,7 +9,9 @@ import pytest
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import NOW, Pool
 from xapi.call import Origin
+from xapi.errors import Fault
 from xapi.lexical import EPOCH
+from xapi.sessions import DIRECTORY_DELAY
 
 HOUR = 3600
 INVALID = "SESSION_INVALID"
@@ -115,8 +117,9 @@ def test_users_are_looked_up_again(pool: Pool, tmp_path: Any) -> None:
     pool.daemon.directory_path = path
     pool("pool.enable_external_auth", next(iter(pool.db.pool))._ref, {}, "example", "file")
     subject = pool("subject.create", {"subject_identifier": "S-1"})
-    session = pool.login("ann", "p")
     roles = {row.name_label: row._ref for row in pool.db.role if not row.is_internal}
+    pool("subject.add_to_roles", subject, roles["pool-admin"])
+    session = pool.login("ann", "p")
     pool("subject.add_to_roles", subject, roles["read-only"])
     pool("subject.remove_from_roles", subject, roles["pool-admin"])
     sweep_after(pool, 1799)
@@ -128,6 +131,32 @@ def test_users_are_looked_up_again(pool: Pool, tmp_path: Any) -> None:
     assert error(pool, session) == INVALID
 
 
+def test_a_new_subject_has_no_role(pool: Pool, tmp_path: Any) -> None:
+    """Whatever its record asks for: who may log in is said by subject.add_to_roles."""
+    path = tmp_path / "directory.toml"
+    path.write_text('[users.ann]\nsid = "S-1"\npassword = "p"\n')
+    pool.daemon.directory_path = path
+    pool("pool.enable_external_auth", next(iter(pool.db.pool))._ref, {}, "example", "file")
+    (admin,) = pool("role.get_by_name_label", "pool-admin")
+    subject = pool("subject.create", {"subject_identifier": "S-1", "roles": [admin]})
+    assert pool("subject.get_roles", subject) == ()
+    login = pool.start("session.login_with_password", "ann", "p")
+    pool.clock.advance(DIRECTORY_DELAY)
+    with pytest.raises(Fault) as refused:
+        pool.outcome(login)
+    assert refused.value.code == "RBAC_PERMISSION_DENIED"
+    pool("subject.add_to_roles", subject, admin)
+    assert pool.login("ann", "p") in pool.db.session
+
+
+@pytest.mark.parametrize("restrictions", [{"restrict_rbac": "true"}, {}])
+def test_without_roles_in_the_license_a_new_subject_is_pool_admin(pool: Pool, restrictions: dict[str, str]) -> None:
+    """There is nothing else that it could be."""
+    next(iter(pool.db.pool)).restrictions = restrictions
+    subject = pool("subject.create", {"subject_identifier": "S-1"})
+    assert list(pool("subject.get_roles", subject)) == pool("role.get_by_name_label", "pool-admin")
+
+
 def test_directory_switched_off_ends_its_sessions(pool: Pool, tmp_path: Any) -> None:
     """And leaves root's."""
     path = tmp_path / "directory.toml"
@@ -136,7 +165,8 @@ def test_directory_switched_off_ends_its_sessions(pool: Pool, tmp_path: Any) -> 
     ref = next(iter(pool.db.pool))._ref
     pool("pool.enable_external_auth", ref, {}, "example", "file")
     assert pool.fails("pool.enable_external_auth", ref, {}, "example", "file")[0] == "POOL_AUTH_ALREADY_ENABLED"
-    pool("subject.create", {"subject_identifier": "S-1"})
+    subject = pool("subject.create", {"subject_identifier": "S-1"})
+    pool("subject.add_to_roles", subject, pool("role.get_by_name_label", "read-only")[0])
     session = pool.login("ANN", "p")
     pool("pool.disable_external_auth", ref, {})
     assert error(pool, session) == INVALID

@@ -155,6 +155,19 @@ def test_destroy_of_a_pending_task(pool: Pool, work: Work) -> None:
     assert task._ref not in pool.db.task
 
 
+def test_destroy_of_a_named_task_while_a_call_works_under_it(pool: Pool, work: Work) -> None:
+    """It goes when the work is over, though the call says nothing of its end."""
+    own = pool("task.create", "own", "")
+    wire = Connection(pool)
+    wire.ask("Async.VM.shutdown", text(pool.session), text("OpaqueRef:x"), task_id=own).value()
+    pool.turn()
+    pool("task.destroy", own)
+    assert pool.db.task[own].current_operations == {"task": "destroy"}
+    work.waiting[0].callback(None)
+    pool.turn()
+    assert own not in pool.db.task
+
+
 def test_synchronous_call_has_a_task_while_it_lasts(pool: Pool, work: Work) -> None:
     """Named as it was called; destroyed at the end."""
     wire = Connection(pool)

@@ -429,15 +429,39 @@ def test_headers_reach_the_task(pool: Pool, wire: Connection, session: str, row:
     assert record.other_config == {"http:a": "1"}
 
 
-def test_task_id_header_takes_the_clients_task(pool: Pool, wire: Connection, session: str, row: Any) -> None:
-    """The call's outcome goes where the client looks."""
+def test_enums_are_read_in_any_case(pool: Pool, wire: Connection, session: str) -> None:
+    """In setters and in the keys of maps; shown is the schema's spelling."""
+    vm = next(row for row in pool.db.VM if not row.is_control_domain)
+    wire.ask("VM.set_actions_after_shutdown", session, text(vm._ref), text("Destroy")).value()
+    assert wire.ask("VM.get_actions_after_shutdown", session, text(vm._ref)).value() == "destroy"
+    wire.ask("VM.add_to_blocked_operations", session, text(vm._ref), text("Clean_Shutdown"), text("why")).value()
+    assert wire.ask("VM.get_blocked_operations", session, text(vm._ref)).value() == {"clean_shutdown": "why"}
+    code, why = wire.ask("VM.set_actions_after_shutdown", session, text(vm._ref), text("explode")).error()
+    assert (code, "'explode' is no value of" in why) == ("INTERNAL_ERROR", True)
+
+
+def test_a_call_works_under_the_task_that_its_client_names(
+    pool: Pool, wire: Connection, session: str, row: Any
+) -> None:
+    """And leaves it to the client to say how it ended, as xapi does with a forwarded task."""
     own = pool("task.create", "own", "")
     task = wire.ask(
         "Async.pool.create_new_blob", session, text(row._ref), text("own"), text(""), NO,
         task_id=own,
     ).value()  # fmt: skip
     assert task == own
-    assert pool.db.task[own].result == f"<value>{row.blobs['own']}</value>"
+    assert row.blobs["own"] in pool.db.blob
+    assert (pool.db.task[own].status, pool.db.task[own].result) == ("pending", "")
+
+
+def test_a_task_within_another_host_is_always_a_new_one(pool: Pool, wire: Connection, session: str, row: Any) -> None:
+    """InternalAsync. names no task, and says how its own ended."""
+    own = pool("task.create", "own", "")
+    task = wire.ask(
+        "InternalAsync.pool.create_new_blob", session, text(row._ref), text("within"), text(""), NO,
+        task_id=own,
+    ).value()  # fmt: skip
+    assert (task != own, pool.db.task[task].status) == (True, "success")
 
 
 def test_no_password_is_spared_over_the_network(pool: Pool, connect: Callable[..., Connection]) -> None:

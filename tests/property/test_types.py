@@ -16,6 +16,7 @@ from xapi.errors import Fault
 from xapi.fragments import Fragments
 from xapi.http import jsonrpc
 from xapi.http import xmlrpc as codec
+from xapi.lexical import DecodeError
 from xapi.store.memory import Store
 from xapi.types import (
     BoolType,
@@ -112,6 +113,29 @@ RECORDS = {
     for cls in MODEL.classes.values()
     if not with_options(kind := MODEL.types.parse(f"{cls.name} record"))
 }
+
+
+ENUMS = [kind for kind in TYPES.values() if isinstance(kind, EnumType)]
+EXACT = ("bond_mode", "event_operation")
+
+
+@given(st.sampled_from(ENUMS), st.data())
+def test_enum_values_are_read_in_any_case_and_kept_in_the_schemas(kind: EnumType, data: st.DataObject) -> None:
+    """nova and old scripts write `User`, `disk` and `rw`; two enums xapi reads by hand, as they are written."""
+    value = data.draw(values(kind))
+    written = "".join(data.draw(st.sampled_from((each.lower(), each.upper()))) for each in value)
+    if written == value or kind.enum not in EXACT:
+        assert kind.decode(written) == value
+        assert MapType(kind, kind).decode({written: written}) == {value: value}
+    else:
+        with pytest.raises(DecodeError):
+            kind.decode(written)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENUMS if kind.enum not in EXACT], ids=lambda kind: kind.enum)
+def test_no_two_values_of_an_enum_differ_by_case(kind: EnumType) -> None:
+    """So each word that is read has one meaning."""
+    assert len({value.lower() for value in kind.values}) == len(kind.values)
 
 
 @settings(deadline=None)

@@ -14,14 +14,19 @@ from xapi.types import Ref
 
 @message("subject.create")
 def create(call: Call, args: Mapping[str, Any]) -> Ref[records.subject]:
-    """Let a user or group in; while external authentication is on, the directory must know it."""
+    """Let a user or group in, without a role; while external authentication is on, the directory must know it.
+
+    In a pool whose license has no roles (`restrictions:restrict_rbac`) everybody is pool-admin, as in xapi.
+    """
     identifier = args.get("subject_identifier", "")
     if any(row.subject_identifier == identifier for row in call.db.subject):
         raise errors.SUBJECT_ALREADY_EXISTS()
     other_config = dict(args.get("other_config", {}))
     if call.daemon.sessions.directory is not None:
         other_config = {**account_of(call, identifier).information, **other_config}
-    return call.db.subject.create(subject_identifier=identifier, other_config=other_config)._ref
+    has_roles = call.pool.restrictions.get("restrict_rbac") == "false"
+    roles = () if has_roles else tuple(row._ref for row in call.db.role if row.name_label == "pool-admin")
+    return call.db.subject.create(subject_identifier=identifier, other_config=other_config, roles=roles)._ref
 
 
 @message("subject.destroy")
