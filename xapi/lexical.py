@@ -82,6 +82,19 @@ def parse_datetime(text: str) -> datetime:
         raise DecodeError(f"not a date: {text!r}") from error
 
 
+def parse_number(text: str) -> int | None:
+    """Return what some decimal digits stand for, at most 18 of them beside leading zeros; None for all else.
+
+    Numbers in maps come as text. int() also takes digits of other scripts and underscores, and fails on thousands
+    of digits.
+    """
+    match = _DIGITS.fullmatch(text)
+    return int(match[1]) if match is not None else None
+
+
+_DIGITS = re.compile(r"[ \t\r\n]*0*([0-9]{1,18})[ \t\r\n]*")
+
+
 def format_float(value: float) -> str:
     """Print as C's ``%.16g``; nan and inf as the C library prints them."""
     return f"{value:.16g}"

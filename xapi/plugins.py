@@ -103,14 +103,14 @@ class Plugins:
             raise errors.MESSAGE_METHOD_UNKNOWN(method)
         done = await self._run(_checked(path), ["--xmlrpc"], xmlrpc.call(method, parameters))
         if done.why:
-            raise Fault("INTERNAL_ERROR", str(path), done.why, _shown(done.stdout), _shown(done.stderr))
+            raise Fault("INTERNAL_ERROR", path.name, done.why, _shown(done.stdout), _shown(done.stderr))
         try:
             return answer(done.stdout)
         except AnswerFault as fault:
             raise errors.EXTENSION_PROTOCOL_FAILURE(f"{fault.code}: {fault.text}") from None
         except AnswerError as error:
             text = "failed to parse extension output"
-            raise Fault("INTERNAL_ERROR", str(path), text, _shown(done.stdout), str(error)) from None
+            raise Fault("INTERNAL_ERROR", path.name, text, _shown(done.stdout), str(error)) from None
 
 
 def _find(directory: Path, name: str) -> Path | None:
@@ -128,7 +128,7 @@ def _checked(path: Path) -> Path:
     except OSError:
         is_file = False
     if not is_file or not os.access(path, os.X_OK):
-        raise errors.PERMISSION_DENIED(f"{path} cannot be executed")
+        raise errors.PERMISSION_DENIED(f"{path.name} cannot be executed")
     return path
 
 

@@ -174,7 +174,7 @@ class Grub:
             return str(len(self.arguments))
         if name in ("*", "@"):
             return " ".join(self.arguments)
-        if name.isdigit():
+        if name.isdecimal():
             number = int(name[:6])
             return self.arguments[number - 1] if 1 <= number <= len(self.arguments) else ""
         return self.variables.get(name, "")

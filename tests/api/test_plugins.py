@@ -63,6 +63,9 @@ SHELL = {
     "leaves": "#!/bin/sh\nsleep 1000 &\necho $! >$(dirname $0)/../left\n"
     "echo '<methodResponse><params><param><value><struct><member><name>Status</name><value>Success</value></member>"
     "<member><name>Value</name><value>done</value></member></struct></value></param></params></methodResponse>'\n",
+    "talks": "#!/bin/sh\necho '<methodResponse><params><param><value><struct><member><name>Status</name>"
+    "<value>Success</value></member><member><name>Value</name><value>done</value></member></struct></value></param>"
+    "</params></methodResponse>'\necho 'all went well <&'\n",
     "not-executable": "#!/bin/sh\n",
 }
 EXTENSION = f"""#!{sys.executable}
@@ -167,9 +170,14 @@ def test_only_files_of_the_directory_are_plugins(ask: Callable[..., Any], name: 
 
 
 @pytest.mark.parametrize("name", ["not-executable", "directory"])
-def test_what_cannot_be_executed(ask: Callable[..., Any], state: Path, name: str) -> None:
-    """The administrator's mistake has an error of its own."""
-    assert ask(name) == ["PERMISSION_DENIED", f"{state / 'plugins' / name} cannot be executed"]
+def test_what_cannot_be_executed(ask: Callable[..., Any], name: str) -> None:
+    """The administrator's mistake has an error of its own, which does not tell where plugins are."""
+    assert ask(name) == ["PERMISSION_DENIED", f"{name} cannot be executed"]
+
+
+def test_what_a_plugin_prints_behind_its_answer_is_no_matter(ask: Callable[..., Any]) -> None:
+    """As with xapi, which reads no further than the answer's end."""
+    assert ask("talks") == "done"
 
 
 def test_programs_that_are_no_plugins(ask: Callable[..., Any]) -> None:

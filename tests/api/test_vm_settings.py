@@ -280,13 +280,36 @@ def test_scheduling_of_a_vm_that_runs(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("weight", "0"), ("weight", "x"), ("cap", "101"), ("mask", "0,x"), ("mask", ""), ("other", "1")]
+    ("key", "value"),
+    [
+        ("weight", "0"),
+        ("weight", "x"),
+        ("weight", "9" * 5000),
+        ("mask", "0," + "9" * 5000),
+        ("cap", "101"),
+        ("mask", "0,x"),
+        ("mask", ""),
+        ("other", "1"),
+    ],
 )
 def test_scheduling_that_means_nothing_is_refused(pool: Pool, key: str, value: str) -> None:
     """Before the guest hears of it."""
     vm = running(pool)
     assert pool.fails("VM.add_to_VCPUs_params_live", vm._ref, key, value) == ["INVALID_VALUE", key, value]
     assert vm.VCPUs_params == {}
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "²", "1_0", "-1", "1e3"])
+def test_numbers_in_maps_that_are_none_are_as_if_not_there(pool: Pool, number: str) -> None:
+    """Whatever they are: the VM starts, with what holds where nothing is said."""
+    vm = running(
+        pool,
+        VCPUs_params={"weight": number, "cap": number, "mask": f"{number},1"},
+        platform={"videoram": number, "pvfb": "1"},
+    )
+    config = pool.backend.doms[vm.uuid].config
+    assert (config.weight, config.cap, config.affinity) == (256, 0, (1,))
+    assert config.display is not None and config.display.memory == 4 << 20
 
 
 # Others

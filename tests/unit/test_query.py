@@ -53,7 +53,7 @@ def test_a_name_is_compared_by_its_database_name(store):
 
 def test_the_wire_name_of_a_namespaced_field_is_unknown(store):
     """The database knows name__label only."""
-    assert fails(store.VM, 'field "name_label" = "web"') == ["INTERNAL_ERROR", "VM has no field name_label"]
+    assert fails(store.VM, 'field "name_label" = "web"') == ["INTERNAL_ERROR", "missing field", "name_label", ""]
 
 
 def test_an_unknown_field_fails_even_where_nothing_is_compared(store):

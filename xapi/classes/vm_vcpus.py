@@ -7,6 +7,7 @@ from typing import Any
 from hypervisor.api import Change
 from xapi import errors, records
 from xapi.call import Call
+from xapi.lexical import parse_number
 from xapi.operations.claim import claim
 from xapi.operations.vm import is_dom0
 from xapi.registry import message
@@ -71,13 +72,14 @@ async def add_to_VCPUs_params_live(call: Call, self: VM, key: str, value: str) -
 
 def _scheduling(vm: Any, key: str, value: str) -> Change:
     """Return what a parameter changes. Raises INVALID_VALUE."""
-    number = int(value) if value.isascii() and value.isdigit() and len(value) < 9 else -1
-    if key == "weight" and 1 <= number <= 65535:
+    number = parse_number(value)
+    if key == "weight" and number is not None and 1 <= number <= 65535:
         return Change(weight=number)
-    if key == "cap" and 0 <= number <= 100 * vm.VCPUs_max:
+    if key == "cap" and number is not None and number <= 100 * vm.VCPUs_max:
         return Change(cap=number)
     if key == "mask":
-        parts = [part.strip() for part in value.split(",")]
-        if all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
-            return Change(affinity=tuple(int(part) for part in parts))
+        pcpus = [parse_number(part) for part in value.split(",")]
+        affinity = tuple(pcpu for pcpu in pcpus if pcpu is not None)
+        if len(affinity) == len(pcpus):
+            return Change(affinity=affinity)
     raise errors.INVALID_VALUE(key, value)

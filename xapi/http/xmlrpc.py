@@ -282,8 +282,15 @@ class Untyped(Type):
         return _untyped(value)
 
 
+_ANSWER = re.compile(rb".*?</methodResponse\s*>", re.DOTALL)
+"""An answer up to its end; where text or comments hold such an end, it is cut there and is no XML."""
+
+
 def parse_answer(body: bytes) -> Any:
-    """Return the one value of an answer. Raises AnswerError, AnswerFault."""
+    """Return the one value of an answer, whatever was printed behind it. Raises AnswerError, AnswerFault."""
+    whole = _ANSWER.match(body)
+    if whole is not None:
+        body = whole.group()
     if b"<!DOCTYPE" in body or b"\0" in body:
         raise AnswerError("DOCTYPE and NUL are not allowed")
     try:

@@ -48,7 +48,7 @@ class ExpressionError(ValueError):
 
 
 class FieldError(ExpressionError):
-    """The expression is well formed, but the class has no such field."""
+    """The expression is well formed, but the class has no such field; the message is its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class _Columns:
         """Return attribute and type of a column. Raises FieldError."""
         found = self._by_name.get(name)
         if found is None:
-            raise FieldError(f"{self.cls.name} has no field {name}")
+            raise FieldError(name)
         return found
 
     @cached_property
@@ -352,14 +352,15 @@ def _candidates(table: Table[Any], narrowing: tuple[str, str] | None) -> Iterabl
 def select(table: Table[Any], expression: str) -> list[Row]:
     """Return the rows of a table for which the expression is true.
 
-    Raises INVALID_VALUE for a text that is no expression and INTERNAL_ERROR for an unknown field.
+    Raises INVALID_VALUE for a text that is no expression, and for an unknown field what xapi's database says of
+    one; it would say so only of a table that has rows.
     """
     columns = _Columns(table.cls)
     try:
         make = _compiled if len(expression) <= REMEMBERED else _compile
         query = make(columns, expression)
     except FieldError as error:
-        raise errors.INTERNAL_ERROR(str(error)) from None
+        raise errors.Fault("INTERNAL_ERROR", "missing field", str(error), "") from None
     except ExpressionError as error:
         raise errors.INVALID_VALUE(expression, str(error)) from None
     if query.test is _always:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypervisor.api import NIC, DeviceState, disk_name
+from xapi.lexical import parse_number
 
 if TYPE_CHECKING:
     from hypervisor.api import DomainState
@@ -96,10 +97,10 @@ def of_domain(before: Look | None, now: Look) -> Iterator[Source]:
 def _memory(state: DomainState) -> Iterator[Source]:
     yield Source("memory", "Memory currently allocated to VM", "B", state.memory_actual)
     yield Source("memory_target", "Target of VM balloon driver", "B", state.memory_target)
-    free = state.guest.get("data/meminfo_free", "")
-    if free.isascii() and free.isdigit() and len(free) < 16:
+    free = parse_number(state.guest.get("data/meminfo_free", ""))
+    if free is not None:
         text = "Memory used as reported by the guest agent"
-        yield Source("memory_internal_free", text, "KiB", int(free))
+        yield Source("memory_internal_free", text, "KiB", free)
 
 
 _RUN_STATES = {

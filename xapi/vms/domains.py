@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hypervisor.api import NIC, Boot, BootLoader, DirectBoot, Disk, Display, DomainConfig, Firmware
 from xapi import errors
 from xapi.config import DEMO
+from xapi.lexical import parse_number
 from xapi.types import NULL
 from xapi.vms.devices import card_number, disk_number
 
@@ -54,7 +55,7 @@ def describe(db: Store, vm: VM, images: Mapping[str, Image], guest_directory: Pa
         display=display(vm),
         weight=_number(weight, 256, 1, 65535),
         cap=_number(cap, 0, 0, 100 * max(1, vm.VCPUs_max)),
-        affinity=tuple(int(part) for part in mask.split(",") if part.strip().isdecimal()),
+        affinity=tuple(pcpu for part in mask.split(",") if (pcpu := parse_number(part)) is not None),
         xenstore=xenstore(vm),
     )
 
@@ -74,7 +75,8 @@ def _lost(vbd: VBD) -> bool:
 
 
 def _number(text: str, otherwise: int, least: int, most: int) -> int:
-    return min(max(int(text), least), most) if text.strip().isdecimal() else otherwise
+    number = parse_number(text)
+    return otherwise if number is None else min(max(number, least), most)
 
 
 def boot(vm: VM, guest_directory: Path) -> Boot:
