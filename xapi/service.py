@@ -29,14 +29,15 @@ from twisted.python.threadpool import ThreadPool
 
 from hypervisor.api import Backend
 from xapi import datamodel, garbage
-from xapi.backends.local import LocalBackend, Threads
+from xapi.backends.local_host import make_host, why_no_guests
 from xapi.backends.local_storage import LocalStorage
+from xapi.backends.threads import Threads
 from xapi.config import Config, ConfigError, address_of
 from xapi.daemon import SWEEP, Daemon, make_store
 from xapi.directory import Directory
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
-from xapi.inventory import declaration, fresh, scale
+from xapi.inventory import declaration, fresh, product, scale
 from xapi.lexical import moment
 from xapi.plugins import Plugins, Runner
 from xapi.state import State
@@ -89,6 +90,7 @@ class XapiService(MultiService):
         durable: Deferred[None] = Deferred()
         db.when_flushed(db.last_written, lambda fault: durable.errback(fault) if fault else durable.callback(None))
         await durable
+        self._look_at_the_machine()
         lifecycle.forget_lost_domains(self.daemon)
         await lifecycle.undo_unfinished(self.daemon)
         garbage.settle()
@@ -114,6 +116,13 @@ class XapiService(MultiService):
         log.info("Ready: {addresses}", addresses=" ".join(addresses))
         self.ready.callback(addresses)
         lifecycle.begin(self.daemon)
+
+    def _look_at_the_machine(self) -> None:
+        """Have the hosts say whether guests can run, which differs when the state comes from another machine."""
+        why = why_no_guests()
+        if why:
+            log.warn("guests cannot run here: {why}; all else is served", why=why)
+        product.offer_guests(self.daemon.db, not why)
 
     def _door(self) -> Door:
         """Return where consoles are reached: by TLS where that is served."""
@@ -168,7 +177,7 @@ class XapiService(MultiService):
             self.programs.stop()
         self.daemon.tasks.end_all()
         for backend in self.daemon.backends.made():
-            await deferToThreadPool(self._reactor, self._pool, cast("LocalBackend", backend).stop)
+            await deferToThreadPool(self._reactor, self._pool, cast("Any", backend).stop)
         await deferToThreadPool(self._reactor, self._pool, self.writer.stop)
         self._pool.stop()
         self.config.socket.unlink(missing_ok=True)
@@ -254,9 +263,7 @@ def _make_backend(store: Store, host: Any, threads: Threads, storage: LocalStora
     """Return an emulated host with the memory that its record says, running."""
     metrics = store.host_metrics.get(host.metrics)
     memory = metrics.memory_total if metrics is not None else 0
-    backend = LocalBackend(memory, threads, storage, network_boot=config.network_boot)
-    backend.start()
-    return backend
+    return make_host(memory, threads, storage, config.network_boot)
 
 
 def _first_inventory(store: Store, config: Config, declared: Any, reactor: Any) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from unicorn import Uc
 from unicorn.unicorn_py3.unicorn import uclib
 
-from hypervisor.cpu.overlay import UnsupportedUnicorn
+from hypervisor.cpu.support import UnsupportedUnicorn
 from hypervisor.memory.guest_memory import Memory
 
 _NOWHERE = (1 << 64) - 1

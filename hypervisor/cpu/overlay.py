@@ -29,6 +29,8 @@ import struct
 from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_PROT_ALL, Uc
 from unicorn import x86_const as x86
 
+from hypervisor.cpu.support import UnsupportedUnicorn
+
 _CPU, _NO_EXIT_REQUEST = 440, 2034
 """In uc_struct: the CPU object; whether blocks leave out the exit check after each memory access."""
 _INTERRUPT_REQUEST, _ENV_POINTER, _HALTED, ENV = 28, 296, 33176, 35408
@@ -60,10 +62,6 @@ _CC_OP_EFLAGS = 1
 _CC_FLAGS = 0x8D5
 _NOT_EFLAGS = 0xCD5
 """Condition codes and DF, which live outside of `eflags`."""
-
-
-class UnsupportedUnicorn(ImportError):
-    """The installed Unicorn is not the one whose insides are known here."""
 
 
 class Segment(ctypes.Structure):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-import unicorn
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
@@ -29,13 +28,12 @@ from hypervisor.cpu.overlay import (
     TABLES,
     Overlay,
     Parked,
-    UnsupportedUnicorn,
     long_mode,
 )
 from hypervisor.cpu.patch import UnknownCode
+from hypervisor.cpu.support import UnsupportedUnicorn, check_version
 from hypervisor.cpu.translation import mend
 
-VERSION = "2.1.4"
 _CONTEXT_HEADER = 40
 """Bytes of a context of uc_context_save before the CPU's own state."""
 _IDT, _DATA = 0x9000, 0x190000
@@ -44,8 +42,7 @@ _SENTINELS = [0x51BB_0000_0000_0000 | 0x1234567 * (number + 3) for number in ran
 
 def self_check() -> None:
     """Verify by behaviour every offset used here. Raises UnsupportedUnicorn. Takes some 10 ms."""
-    if unicorn.__version__ != VERSION:
-        raise UnsupportedUnicorn(f"Unicorn {unicorn.__version__} is installed; this program needs exactly {VERSION}")
+    check_version()
     try:
         mend()
         raise_instead(ENV)

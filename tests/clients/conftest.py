@@ -94,8 +94,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """Start daemons; those that still run at the end are killed."""
     started: list[Daemon] = []
 
-    def run(*options: str, state: Path | None = None, password: str | None = "xenroot") -> Daemon:
-        made = Daemon(state or tmp_path / "state", *options, password=password)
+    def run(*options: str, state: Path | None = None, **more: Any) -> Daemon:
+        made = Daemon(state or tmp_path / "state", *options, **more)
         started.append(made)
         return made
 

@@ -21,7 +21,8 @@ STOP_SECONDS = 30
 class Daemon:
     """One child process. `ready()` waits for its addresses; `stop()` ends it and checks how it went."""
 
-    def __init__(self, state: Path, *options: str, password: str | None = "xenroot") -> None:
+    def __init__(self, state: Path, *options: str, password: str | None = "xenroot", first: str = "") -> None:
+        """Start it with its state and options; `first` is Python that the process runs before all else."""
         self.state = state
         self.lines: list[str] = []
         """What it has written on standard error."""
@@ -30,7 +31,7 @@ class Daemon:
         self.http = self.https = ""
         self._news: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            command(state, *options), cwd=CHECKOUT, env=environment(password), text=True,
+            command(state, *options, first=first), cwd=CHECKOUT, env=environment(password), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self._readers = [threading.Thread(target=self._read_log), threading.Thread(target=self._read_output)]
@@ -90,12 +91,13 @@ class Daemon:
         return status
 
 
-def command(state: Path, *options: str) -> list[str]:
+def command(state: Path, *options: str, first: str = "") -> list[str]:
     """Return the command line of a daemon on free ports; options given go before that."""
+    program = ["-c", f"{first}\nfrom xapi.__main__ import main\nraise SystemExit(main())"] if first else ["-m", "xapi"]
     given = {option for option in options if option.startswith("--")}
-    defaults = {"--listen": "127.0.0.1:0", "--tls": "", "--state": str(state)}
-    missing = [part for name, value in defaults.items() if name not in given for part in (name, value)]
-    return [sys.executable, "-m", "xapi", *missing, *options]
+    defaults = {"--listen": ["127.0.0.1:0"], "--state": [str(state)]} | ({} if "--tls" in given else {"--no-tls": []})
+    missing = [part for name, value in defaults.items() if name not in given for part in (name, *value)]
+    return [sys.executable, *program, *missing, *options]
 
 
 def environment(password: str | None) -> Mapping[str, str]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from unicorn import Uc
 
 from hypervisor.cpu import proof, stores
-from hypervisor.cpu.overlay import CODE, RAX, RBX, RCX, TABLES, Overlay, UnsupportedUnicorn
+from hypervisor.cpu.overlay import CODE, RAX, RBX, RCX, TABLES, Overlay
+from hypervisor.cpu.support import UnsupportedUnicorn
 
 proof.self_check()  # makes the changes, as any import of a CPU does
 

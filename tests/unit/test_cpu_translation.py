@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hypervisor.cpu import proof, translation
-from hypervisor.cpu.overlay import UnsupportedUnicorn
+from hypervisor.cpu.support import UnsupportedUnicorn
 
 DEADLY = {
     "mov rax, cr0": "0f20c0",

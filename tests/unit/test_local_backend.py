@@ -11,8 +11,9 @@ from twisted.internet.defer import Deferred
 from hypervisor.api import Area, Damage, HostError
 from hypervisor.pv.keyboard import BUTTON_LEFT
 from tests.unit import display_front
-from xapi.backends.local import UNREAD, ConsoleStream, Threads
+from xapi.backends.local import UNREAD, ConsoleStream
 from xapi.backends.local_screen import ScreenView
+from xapi.backends.threads import Threads
 
 
 class Guest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from hypervisor.host import Host
 from hypervisor.toolstack.toolstack import Toolstack
 from xapi.backends.local_screen import ScreenView
 from xapi.backends.local_storage import LocalStorage
+from xapi.backends.threads import Threads
 from xapi.config import DEMO
 
 if TYPE_CHECKING:
@@ -44,15 +45,6 @@ DETACH = 30.0
 
 UNREAD = 256 * 1024
 """Bytes of a console's output that wait for a reader; of more the oldest are dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Threads:
-    """How to leave the reactor's thread, and how to come back; `later` is reactor.callLater."""
-
-    run: Callable[..., Deferred[Any]]
-    back: Callable[..., object]
-    later: Callable[..., Any]
 
 
 class LocalBackend:

@@ -12,7 +12,7 @@ from hypervisor.api import Area, Damage, HostError
 if TYPE_CHECKING:
     from hypervisor.pv.framebuffer import Framebuffer
     from hypervisor.pv.keyboard import Keyboard
-    from xapi.backends.local import Threads
+    from xapi.backends.threads import Threads
 
 
 class ScreenView:

@@ -6,7 +6,10 @@ The CPU features are those of the CPU that a host declares by default.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xapi.store.memory import Store
 
 SOFTWARE_VERSION = {
     "product_version": "8.3.0",
@@ -75,6 +78,8 @@ BIOS = {
     "oem-2": "MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d",
     "hp-rombios": "",
 }
+CAPABILITIES = ("xen-3.0-x86_64", "hvm-3.0-x86_32", "hvm-3.0-x86_32p", "hvm-3.0-x86_64")
+"""The kinds of guests that Xen offers to run; none where the machine cannot."""
 PRODUCT: Mapping[str, Any] = {
     "API_version_major": 2,
     "API_version_minor": 23,
@@ -83,7 +88,7 @@ PRODUCT: Mapping[str, Any] = {
     "edition": "xcp-ng",
     "editions": ("xcp-ng",),
     "license_params": LICENSE,
-    "capabilities": ("xen-3.0-x86_64", "hvm-3.0-x86_32", "hvm-3.0-x86_32p", "hvm-3.0-x86_64"),
+    "capabilities": CAPABILITIES,
     "chipset_info": {"iommu": "true"},
     "virtual_hardware_platform_versions": (0, 1, 2),
     "supported_bootloaders": ("pygrub", "eliloader"),
@@ -92,3 +97,12 @@ PRODUCT: Mapping[str, Any] = {
     "ssl_legacy": False,
 }
 """The fields of a host that are the same for all."""
+
+
+def offer_guests(db: Store, able: bool) -> None:
+    """Have all hosts say that guests of every kind can run on them, or that none can."""
+    offered = CAPABILITIES if able else ()
+    with db.atomic():
+        for host in db.host:
+            if tuple(host.capabilities) != offered:
+                host.capabilities = offered

@@ -56,8 +56,9 @@ def assert_can_boot_here(
         raise errors.VM_REQUIRES_SR(vm._ref, missing[0])
     _check_networks(db, vm, host)
     _check_passed_through(db, vm, host)
-    if _kind(db, vm) != "pv" and not any("hvm" in capability for capability in host.capabilities):
-        raise errors.VM_HVM_REQUIRED(vm._ref)
+    needed = "xen" if _kind(db, vm) == "pv" else "hvm"
+    if not any(capability.startswith(needed) for capability in host.capabilities):
+        raise errors.VM_HVM_REQUIRED(vm._ref)  # also of PV guests: a host without Xen's CPU runs none at all
     if enough_memory:
         _check_memory(db, vm, host, memory.expected(db) if coming is None else coming)
     _check_pcpus(vm, host)
@@ -205,7 +206,10 @@ def _could(db: Store, vm: VM, host: Any, coming: Coming, *, enough_memory: bool)
 
 
 def choose_host(db: Store, vm: Any, *, draw: Callable[[], float] = random.random) -> Any:
-    """Return the host on which a VM shall start; `draw` gives numbers from 0 to below 1. Raises NO_HOSTS_AVAILABLE."""
+    """Return the host on which a VM shall start; `draw` gives numbers from 0 to below 1.
+
+    Raises NO_HOSTS_AVAILABLE, or VM_HVM_REQUIRED where this machine can run no guest at all (xapi has the former).
+    """
     if vm.scheduled_to_be_resident_on in db.host:
         return db.host[vm.scheduled_to_be_resident_on]
     coming = memory.expected(db)
@@ -217,6 +221,8 @@ def choose_host(db: Store, vm: Any, *, draw: Callable[[], float] = random.random
     everyone = [host for group in groups for host in group]
     host = _select(db, vm, everyone, coming, draw, enough_memory=False)
     if host is None:
+        if not any(host.capabilities for host in db.host):
+            raise errors.VM_HVM_REQUIRED(vm._ref)
         raise errors.NO_HOSTS_AVAILABLE()
     return host
 

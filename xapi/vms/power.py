@@ -42,6 +42,8 @@ def fault_of(error: HostError, vm: Any) -> Fault:
     """Return the API's error for what a host backend could not do."""
     if error.code == "no_memory":
         return errors.HOST_NOT_ENOUGH_FREE_MEMORY(str(vm.memory_static_max), "0")
+    if error.code == "no_guests":
+        return errors.VM_HVM_REQUIRED(vm._ref)
     if error.code in ("bad_kernel", "bootloader_failed"):
         return errors.BOOTLOADER_FAILED(vm._ref, str(error))
     if error.code == "not_acknowledged":

@@ -1,0 +1,92 @@
+"""A host in this process that cannot run guests: storage and networks are there, and no domain ever is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+from hypervisor.api import Addresses, Change, Device, DomainConfig, DomainState, HostError, Shutdown, Storage
+
+
+class GuestlessBackend:
+    """One host without a CPU for guests, for `why`. What needs a domain raises HostError."""
+
+    def __init__(self, memory: int, storage: Storage, why: str) -> None:
+        self.storage = storage
+        self._memory = memory
+        self._why = why
+
+    def stop(self) -> None:
+        """Do nothing: there is nothing to end."""
+
+    def listen(self, attention: Callable[[str], None]) -> None:
+        """Do nothing: no domain ever changes."""
+
+    async def stat(self, uuid: str) -> DomainState | None:
+        """Return None: there is no domain."""
+        return None
+
+    async def domains(self) -> list[str]:
+        """Return that there are none."""
+        return []
+
+    async def free_memory(self) -> int:
+        """Return all of the memory."""
+        return self._memory
+
+    async def network(self, name: str, addresses: Addresses | None) -> None:
+        """Do nothing: a network without guests is nothing but its record."""
+
+    async def destroy(self, uuid: str) -> None:
+        """Do nothing: there is no domain."""
+
+    async def build(self, config: DomainConfig, *, paused: bool = False) -> NoReturn:
+        """Raise HostError ``no_guests``."""
+        raise HostError("no_guests", self._why)
+
+    async def restore(self, config: DomainConfig, image: str, *, paused: bool = False) -> NoReturn:
+        """Raise HostError ``no_guests``."""
+        raise HostError("no_guests", self._why)
+
+    def _no(self, uuid: str) -> NoReturn:
+        raise HostError("no_domain", f"there is no domain {uuid}")
+
+    async def suspend(self, uuid: str, image: str) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def resume(self, uuid: str) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def unpause(self, uuid: str) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def pause(self, uuid: str) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def shutdown(self, uuid: str, how: Shutdown) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def plug(self, uuid: str, device: Device) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def unplug(self, uuid: str, device: Device, force: bool) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def adjust(self, uuid: str, change: Change) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def console(self, uuid: str) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)
+
+    async def screen(self, uuid: str) -> NoReturn:
+        """Raise HostError ``no_domain``."""
+        self._no(uuid)

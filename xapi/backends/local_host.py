@@ -1,0 +1,28 @@
+"""The hosts of this process: with guests where the machine can run them, and without where it cannot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypervisor.cpu.support import why_no_guests
+from xapi.backends.guestless import GuestlessBackend
+from xapi.backends.local_storage import LocalStorage
+from xapi.backends.threads import Threads
+
+if TYPE_CHECKING:
+    from xapi.backends.local import LocalBackend
+
+__all__ = ["make_host", "why_no_guests"]
+
+
+def make_host(
+    memory: int, threads: Threads, storage: LocalStorage, network_boot: str
+) -> LocalBackend | GuestlessBackend:
+    """Return a host with some memory, running; `network_boot` is what its network offers to domains that boot so."""
+    if why := why_no_guests():
+        return GuestlessBackend(memory, storage, why)
+    from xapi.backends.local import LocalBackend
+
+    backend = LocalBackend(memory, threads, storage, network_boot=network_boot)
+    backend.start()
+    return backend
