@@ -94,6 +94,7 @@ WHOLE_REQUESTS = (
     b"\r\nGET / HTTP/1.1\r\n\r\n",
     b"CONNECT / HTTP/1.1\r\n\r\n",
     b"\r",
+    b"POST /b HTTP/1.1\r\nx: ",
 )
 
 
