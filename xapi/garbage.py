@@ -1,8 +1,10 @@
-"""When Python's garbage collector runs: a full collection stops the reactor for as long as there are objects.
+"""When Python's garbage collector runs: a collection stops the reactor for as long as there are objects to look at.
 
 All that is loaded is taken out of its sight, for it stays: a collection over 500,000 rows takes a second. From
-then on only young objects are looked at as they come, some thousands at a time, which takes less than a
-millisecond; the old ones when the reactor's thread has had nothing to do for a while.
+then on objects are looked at as they come: the young by Python itself, some thousands at a time, which takes less
+than a millisecond; what has survived that by a `Collector`, often, so that there is never much of it. What makes a
+look long all the same, as five hundred guests that run do, is taken out of sight too. So what ends while it is out
+of sight must come apart by itself: whatever is made in great numbers has no cycles once it has ended.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ import gc
 import time
 from collections.abc import Callable
 
-YOUNG = 2_000
+YOUNG = 1_000
 """New objects after which the youngest are looked at."""
-EVERY = 1.0
+PORTION = 4
+"""Such looks after which those that survived them are looked at, and the survivors grow old."""
+EVERY = 0.25
 """Seconds between two looks of a `Collector`."""
-QUIET = 0.02
-"""Seconds of CPU since the last look below which a thread is idle."""
-PATIENCE = 600
-"""Looks after which the old are collected though it is never quiet."""
-LONGEST = 0.010
-"""Seconds; what survives a longer collection is not looked at again."""
+MOST = 10
+"""Portions that are looked at in one go."""
+LONG = 0.005
+"""Seconds; what survives a longer look is not looked at again."""
 
 
 def hold() -> None:
@@ -32,30 +34,22 @@ def settle() -> None:
     """Take all that there is out of the collector's sight, and collect only the young by itself."""
     gc.enable()
     gc.freeze()
-    gc.set_threshold(YOUNG, 5, 1_000_000)
+    gc.set_threshold(YOUNG, PORTION, 1_000_000)
 
 
 class Collector:
-    """Collects what has grown old in quiet moments of the thread that calls `look`, every `EVERY` seconds."""
+    """Collects what has grown old, when `look` is called, every `EVERY` seconds."""
 
-    def __init__(
-        self, cpu: Callable[[], float] = time.thread_time, now: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._cpu = cpu
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
-        self._used = cpu()
-        self._waited = 0
 
     def look(self) -> None:
-        """Collect if something has grown old and the thread is idle, or has been busy for too long."""
-        before, self._used = self._used, self._cpu()
-        if gc.get_count()[2] == 0:
+        """Collect if something has grown old since the last look; of a flood, which is rows that stay, nothing."""
+        portions = gc.get_count()[2]
+        if portions == 0:
             return
-        self._waited += 1
-        if self._used - before > QUIET and self._waited < PATIENCE:
-            return
-        self._waited = 0
         begun = self._now()
-        gc.collect()
-        if self._now() - begun > LONGEST:
+        if portions <= MOST:
+            gc.collect()
+        if portions > MOST or self._now() - begun > LONG:
             gc.freeze()

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from xapi import garbage
 from xapi.garbage import Collector
-
-
-class Thread:
-    """The CPU time and the clock of a thread, both moved by the test."""
-
-    def __init__(self) -> None:
-        self.used = self.now = 0.0
-        self.step = 0.0
-
-    def cpu(self) -> float:
-        return self.used
-
-    def clock(self) -> float:
-        self.now += self.step
-        return self.now
 
 
 class Knot:
@@ -56,47 +42,35 @@ def old_knot() -> weakref.ref[Knot]:
     return seen
 
 
-def test_a_quiet_thread_collects_what_is_old() -> None:
+def clock(step: float) -> Callable[[], float]:
+    """Return a clock that goes on by so many seconds whenever it is read."""
+    times = itertools.count()
+    return lambda: next(times) * step
+
+
+def test_what_has_grown_old_is_collected() -> None:
     """At the next look."""
-    thread = Thread()
-    collector = Collector(thread.cpu, thread.clock)
     knot = old_knot()
-    collector.look()
+    Collector(clock(0)).look()
     assert knot() is None
 
 
-def test_a_busy_thread_waits_until_it_is_quiet() -> None:
-    """For a full collection stops it."""
-    thread = Thread()
-    collector = Collector(thread.cpu, thread.clock)
-    knot = old_knot()
-    thread.used += garbage.QUIET * 2
-    collector.look()
-    assert knot() is not None
-    collector.look()
-    assert knot() is None
-
-
-def test_a_thread_that_is_never_quiet_collects_at_last() -> None:
-    """Or memory would grow for ever."""
-    thread = Thread()
-    collector = Collector(thread.cpu, thread.clock)
-    knot = old_knot()
-    for _ in range(garbage.PATIENCE - 1):
-        thread.used += garbage.QUIET * 2
-        collector.look()
-    assert knot() is not None
-    thread.used += garbage.QUIET * 2
-    collector.look()
-    assert knot() is None
-
-
-@pytest.mark.parametrize(("step", "frozen"), [(garbage.LONGEST / 2, False), (garbage.LONGEST * 2, True)])
-def test_what_survives_a_long_collection_is_not_looked_at_again(step: float, frozen: bool) -> None:
+@pytest.mark.parametrize(("step", "frozen"), [(garbage.LONG / 2, False), (garbage.LONG * 2, True)])
+def test_what_survives_a_long_look_is_not_looked_at_again(step: float, frozen: bool) -> None:
     """So that the next is short."""
-    thread = Thread()
-    collector = Collector(thread.cpu, thread.clock)
     old_knot()
-    thread.step = step
-    collector.look()
+    Collector(clock(step)).look()
     assert (gc.get_freeze_count() > 0) is frozen
+
+
+@pytest.mark.parametrize(("more", "seen"), [(garbage.MOST - 1, True), (garbage.MOST, False)])
+def test_a_flood_is_not_looked_at(more: int, seen: bool) -> None:
+    """A look at all of it would be long, and it is what stays."""
+    gc.collect()
+    knot = old_knot()
+    portions = gc.get_count()[2]
+    for _ in range(more + 1 - portions):
+        gc.collect(1)
+    Collector(clock(0)).look()
+    assert (knot() is None) is seen
+    assert (gc.get_freeze_count() > 0) is not seen
