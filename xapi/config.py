@@ -10,6 +10,8 @@ The file has the long options as keys, with underscores, and some more that only
     database = "postgresql+psycopg:///xapi"
     inventory = "/etc/xapi/inventory.toml"
     log_level = "info"
+    log_format = "json"                        # or "text"
+    log_file = "/var/log/xapi/xapi.log"        # else standard error
     directory = "/etc/xapi/directory.toml"     # users for pool.enable_external_auth, see xapi.directory
     fragment_budget = 536870912                # bytes of rendered records to keep
     guest_directory = "/var/lib/xapi/guests"   # kernels and RAM disks that VMs may name
@@ -43,6 +45,7 @@ SECONDS = 3600
 DEMO = "demo"
 """The guest that comes with the hypervisor, in place of a kernel's path."""
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
+LOG_FORMATS = ("text", "json")
 
 
 LOOPBACK = "127.0.0.1"
@@ -68,6 +71,8 @@ class Config:
     seed: int | None = None
     root_password_file: Path | None = None
     log_level: str = "info"
+    log_format: str = "text"
+    log_file: Path | None = None
     directory: Path | None = None
     fragment_budget: int = BUDGET
     guest_directory: Path | None = None
@@ -178,7 +183,11 @@ def parser() -> argparse.ArgumentParser:
     add("--root-password-file", type=Path, metavar="FILE", help="root's password at the first start (else "
         "XAPI_ROOT_PASSWORD, else one is generated, printed and kept in STATE/root-password)")  # fmt: skip
     add("--version", action=_Version)
-    add("--log-level", choices=LOG_LEVELS, metavar="L", help=f"one of {', '.join(LOG_LEVELS)} (default: info)")
+    add("--log-level", choices=LOG_LEVELS, metavar="L", help=f"one of {', '.join(LOG_LEVELS)}: info is who comes and "
+        "goes, what changes, fails or takes long; debug is every call (default: info)")  # fmt: skip
+    add("--log-format", choices=LOG_FORMATS, metavar="F", help="text, or json: an object a line (default: text)")
+    add("--log-file", type=Path, metavar="FILE", help="write the log there and not to standard error; 16 MiB and 5 "
+        "older files FILE.1 to FILE.5 are kept, and a file that logrotate has moved is made anew")  # fmt: skip
     return options
 
 
@@ -228,6 +237,7 @@ def make(settings: Mapping[str, Any]) -> Config:
         "state",
         "inventory",
         "root_password_file",
+        "log_file",
         "directory",
         "guest_directory",
         "storage_directory",
@@ -249,4 +259,6 @@ def make(settings: Mapping[str, Any]) -> Config:
         raise ConfigError("plugin_seconds must be at least 1")
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level must be one of {', '.join(LOG_LEVELS)}")
+    if config.log_format not in LOG_FORMATS:
+        raise ConfigError(f"log_format must be one of {', '.join(LOG_FORMATS)}")
     return config

@@ -7,14 +7,13 @@ import sys
 from functools import partial
 
 from twisted.internet.error import CannotListenError
-from twisted.logger import FilteringLogObserver, LogLevel, LogLevelFilterPredicate, globalLogBeginner
-from twisted.logger import textFileLogObserver as text_observer
 
 from xapi.config import Config, ConfigError
 from xapi.datamodel import SchemaError
 from xapi.directory import DirectoryError
 from xapi.errors import Fault
 from xapi.inventory.declaration import DeclarationError
+from xapi.log import output
 from xapi.reactor import install
 from xapi.state import StateError
 from xapi.store.kind import DatabaseError
@@ -31,7 +30,7 @@ def run(config: Config) -> int:
     from xapi.service import make_service
 
     problems: list[str] = []
-    begin_logging(config.log_level)
+    output.start(config.log_level, config.log_format, config.log_file)
     try:
         service = make_service(config, reactor, partial(print, flush=True))
     except REFUSALS as error:
@@ -62,10 +61,3 @@ def _told_to_stop() -> None:
     """Let no second request disturb a clean end, but a second Ctrl-C end it at once."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def begin_logging(level: str) -> None:
-    """Send the log from a level on to standard error."""
-    predicate = LogLevelFilterPredicate(LogLevel.levelWithName(level))
-    observer = FilteringLogObserver(text_observer(sys.stderr), [predicate])
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)

@@ -141,6 +141,8 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         seed = 4
         root_password_file = "p"
         log_level = "debug"
+        log_format = "json"
+        log_file = "/l"
         directory = "d.toml"
         fragment_budget = 5
         guest_directory = "g"
@@ -155,7 +157,8 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
     assert dataclasses.asdict(settings) == {
         "state": Path("/s"), "listen": ("l:1",), "tls": ("t:1",), "database": "postgresql:///x",
         "inventory": here / "i.toml", "hosts": 2, "vms": 3, "seed": 4, "root_password_file": here / "p",
-        "log_level": "debug", "directory": here / "d.toml", "fragment_budget": 5,
+        "log_level": "debug", "log_format": "json", "log_file": Path("/l"),
+        "directory": here / "d.toml", "fragment_budget": 5,
         "guest_directory": here / "g", "storage_directory": Path("/srv"), "network_boot": "",
         "plugin_directory": Path("/p"), "extension_directory": here / "e", "plugin_seconds": 6,
     }  # fmt: skip
@@ -185,6 +188,7 @@ def test_example_file_is_valid(tmp_path: Path) -> None:
         ("[state]\nx = 1", "state must be a str"),
         ("hosts = 0", "a pool has at least 1 host and 0 VMs"),
         ("vms = -1", "a pool has at least 1 host and 0 VMs"),
+        ('log_format = "xml"', "log_format must be one of text, json"),
         ('log_level = "loud"', "log_level must be one of debug, info, warn, error, critical"),
     ],
 )

@@ -71,6 +71,20 @@ def test_the_server_does_not_use_the_standard_library_s_xml_rpc() -> None:
     assert importers("xmlrpc", "xapi") == {"xapi/plugin_modules/XenAPIPlugin.py"}
 
 
+THREADS = {
+    "xapi/store/writer.py": "commits take their time",
+    "xapi/store/sqlite.py": "so does a look over a whole database",
+    "xapi/backends/local_storage.py": "disks are attached in the pool of threads; it locks",
+    "xapi/log/output.py": "what ends a thread is written",
+    "xapi/log/writer.py": "lines are formatted and written beside the reactor",
+}
+"""The modules of the toolstack that know of threads, and why; all else runs on the reactor's."""
+
+
+def test_threads_are_only_where_they_are_needed() -> None:
+    assert importers("threading", "xapi") == set(THREADS)
+
+
 def atomic_blocks(tree: ast.AST) -> Iterator[ast.With]:
     for node in ast.walk(tree):
         if isinstance(node, ast.With) and any(
