@@ -13,6 +13,7 @@ from xapi.backends import Backends, nowhere
 from xapi.config import BUDGET
 from xapi.dispatch import Dispatcher, Method
 from xapi.events.listeners import Events
+from xapi.faults import Veil
 from xapi.fragments import Fragments, RecordOf, Records, Refs
 from xapi.networks import Networks
 from xapi.operations import refusal
@@ -73,7 +74,8 @@ class Daemon:
         self.directory_path = directory_path
         self.fragments = Fragments(db, fragment_budget)
         self.sessions = Sessions(db, model, clock, passwords, in_thread, pool_secret)
-        self.tasks = Tasks(db, clock)
+        self.veil = Veil((guest_directory, storage_directory))
+        self.tasks = Tasks(db, clock, self.veil)
         self.events = Events(db, self.sessions, clock)
         self.guest_directory = guest_directory
         """Where kernels lie that VMs name; no VM gets at anything else of the host's."""

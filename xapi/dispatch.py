@@ -21,6 +21,7 @@ from xapi import errors, implicit, registry
 from xapi.call import Call, Origin, key_permission
 from xapi.datamodel import Message, Model
 from xapi.errors import Fault
+from xapi.faults import unexpected
 from xapi.http.xmlrpc import Untyped
 from xapi.lexical import DecodeError
 from xapi.sessions import allowed
@@ -238,14 +239,14 @@ class Dispatcher:
         return self._flushed(result)
 
     def _guard(self, function: Callable[..., Any], call: Call, arguments: list[Any]) -> Any:
-        """Call a plain function; what is no Fault is logged and becomes INTERNAL_ERROR."""
+        """Call a plain function; what is no Fault is logged and becomes one."""
         try:
             return function(call, *arguments)
         except Fault:
             raise
         except Exception as error:
             log.failure("{name} failed", name=call.name)
-            raise errors.INTERNAL_ERROR(f"{type(error).__name__}: {error}") from error
+            raise unexpected(error) from error
 
     def _finish(self, method: Method, call: Call, arguments: list[Any]) -> Deferred[Any]:
         """Run a message that waits; its task is there as long as it runs."""
@@ -274,7 +275,7 @@ class Dispatcher:
             raise
         except Exception as error:
             log.failure("{name} failed", name=call.name)
-            raise errors.INTERNAL_ERROR(f"{type(error).__name__}: {error}") from error
+            raise unexpected(error) from error
 
     def _drop_task(self, call: Call) -> None:
         if call._task is not None and not call.borrowed:

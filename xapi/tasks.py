@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from xapi.call import Origin
+    from xapi.faults import Veil
     from xapi.store.memory import Store
     from xapi.store.rows import Row
 
@@ -36,9 +37,10 @@ FINISHED_MOST = 200
 class Tasks:
     """The tasks of one store."""
 
-    def __init__(self, db: Store, clock: IReactorTime) -> None:
+    def __init__(self, db: Store, clock: IReactorTime, veil: Veil) -> None:
         self.db = db
         self.clock = clock
+        self._veil = veil
         self._work: dict[str, Deferred[Any]] = {}
         self._progressed: dict[str, float] = {}
         db.derive(
@@ -125,7 +127,7 @@ class Tasks:
     def fail(self, task: Any, fault: Fault) -> None:
         """End a task with an error; TASK_CANCELLED makes it cancelled."""
         status = "cancelled" if fault.code == "TASK_CANCELLED" else "failure"
-        self._end(task, status=status, error_info=tuple(fault.description))
+        self._end(task, status=status, error_info=tuple(self._veil.over(fault)))
 
     def _end(self, task: Any, **fields: Any) -> None:
         self._progressed.pop(task._ref, None)

@@ -52,14 +52,14 @@ def lift(opened: Opened, ceiling: Ceiling) -> None:
 
 
 def test_a_full_database_undoes_the_change_and_says_out_of_space(full: tuple[Opened, Ceiling]) -> None:
-    """The client hears OUT_OF_SPACE with the file's name, and memory is as before."""
+    """The client hears OUT_OF_SPACE without the file's path, and memory is as before."""
     opened, _ = full
     vm = opened.store.VM.create(name_description="before")
     assert opened.flush() is None
     vm.name_description = BIG
     fault = opened.flush()
     assert fault is not None
-    assert fault.description == ["OUT_OF_SPACE", opened.database.location]
+    assert fault.description == ["OUT_OF_SPACE", "the database"]
     assert vm.name_description == "before"
 
 
@@ -199,7 +199,7 @@ with Opened("sqlite:///" + path) as opened:
             assert error.errno == errno.ENOSPC
     opened.store.secret.create(value="x" * 100_000)
     fault = opened.flush()
-    assert fault is not None and fault.description == ["OUT_OF_SPACE", path], fault
+    assert fault is not None and fault.description == ["OUT_OF_SPACE", "the database"], fault
     os.remove(ballast)
     opened.loop.until(lambda: opened.store.refusal is None)
     opened.store.secret.create(value="after")

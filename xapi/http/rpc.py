@@ -100,10 +100,10 @@ class RPC:
             if name.startswith(_ASYNC):
                 return _xml_response(xmlrpc.success(xmlrpc.encode(STRING, result)))
             if type(result) is Deferred:
-                return self._later(method, result, self._xml_answer, _xml_failure)
+                return self._later(method, result, self._xml_answer, self._xml_failure)
             answer = self._xml_answer(method, result)
         except Fault as fault:
-            return _xml_failure(fault)
+            return self._xml_failure(fault)
         return answer
 
     def _xml_answer(self, method: Method, result: Any) -> Answer:
@@ -125,6 +125,9 @@ class RPC:
             ends = (xmlrpc.SUCCESS + b"<value><array><data>", b"</data></array></value>" + xmlrpc.SUCCESS_END)
             return _xml_response([ends[0], *items, ends[1]])
         return _xml_response(xmlrpc.success(xmlrpc.encode(method.result, result)))
+
+    def _xml_failure(self, fault: Fault) -> Response:
+        return _xml_response(xmlrpc.failure(self.daemon.veil.over(fault)))
 
     def _list_methods_xml(self) -> bytes:
         names = "".join(f"<value>{name}</value>" for name in self.daemon.method_names)
@@ -155,10 +158,10 @@ class RPC:
                 return self._json_answer(call, method, result)
 
             if type(result) is Deferred:
-                return self._later(method, result, answer, lambda fault: _json_failure(call, fault))
+                return self._later(method, result, answer, lambda fault: self._json_failure(call, fault))
             return answer(method, result)
         except Fault as fault:
-            return _json_failure(call, fault)
+            return self._json_failure(call, fault)
 
     def _json_answer(self, call: jsonrpc.JSONCall, method: Method, result: Any) -> Answer:
         kind = type(result)
@@ -175,6 +178,9 @@ class RPC:
             items = (b"".join(json_event(event, b"", fragments)) for event in result)
             return _json_response([start, *_between(b"[", items, b"]"), end])
         return _json_response(start + jsonrpc.encode(method.result, result) + end)
+
+    def _json_failure(self, call: jsonrpc.JSONCall, fault: Fault) -> Response:
+        return _json_response(jsonrpc.failure(call, self.daemon.veil.over(fault)))
 
     # Waiting and rendering
 
@@ -259,16 +265,8 @@ def _xml_response(body: bytes | list[bytes]) -> Response:
     return Response(200, body, xmlrpc.CONTENT_TYPE, _CORS)
 
 
-def _xml_failure(fault: Fault) -> Response:
-    return _xml_response(xmlrpc.failure(fault.description))
-
-
 def _json_response(body: bytes | list[bytes]) -> Response:
     return Response(200, body, jsonrpc.CONTENT_TYPE, _CORS)
-
-
-def _json_failure(call: jsonrpc.JSONCall, fault: Fault) -> Response:
-    return _json_response(jsonrpc.failure(call, fault.description))
 
 
 def origin_of(request: Request) -> Origin:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from hypervisor.api import StorageFailure
 from xapi.errors import Fault
+from xapi.faults import shortage
 
 IN_USE, UNIMPLEMENTED, EXISTS, NO_SPACE, NO_VOLUME, NO_REPOSITORY = 16, 38, 43, 44, 46, 47
 NO_DEVICE, NO_LOCATION, NO_CD_SERVER, NO_CD_DIRECTORY = 90, 94, 222, 226
@@ -56,4 +57,4 @@ def answering() -> Iterator[None]:
     try:
         yield
     except StorageFailure as failure:
-        raise backend_failure(failure.number, str(failure)) from failure
+        raise shortage(failure) or backend_failure(failure.number, str(failure)) from failure

@@ -218,9 +218,9 @@ class Writer:
         text = self.database.explain(error)
         log.error("changes cannot be stored: {text}", text=text)
         if self.database.is_full(error):
-            fault = errors.OUT_OF_SPACE(self.database.location)
+            fault = errors.OUT_OF_SPACE("the database")
         else:
-            fault = errors.INTERNAL_ERROR(text)
+            fault = errors.INTERNAL_ERROR("changes cannot be stored; the log says why")
         self._call_from_thread(self._undo, list(net), fault)
 
     def _mend(self) -> bool:

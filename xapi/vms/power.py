@@ -18,6 +18,7 @@ from xapi import errors
 from xapi.alerts import alert
 from xapi.call import Call
 from xapi.errors import Fault
+from xapi.faults import shortage
 from xapi.operations.claim import SHORT, changed, claims
 from xapi.storage.faults import backend_failure
 from xapi.storage.unfinished import making
@@ -40,6 +41,8 @@ def backend(call: Call, vm: Any) -> Any:
 
 def fault_of(error: HostError, vm: Any) -> Fault:
     """Return the API's error for what a host backend could not do."""
+    if (short := shortage(error)) is not None:
+        return short
     if error.code == "no_memory":
         return errors.HOST_NOT_ENOUGH_FREE_MEMORY(str(vm.memory_static_max), "0")
     if error.code == "no_guests":
