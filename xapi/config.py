@@ -12,6 +12,7 @@ The file has the long options as keys, with underscores, and some more that only
     log_level = "info"
     log_format = "json"                        # or "text"
     log_file = "/var/log/xapi/xapi.log"        # else standard error
+    ready_file = "/run/xapi/ready"             # see xapi.readiness
     directory = "/etc/xapi/directory.toml"     # users for pool.enable_external_auth, see xapi.directory
     fragment_budget = 536870912                # bytes of rendered records to keep
     guest_directory = "/var/lib/xapi/guests"   # kernels and RAM disks that VMs may name
@@ -73,6 +74,8 @@ class Config:
     log_level: str = "info"
     log_format: str = "text"
     log_file: Path | None = None
+    ready_file: Path | None = None
+    ready_fd: int | None = None
     directory: Path | None = None
     fragment_budget: int = BUDGET
     guest_directory: Path | None = None
@@ -182,6 +185,9 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="S", help="make the uuids and references of a new pool the same every time")
     add("--root-password-file", type=Path, metavar="FILE", help="root's password at the first start (else "
         "XAPI_ROOT_PASSWORD, else one is generated, printed and kept in STATE/root-password)")  # fmt: skip
+    add("--ready-file", type=Path, metavar="FILE", help="when all is served, write its addresses there as JSON; "
+        "the file goes when the daemon ends")  # fmt: skip
+    add("--ready-fd", type=int, metavar="N", help="write the same as one line to an open file descriptor")
     add("--version", action=_Version)
     add("--log-level", choices=LOG_LEVELS, metavar="L", help=f"one of {', '.join(LOG_LEVELS)}: info is who comes and "
         "goes, what changes, fails or takes long; debug is every call (default: info)")  # fmt: skip
@@ -227,6 +233,7 @@ _KINDS: Mapping[str, type] = {
     "seed": int,
     "fragment_budget": int,
     "plugin_seconds": int,
+    "ready_fd": int,
 }
 
 
@@ -238,6 +245,7 @@ def make(settings: Mapping[str, Any]) -> Config:
         "inventory",
         "root_password_file",
         "log_file",
+        "ready_file",
         "directory",
         "guest_directory",
         "storage_directory",
@@ -255,6 +263,8 @@ def make(settings: Mapping[str, Any]) -> Config:
     config = Config(**values)
     if config.hosts < 1 or config.vms < 0:
         raise ConfigError("a pool has at least 1 host and 0 VMs")
+    if config.ready_fd is not None and config.ready_fd < 0:
+        raise ConfigError("ready_fd must be a file descriptor's number")
     if config.plugin_seconds < 1:
         raise ConfigError("plugin_seconds must be at least 1")
     if config.log_level not in LOG_LEVELS:

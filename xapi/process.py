@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import CannotListenError
 
@@ -15,8 +16,12 @@ from xapi.errors import Fault
 from xapi.inventory.declaration import DeclarationError
 from xapi.log import output
 from xapi.reactor import install
+from xapi.readiness import Readiness
 from xapi.state import StateError
 from xapi.store.kind import DatabaseError
+
+if TYPE_CHECKING:
+    from xapi.service import XapiService
 
 REFUSALS = (ConfigError, StateError, DatabaseError, DeclarationError, DirectoryError, SchemaError, CannotListenError)
 """What a daemon that cannot run says in one line."""
@@ -27,12 +32,10 @@ def run(config: Config) -> int:
     install()
     from twisted.internet import reactor
 
-    from xapi.service import make_service
-
     problems: list[str] = []
     output.start(config.log_level, config.log_format, config.log_file)
     try:
-        service = make_service(config, reactor, partial(print, flush=True))
+        service = load(config, reactor)
     except REFUSALS as error:
         print(f"xapi: {error}", file=sys.stderr)
         return 1
@@ -49,6 +52,23 @@ def run(config: Config) -> int:
     for problem in problems:
         print(f"xapi: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def load(config: Config, reactor: Any) -> XapiService:
+    """Return the process's daemon, which tells those who wait when it serves. Raises one of `REFUSALS`."""
+    from xapi.service import make_service
+
+    say = partial(print, flush=True)
+    readiness = Readiness(config, reactor, say)
+    service = make_service(config, reactor, say)
+    readiness.setServiceParent(service)  # type: ignore[no-untyped-call]
+
+    def serves(addresses: list[str]) -> list[str]:
+        readiness.serves(addresses, config.socket)
+        return addresses
+
+    service.ready.addCallback(serves)
+    return service
 
 
 def reason(error: object) -> str:

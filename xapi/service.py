@@ -165,10 +165,11 @@ class XapiService(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """Stop listening, let running work end, and write what is queued."""
-        super().stopService()  # type: ignore[no-untyped-call]
-        return Deferred.fromCoroutine(self._end())
+        children = super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._end(children))
 
-    async def _end(self) -> None:
+    async def _end(self, children: Deferred[Any]) -> None:
+        await children
         for timer in self._timers:
             timer.stop()
         for port in self._ports:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -21,8 +21,15 @@ STOP_SECONDS = 30
 class Daemon:
     """One child process. `ready()` waits for its addresses; `stop()` ends it and checks how it went."""
 
-    def __init__(self, state: Path, *options: str, password: str | None = "xenroot", first: str = "") -> None:
-        """Start it with its state and options; `first` is Python that the process runs before all else."""
+    def __init__(
+        self,
+        state: Path,
+        *options: str,
+        password: str | None = "xenroot",
+        first: str = "",
+        keeps: Sequence[int] = (),
+    ) -> None:
+        """Start it; `first` is Python that the process runs before all else, `keeps` are descriptors that it gets."""
         self.state = state
         self.lines: list[str] = []
         """What it has written on standard error."""
@@ -32,7 +39,7 @@ class Daemon:
         self._news: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
             command(state, *options, first=first), cwd=CHECKOUT, env=environment(password), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=keeps,
         )  # fmt: skip
         self._readers = [threading.Thread(target=self._read_log), threading.Thread(target=self._read_output)]
         for reader in self._readers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import socket
@@ -89,6 +91,27 @@ def test_start_after_a_crash(start: Start, clients: Clients) -> None:
     again.stop()
 
 
+# Readiness
+
+
+def test_who_waits_hears_of_it_at_every_log_level(start: Start, clients: Clients, tmp_path: Path) -> None:
+    """The addresses really bound, on standard output, in a file and by a descriptor."""
+    reads, writes = os.pipe()
+    quiet = ("--log-level", "critical", "--tls", "0", "--ready-file", str(tmp_path / "ready"))
+    daemon = start(*quiet, "--ready-fd", str(writes), keeps=(writes,))
+    os.close(writes)
+    with open(reads, encoding="utf-8") as file:
+        told = json.loads(file.read())
+    assert json.loads((tmp_path / "ready").read_text()) == told
+    assert (told["pid"], told["socket"]) == (daemon.process.pid, str(daemon.socket))
+    for url in (told["url"], told["https_url"]):
+        clients(url).login_with_password("root", "xenroot")
+    line = daemon.printed.get(timeout=10)
+    assert line == f"Ready: {told['url']}/ {told['https_url']}/ unix:{daemon.socket}"
+    assert daemon.stop() == []
+    assert not (tmp_path / "ready").exists()
+
+
 # Restarting
 
 
@@ -139,6 +162,7 @@ def test_password_is_invented_once(start: Start, clients: Clients) -> None:
     again = start(password=None).ready()
     clients.root(again, match[1])
     again.stop()
+    assert again.printed.get(timeout=10).startswith("Ready: ")
     assert again.printed.empty()
 
 
@@ -222,6 +246,8 @@ def test_second_daemon_is_refused(start: Start, clients: Clients, tmp_path: Path
         (["--listen", "nonsense"], "endpoint nonsense: "),
         (["--tls", "ssl:8443"], "endpoint ssl:8443: "),
         (["--database", "nonsense"], "the database's URL cannot be read; "),
+        (["--ready-fd", "999"], "ready_fd 999: Bad file descriptor"),
+        (["--ready-file", "{}/none/ready"], "{}/none/ready: No such file or directory"),
         (["--root-password-file", "{}/none"], "{}/none: No such file or directory"),
         (["--root-password-file", "{}/empty"], "{}/empty: is empty"),
         (["--state", "{}/empty"], "{}/empty: cannot be used as state directory: File exists"),

@@ -143,6 +143,8 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         log_level = "debug"
         log_format = "json"
         log_file = "/l"
+        ready_file = "r"
+        ready_fd = 8
         directory = "d.toml"
         fragment_budget = 5
         guest_directory = "g"
@@ -158,6 +160,7 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         "state": Path("/s"), "listen": ("l:1",), "tls": ("t:1",), "database": "postgresql:///x",
         "inventory": here / "i.toml", "hosts": 2, "vms": 3, "seed": 4, "root_password_file": here / "p",
         "log_level": "debug", "log_format": "json", "log_file": Path("/l"),
+        "ready_file": here / "r", "ready_fd": 8,
         "directory": here / "d.toml", "fragment_budget": 5,
         "guest_directory": here / "g", "storage_directory": Path("/srv"), "network_boot": "",
         "plugin_directory": Path("/p"), "extension_directory": here / "e", "plugin_seconds": 6,
@@ -186,6 +189,7 @@ def test_example_file_is_valid(tmp_path: Path) -> None:
         ("listen = [80]", "listen must be a list of strings"),
         ("state = 5", "state must be a str"),
         ("[state]\nx = 1", "state must be a str"),
+        ("ready_fd = -1", "ready_fd must be a file descriptor's number"),
         ("hosts = 0", "a pool has at least 1 host and 0 VMs"),
         ("vms = -1", "a pool has at least 1 host and 0 VMs"),
         ('log_format = "xml"', "log_format must be one of text, json"),
