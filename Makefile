@@ -41,7 +41,7 @@ stubs: $(VENV)/run
 	$(BIN)/python -m xapi.stubs
 
 reference: $(VENV)/run
-	$(BIN)/python -m xapi.reference
+	$(BIN)/python -m xapi.reference --format html
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

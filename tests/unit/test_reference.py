@@ -1,17 +1,24 @@
 """Facts of the generated API reference."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
+import xmlrpc.client
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from xapi import datamodel
+from xapi import coverage, datamodel
+from xapi.daemon import make_store
+from xapi.dispatch import prepare
+from xapi.http.xmlrpc import parse_call
 from xapi.reference.__main__ import MARKER, main, write
 from xapi.reference.blocks import Grid
-from xapi.reference.forms import FORMATS, HTML, STYLE, Markdown
+from xapi.reference.examples import Examples
+from xapi.reference.forms import FIND, FORMATS, HTML, STYLE, Markdown
 from xapi.reference.pages import Writer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -53,8 +60,8 @@ class Reader(HTMLParser):
         given = dict(attributes)
         self.anchors += [given["id"]] if "id" in given else []
         self.links += [given["href"]] if tag == "a" else []
-        self.loaded += [tag] if "src" in given or tag in ("link", "script", "img") else []
-        if tag != "meta":
+        self.loaded += [tag] if "src" in given or tag in ("link", "img") else []
+        if tag not in ("meta", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -118,7 +125,7 @@ def test_everything_of_a_class_is_on_its_page(model, pages):
 @pytest.mark.parametrize("name", ["errors", "roles", "alerts"])
 def test_the_other_pages_are_complete(model, pages, name):
     """Each entry can be linked to."""
-    assert set(Reader(pages[f"{name}.html"]).anchors) == set(getattr(model, name))
+    assert set(Reader(pages[f"{name}.html"]).anchors) - {"find"} == set(getattr(model, name))
 
 
 def test_every_handler_is_listed(model, pages):
@@ -128,7 +135,7 @@ def test_every_handler_is_listed(model, pages):
 
 def test_a_message_shows_all_that_a_client_needs(markdown):
     """Signature, types, defaults, errors, role, async and life cycle."""
-    text = markdown["VBD.md"].partition('### <a id="message-unpause">')[2].partition("\n#### ")[0]
+    text = message_text(markdown, "VBD", "unpause")
     assert "`VBD.unpause(session, self, token?)`" in text
     assert '| `token` | string | `""` |  |' in text
     assert "Least role: [vm-admin](roles.md#vm-admin)" in text
@@ -148,6 +155,107 @@ def test_hidden_implicit_messages_are_marked(markdown):
     """The filters are on the wire, but in no published document."""
     assert "`VM.get_all_where(session, expr)` (hidden)" in markdown["VM.md"]
     assert "`VM.get_all(session)` |" in markdown["VM.md"]
+
+
+def message_text(markdown, class_name, name):
+    """Return what a page says of an explicit message."""
+    return markdown[f"{class_name}.md"].partition(f'### <a id="message-{name}">')[2].partition("\n#### ")[0]
+
+
+def test_what_is_not_implemented_is_marked_where_it_stands_and_counted(model, markdown):
+    """And nothing else is: the pages and the coverage list agree."""
+    missing = {message.full_name for messages in coverage.missing(model).values() for message in messages}
+    marked = {
+        message.full_name
+        for cls in model.classes.values()
+        for message in cls.explicit
+        if "**not implemented**" in message_text(markdown, cls.name, message.name)
+    }
+    assert marked == missing
+    assert sum(page.count("**not implemented**") for page in markdown.values()) >= len(missing) > 0
+    alive = sum(message.life.state != "Removed" for message in model.messages)
+    assert f"{alive - len(missing):,} of {alive:,} messages have behaviour." in markdown["index.md"]
+
+
+def test_messages_come_first_then_fields(markdown):
+    """What people look for."""
+    titles = [line.partition("</a>")[2] for line in markdown["VM.md"].splitlines() if line.startswith("## <a")]
+    assert titles == ["Messages", "Implicit messages", "Fields", "Enums", "Operations"]
+
+
+def test_contents_name_everything_on_the_page(model, pages):
+    """Each message, field and enum is linked before the first of them."""
+    for cls in model.classes.values():
+        contents = pages[f"{cls.name}.html"].partition("<h2>Contents</h2>")[2].partition("</ul>")[0]
+        linked = set(re.findall(r'#(?:message|field|enum)-([^"]+)"', contents))
+        assert linked == {*cls.messages, *cls.fields, *cls.enums}
+
+
+class Recorded:
+    """Stands for a session: notes which message is called with what."""
+
+    def __init__(self, name=""):
+        self.name = name
+
+    def __getattr__(self, part):
+        return Recorded(f"{self.name}.{part}" if self.name else part)
+
+    def __call__(self, *arguments):
+        return self.name, arguments
+
+
+class Variables(dict):
+    """Every name is a reference."""
+
+    def __missing__(self, name):
+        return "OpaqueRef:1"
+
+
+def test_every_example_calls_its_message_with_values_that_it_takes(model):
+    """Python's and JSON's examples decode to the same arguments, over XML-RPC as it is written on the wire."""
+    examples, store = Examples(model), make_store(model, None, lambda tell: None)
+    methods = prepare(model, store, {})
+    for message in model.messages:
+        example, method = examples.of(message), methods[message.full_name]
+        names = Variables(session=Recorded(), DateTime=xmlrpc.client.DateTime)
+        called, arguments = eval(example.python, {}, names)
+        _, params = parse_call(xmlrpc.client.dumps(arguments, message.full_name).encode())
+        call = json.loads(example.json)
+        taken = method.decode_arguments(call["params"], int(message.session))
+        assert called.removeprefix("xenapi.") in (
+            message.full_name,
+            f"{message.class_name}_{message.name}",
+            message.name,
+        )
+        assert call["method"] == message.full_name
+        assert len(params) == len(message.parameters) == len(call["params"]) - message.session
+        assert str(method.decode_arguments(params, 0)) == re.sub(r"OpaqueRef:\.\.\.", "OpaqueRef:1", str(taken))
+
+
+def found(text):
+    """Return what the page's search finds, run by Node.js."""
+    entries = [["VM.start", "a"], ["VM.start_on", "b"], ["Restart", "c"], ["start", "d"], ["host", "e"]]
+    script = f"{FIND}\nconsole.log(JSON.stringify(find({json.dumps(entries)}, {json.dumps(text)})))"
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    return [name for name, _ in json.loads(done.stdout)]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_the_search_box_finds_by_beginning_then_by_member_then_by_part():
+    """Case does not count; nothing is found of nothing."""
+    assert found("START") == ["start", "VM.start", "VM.start_on", "Restart"]
+    assert found("vm.") == ["VM.start", "VM.start_on"]
+    assert found(" ") == []
+
+
+def test_the_search_knows_everything_with_an_anchor(model, pages):
+    """Its links lead somewhere; the other pages send what is typed to it."""
+    data = re.search(r"const FINDABLE = (.*);", pages["index.html"])
+    links = {"index.html": [href for _, href in json.loads(data[1])]}
+    anchors = {name: Reader(text).anchors for name, text in pages.items()}
+    assert dead(pages, anchors, links) == []
+    assert len(links["index.html"]) > len(list(model.messages)) + len(model.errors)
+    assert all('<form action="index.html">' in text for text in pages.values())
 
 
 def test_text_is_escaped():

@@ -27,7 +27,19 @@ class Anchor:
     name: str
 
 
-Part = str | Code | Link | Anchor
+@dataclass(frozen=True)
+class Mark:
+    """A word that warns."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Break:
+    """A new line."""
+
+
+Part = str | Code | Link | Anchor | Mark | Break
 Inline = Sequence[Part]
 Cell = Part | Inline
 Row = Sequence[Cell]
@@ -58,7 +70,15 @@ class Grid:
     rows: Sequence[Row]
 
 
-Block = Heading | Paragraph | Bullets | Grid
+@dataclass(frozen=True)
+class Listing:
+    """Source text, as it stands."""
+
+    language: str
+    text: str
+
+
+Block = Heading | Paragraph | Bullets | Grid | Listing
 
 
 @dataclass
@@ -66,6 +86,8 @@ class Page:
     name: str
     title: str
     blocks: list[Block] = field(default_factory=list)
+    findable: Sequence[Link] = ()
+    """What the page's search box finds; on pages without, it leads to the index's."""
 
 
 def parts(content: Cell) -> Inline:
