@@ -13,7 +13,7 @@ from xapi.types import NULL, Ref
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from twisted.internet.interfaces import IReactorTime
+    from twisted.internet.interfaces import IAddress, IReactorTime
 
     from xapi.daemon import Daemon
     from xapi.datamodel import Message
@@ -23,13 +23,22 @@ if TYPE_CHECKING:
 
 
 class Origin:
-    """Where a call comes from: whether it is a trusted local socket, and its HTTP headers."""
+    """Where a call comes from: whether it is a trusted local socket, its HTTP headers, and the peer's address."""
 
-    __slots__ = ("headers", "trusted")
+    __slots__ = ("headers", "peer", "trusted")
 
-    def __init__(self, trusted: bool = False, headers: Mapping[bytes, bytes] | None = None) -> None:
+    def __init__(
+        self, trusted: bool = False, headers: Mapping[bytes, bytes] | None = None, peer: IAddress | None = None
+    ) -> None:
         self.trusted = trusted
         self.headers = headers or {}
+        self.peer = peer
+
+    @property
+    def address(self) -> str:
+        """The peer's IP address; "" for a local socket."""
+        host: str = getattr(self.peer, "host", "")
+        return host
 
 
 class Call:

@@ -29,7 +29,7 @@ class RegistryError(Exception):
 def message(*names: str, stops_with_client: bool = False) -> Callable[[F], F]:
     """Register a function as the behaviour of one message, or of several with the same parameters.
 
-    `stops_with_client`: a wait for news, which ends when the client is gone; other work goes on.
+    `stops_with_client`: a wait for news, or a login, which ends when the client is gone; other work goes on.
     """
 
     def register(function: F) -> F:

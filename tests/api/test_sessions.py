@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import NOW, Pool
 from xapi.call import Origin
 from xapi.errors import Fault
 from xapi.lexical import EPOCH
+from xapi.passwords import NOBODY, verify_password
 from xapi.sessions import DIRECTORY_DELAY
 
 HOUR = 3600
@@ -54,6 +57,59 @@ def test_wrong_password_is_answered_after_2_seconds(pool: Pool, wire: Connection
     assert wire.take() == b""
     pool.clock.advance(0.2)
     assert wire.answer().error() == ["SESSION_AUTHENTICATION_FAILED", user, "Authentication failure"]
+
+
+@pytest.mark.parametrize("user", ["root", "nobody", ""])
+@pytest.mark.parametrize("message", ["session.login_with_password", "session.slave_local_login_with_password"])
+def test_a_failed_login_takes_as_long_for_every_name(
+    pool: Pool, wire: Connection, message: str, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 seconds from its arrival, however long the check took of them, and a check in any case."""
+    checked: list[str] = []
+
+    def check(password: str, stored: str) -> Deferred[bool]:
+        checked.append(stored)
+        return deferLater(pool.clock, 1.5, verify_password, password, stored)
+
+    monkeypatch.setattr(pool.daemon.sessions._checks, "_in_thread", lambda function, *given: check(*given))
+    wire.send(request(call(message, text(user), text("guess"))))
+    pool.clock.advance(1.5)
+    pool.clock.advance(0.4)
+    assert wire.take() == b""
+    pool.clock.advance(0.1)
+    assert wire.answer().error() == ["SESSION_AUTHENTICATION_FAILED", user, "Authentication failure"]
+    assert checked == [pool.passwords.stored("root") if user == "root" else NOBODY]
+
+
+def test_a_login_whose_client_is_gone_makes_no_session(pool: Pool, wire: Connection) -> None:
+    """Nobody would end it."""
+    waiting: Deferred[None] = Deferred()
+    in_thread = pool.daemon.sessions._checks._in_thread
+    pool.daemon.sessions._checks._in_thread = lambda *given: waiting.addCallback(lambda _: in_thread(*given))
+    pool.passwords.set("root", "fresh")
+    before = len(pool.db.session)
+    wire.send(request(call("session.login_with_password", text("root"), text("fresh"))))
+    wire.lose()
+    waiting.callback(None)
+    assert len(pool.db.session) == before
+
+
+def test_local_accounts_log_in_beside_a_directory(pool: Pool, tmp_path: Any) -> None:
+    """At the host itself, by slave_local_login_with_password."""
+    path = tmp_path / "directory.toml"
+    path.write_text('[users.other]\nsid = "S-1"\npassword = "p"\n')
+    pool.daemon.directory_path = path
+    pool("pool.enable_external_auth", next(iter(pool.db.pool))._ref, {}, "example", "file")
+    pool.passwords.set("other", "local")
+    session = pool.raw("session.slave_local_login_with_password", "other", "local")
+    assert pool.db.session[session].is_local_superuser
+
+
+def test_a_pool_secret_that_is_empty_lets_nobody_in(pool: Pool) -> None:
+    """Whatever came of the file that holds it."""
+    pool.daemon.sessions.pool_secret = ""
+    with pytest.raises(Fault, match="SESSION_AUTHENTICATION_FAILED"):
+        pool.raw("session.slave_local_login", "")
 
 
 def test_logout_ends_a_session_at_once(pool: Pool) -> None:

@@ -10,19 +10,17 @@ from xapi.registry import message
 from xapi.types import Ref
 
 
-@message("session.login_with_password")
+@message("session.login_with_password", stops_with_client=True)
 async def login_with_password(call: Call, uname: str, pwd: str, version: str, originator: str) -> Ref[records.session]:
     """Log in; `version` is ignored, as xapi does."""
     session = await call.daemon.sessions.login(uname, pwd, originator, call.origin)
     return session._ref
 
 
-@message("session.slave_local_login_with_password")
+@message("session.slave_local_login_with_password", stops_with_client=True)
 async def slave_local_login_with_password(call: Call, uname: str, pwd: str) -> Ref[records.session]:
-    """Log in at this very host: with one daemon a pool it is the ordinary login of a local account."""
-    if not call.origin.trusted and uname not in call.daemon.sessions.passwords:
-        raise errors.SESSION_AUTHENTICATION_FAILED(uname, "Authentication failure")
-    session = await call.daemon.sessions.login(uname, pwd, "", call.origin)
+    """Log in at this very host, with a local account."""
+    session = await call.daemon.sessions.login_local(uname, pwd, "", call.origin)
     return session._ref
 
 
@@ -52,10 +50,8 @@ async def change_password(call: Call, old_pwd: str, new_pwd: str) -> None:
     if not call.session.is_local_superuser:
         raise errors.USER_IS_NOT_LOCAL_SUPERUSER("Only local root can change its password")
     user = call.session.auth_user_name or "root"
-    if not call.origin.trusted:
-        fits: bool = await sessions.in_thread(sessions.passwords.verify, user, old_pwd)
-        if not fits:
-            raise errors.CHANGE_PASSWORD_REJECTED("The old password is wrong")
+    if not call.origin.trusted and not await sessions.fits(sessions.passwords.stored(user), old_pwd, call.origin):
+        raise errors.CHANGE_PASSWORD_REJECTED("The old password is wrong")
     if not new_pwd:
         raise errors.CHANGE_PASSWORD_REJECTED("The new password is empty")
     done: Deferred[None] = sessions.in_thread(sessions.passwords.set, user, new_pwd)

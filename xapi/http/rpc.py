@@ -272,7 +272,7 @@ def _json_response(body: bytes | list[bytes]) -> Response:
 def origin_of(request: Request) -> Origin:
     """Return where a request comes from; a local socket of root or our own user is trusted."""
     local = isinstance(request.peer, UNIXAddress)
-    return Origin(local and _peer_uid(request.transport) in (0, getuid()), request.headers)
+    return Origin(local and _peer_uid(request.transport) in (0, getuid()), request.headers, request.peer)
 
 
 def _peer_uid(transport: Any) -> int:
