@@ -226,16 +226,19 @@ class DomainState:
 
 
 class ByteStream(Protocol):
-    """A console, from any thread or none: writing types, reading follows."""
+    """A console, until its domain ends."""
 
     def write(self, data: bytes) -> int:
-        """Type; return how many bytes were taken."""
+        """Type; return how many bytes were taken: none once the domain has ended."""
 
-    def history(self) -> bytes:
-        """Return what was written lately."""
+    async def room(self) -> bool:
+        """Wait until more can be typed, after `write` did not take all; False when nothing can be any more."""
 
     def follow(self) -> AsyncIterator[bytes]:
-        """Yield output as it comes."""
+        """Yield what was written lately, then output as it comes, until the domain ends.
+
+        Who takes it too slowly misses the oldest.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +285,8 @@ class Screen(Protocol):
 
     def follow(self) -> AsyncIterator[Damage]:
         """Yield what has changed, at first the whole screen; what changes while nobody waits comes at once.
+
+        Ends when the screen is taken away, and with its domain.
 
         Of a guest whose driver does not tell of changes only a new shape is heard: look at the whole at times.
         """

@@ -45,6 +45,8 @@ class Host(Machine):
         self._time_of_day_ns = time_of_day_ns
         self._next_domid = 1
         self._limits: dict[int, int] = {}
+        self._ending: list[int] = []
+        """Frames of domains whose memory is being freed."""
         self._listeners: list[Callable[[Domain], None]] = []
 
     def start(self) -> None:
@@ -60,8 +62,8 @@ class Host(Machine):
     def free_memory(self) -> int:
         """Return bytes that no domain holds or may grow to."""
         with self.lock:
-            held = (max(limit, self.domains[domid].memory.present) for domid, limit in self._limits.items())
-            return self.memory - sum(held) * PAGE
+            held = (max(self._limits[domid], domain.memory.present) for domid, domain in self.domains.items())
+            return self.memory - (sum(held) + sum(self._ending)) * PAGE
 
     def set_limit(self, domain: Domain, memory: int) -> None:
         """Let a domain grow to so many bytes; what it holds beyond is the host's again when its balloon gives it."""
@@ -88,12 +90,17 @@ class Host(Machine):
             if memory > self.free_memory():
                 raise NoMemory(f"{memory} bytes asked for, {self.free_memory()} are free")
             domid = self._free_domid()
-            space = space or Memory(ranges[-1][1])
-            space.present = memory // PAGE
+            made = space or Memory(ranges[-1][1])
+            made.present = memory // PAGE
             if len(ranges) > 1:
-                space.hole = (ranges[0][1], ranges[1][0])
+                made.hole = (ranges[0][1], ranges[1][0])
             uuid_text = uuid_text or str(uuid.uuid4())
-            domain = Domain(domid, uuid_text, space, self, vcpus, clock, code_cache, ranges, cpu)
+            try:
+                domain = Domain(domid, uuid_text, made, self, vcpus, clock, code_cache, ranges, cpu)
+            except BaseException:
+                if space is None:
+                    made.close()
+                raise
             domain.hypercall_table = dispatch
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE
@@ -137,9 +144,13 @@ class Host(Machine):
         with self.lock:
             for port in list(domain.events.channels):
                 domain.events.close(port)
+            domain.let_go()
             del self.domains[domain.domid]
-            del self._limits[domain.domid]
-            domain.close()
+            held = max(self._limits.pop(domain.domid), domain.memory.present)
+            self._ending.append(held)
+        domain.close()
+        with self.lock:
+            self._ending.remove(held)
 
     def listen(self, heard: Callable[[Domain], None]) -> None:
         """Call `heard`, on some thread, when a domain shuts down or has another number of vCPUs up."""

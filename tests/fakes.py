@@ -66,8 +66,11 @@ class FakeBackend:
         """Calls that a test lets wait: they go on when the Deferred fires."""
         self.networks: dict[str, Addresses | None] = {}
         self.typed = b""
+        self.room = 1 << 20
+        """How much more can be typed."""
         self.followers = 0
         """Who follows a console."""
+        self._news: list[Deferred[None]] = []
         self.deaf = False
         """True for guests that take no request."""
         self._attention: list[Callable[[str], None]] = []
@@ -162,6 +165,13 @@ class FakeBackend:
     async def destroy(self, uuid: str) -> None:
         await self._asked("destroy")
         self.doms.pop(uuid, None)
+        self.tell_consoles()
+
+    def tell_consoles(self) -> None:
+        """Wake who waits for room, or for the end."""
+        news, self._news = self._news, []
+        for each in news:
+            each.callback(None)
 
     async def shutdown(self, uuid: str, how: Shutdown) -> None:
         await self._asked("shutdown")
@@ -214,28 +224,42 @@ class FakeBackend:
         )
 
     async def console(self, uuid: str) -> FakeConsole:
-        self._domain(uuid)
-        return FakeConsole(self)
+        return FakeConsole(self, self._domain(uuid))
 
 
 class FakeConsole:
-    """A terminal that says the same to everybody, and what was typed is kept by the backend."""
+    """A terminal that says the same to everybody; what was typed is kept by the backend, as far as it has room."""
 
-    def __init__(self, backend: FakeBackend) -> None:
+    def __init__(self, backend: FakeBackend, domain: FakeDomain) -> None:
         self._backend = backend
+        self._domain = domain
+
+    @property
+    def _ended(self) -> bool:
+        return self._domain not in self._backend.doms.values()
+
+    async def _come(self) -> None:
+        news: Deferred[None] = Deferred(self._backend._news.remove)
+        self._backend._news.append(news)
+        await news
 
     def write(self, data: bytes) -> int:
-        self._backend.typed += data
-        return len(data)
+        taken = b"" if self._ended else data[: self._backend.room]
+        self._backend.room -= len(taken)
+        self._backend.typed += taken
+        return len(taken)
 
-    def history(self) -> bytes:
-        return b"earlier "
+    async def room(self) -> bool:
+        if not self._ended:
+            await self._come()
+        return not self._ended
 
     async def follow(self) -> AsyncIterator[bytes]:
         self._backend.followers += 1
         try:
-            yield b"demo> "
-            await Deferred()
+            yield b"earlier demo> "
+            while not self._ended:
+                await self._come()
         finally:
             self._backend.followers -= 1
 

@@ -121,6 +121,7 @@ class Domain:
             self.vcpus = [DomainVCPU(each) for each in shared.cpus]
         else:
             self.vcpus = [DomainVCPU(cpu(number, memory, self, code_cache, ranges)) for number in range(vcpus)]
+        self._ended: list[DomainVCPU] = []
         self.execution = Execution(self)
         self.at_end: list[Callable[[], None]] = []
         """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
@@ -388,13 +389,18 @@ class Domain:
         for vcpu in self.vcpus:
             vcpu.timer, vcpu.runstate.places = None, ()
 
-    def close(self) -> None:
-        """Free the memory and the engines of a domain that no thread runs."""
+    def let_go(self) -> None:
+        """End all that a domain which no thread runs shares with others, and all access to its memory."""
         self.maptrack.close()
         self.grants.forget()
-        for vcpu in self.vcpus:
+        self.memory.let_go()
+        self._ended, self.vcpus = self.vcpus, []
+
+    def close(self) -> None:
+        """Free the engines and the memory of a domain that has let go; without the lock, for it may take long."""
+        for vcpu in self._ended:
             vcpu.cpu.close()
-        self.vcpus.clear()
+        self._ended.clear()
         self.memory.close()
 
     def peer(self, domid: int) -> Domain | None:

@@ -7,6 +7,12 @@ kernel copies on write. A 1 TiB domain costs 2 MiB until it is used (measured).
 
 All access from outside the guest goes through the methods here: they check bounds, and nothing else
 holds host addresses but the CPU layer.
+
+**The range of host addresses is there as long as anybody has a view of it**, whatever becomes of the domain: a
+slice of a memoryview cannot be taken back, so backends and threads may hold one when the domain ends. Its end lays
+zeros over the range (0.1 ms, and what it takes the kernel to free the pages). Who reads there from then on sees
+zeros, who writes there writes to nobody, and no other domain's memory can come to lie there before the last view
+is gone.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hypervisor.memory import pagemap
@@ -34,14 +41,13 @@ _COPIED = 1 << 20
 """Bytes moved at a time."""
 _ZEROS = bytes(PAGE)
 
-_MAP_FIXED, _MAP_ANONYMOUS = 0x10, 0x20
-_MAP_NORESERVE = 0x4000
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_PRIVATE_ZEROS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _FALLOC_FL_PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE, as fallocate(2) demands
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
@@ -70,10 +76,17 @@ class Memory:
             os.ftruncate(self.file, size + EXTRA * PAGE)
         self.extra: dict[int, int] = {}
         """Frame number to offset, of frames beyond the memory."""
-        self.address = self._map()
-        """Host address of guest-physical 0; only the CPU layer uses it."""
-        self._array = (ctypes.c_ubyte * (size + EXTRA * PAGE)).from_address(self.address)
-        self.bytes = memoryview(self._array).cast("B")
+        try:
+            whole = size + EXTRA * PAGE
+            self._range: mmap.mmap | None = mmap.mmap(-1, whole, _PRIVATE_ZEROS, mmap.PROT_READ | mmap.PROT_WRITE)
+            """What gives the range back to the kernel, when nobody refers to it."""
+            self.address = ctypes.addressof(ctypes.c_ubyte.from_buffer(self._range))
+            """Host address of guest-physical 0; only the CPU layer uses it."""
+            self._map()
+        except OSError:
+            os.close(self.file)
+            raise
+        self.bytes = memoryview(self._range)
         self.words = self.bytes.cast("Q")
         """The same as 64-bit words: the fastest way to a word, some 60 ns."""
         self.hole = (size, size)
@@ -88,26 +101,44 @@ class Memory:
         self.lent: dict[int, list[Loan]] = {}
         """Frames of this memory that others show."""
 
-    def _map(self, fixed: int | None = None) -> int:
+    def _map(self) -> None:
+        """Let the range show the file."""
         kind = mmap.MAP_PRIVATE if self.private else mmap.MAP_SHARED
-        flags = kind | _MAP_NORESERVE | (_MAP_FIXED if fixed is not None else 0)
-        address = _libc.mmap(fixed, self.size + EXTRA * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, self.file, 0)
-        if address is None or address == ctypes.c_void_p(-1).value:
+        self._lay(kind | _MAP_NORESERVE, self.file)
+
+    def _lay(self, flags: int, file: int, start: int = 0, length: int = 0) -> None:
+        """Map over the range, or over a part of it; nobody finds anything missing meanwhile. Raises OSError."""
+        address, length = self.address + start, length or self.size + EXTRA * PAGE
+        found = _libc.mmap(address, length, mmap.PROT_READ | mmap.PROT_WRITE, flags | _MAP_FIXED, file, 0)
+        if found != address:
             code = ctypes.get_errno()
-            raise OSError(code, f"cannot map {self.size} bytes: {os.strerror(code)}")
-        return int(address)
+            raise OSError(code, f"cannot map {length} bytes: {os.strerror(code)}")
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether the memory was given back."""
+        return self.file < 0
 
     def close(self) -> None:
-        """Give the memory back. No engine may run over it any more; later accesses raise."""
+        """Give the memory back, at once. No engine may run over it any more; later accesses raise.
+
+        Views that others have stay good, and are of zeros.
+        """
         if self.file >= 0:
-            for loan in list(self.foreign.values()):
-                loan.abandon()
-            self._call_in(suppress=True)
-            self.words.release()
-            self.bytes.release()
-            _libc.munmap(self.address, self.size + EXTRA * PAGE)
-            os.close(self.file)
-            self.file = -1
+            self.let_go()
+            file, self.file = self.file, -1
+            with suppress(OSError):  # then the pages, which are nobody else's, go with the last view
+                self._lay(_PRIVATE_ZEROS, -1)
+            self._range = None
+            os.close(file)
+
+    def let_go(self) -> None:
+        """End all that others share with this memory, and all access by its methods; under the host's lock."""
+        for loan in list(self.foreign.values()):
+            loan.abandon()
+        self._call_in(forced=True)
+        self.words.release()
+        self.bytes.release()
 
     # Access
 
@@ -188,21 +219,20 @@ class Memory:
     def _free_private(self, frame: int, count: int) -> None:
         """Let frames read as zero; the file is somebody's frozen image and stays as it is."""
         if count >= _REMAPPED:
-            flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED | _MAP_ANONYMOUS
-            start = self.address + frame * PAGE
-            if _libc.mmap(start, count * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) == start:
+            with suppress(OSError):
+                self._lay(_PRIVATE_ZEROS, -1, frame * PAGE, count * PAGE)
                 return
         for at in range(frame * PAGE, (frame + count) * PAGE, PAGE):
             if bytes(self.bytes[at : at + PAGE]) != _ZEROS:
                 self.bytes[at : at + PAGE] = _ZEROS
 
-    def _call_in(self, suppress: bool = False) -> None:
-        """Let all who show frames of this memory keep copies. Raises OSError unless that is to be suppressed."""
+    def _call_in(self, forced: bool = False) -> None:
+        """Let all who show frames of this memory keep copies. Raises OSError unless `forced`."""
         for loan in [loan for loans in self.lent.values() for loan in loans]:
             try:
                 loan.keep()
-            except OSError:  # where that is suppressed the frame stays as it is: a file lives while it is mapped
-                if not suppress:
+            except OSError:  # where it must be done the frame stays as it is: a file lives while it is mapped
+                if not forced:
                     raise
                 loan.lender.lent.pop(loan.frame, None)
 
@@ -255,10 +285,10 @@ class Memory:
             file = self._copied()
             os.close(self.file)
             self.file = file
-            self._map(self.address)
+            self._map()
         elif not self.private:
             self.private = True
-            self._map(self.address)
+            self._map()
         return os.dup(self.file)
 
     def _copied(self) -> int:

@@ -3,11 +3,15 @@
 What the guest writes is taken at once and kept, the newest of it, for those who connect later; listeners
 hear it as it comes. What people type waits here until the guest has room for it. A guest that writes wild
 indexes loses its own output: an index difference beyond the ring is taken for an empty ring.
+
+The console ends with its domain. A guest that reboots gets a new domain and so a new console, as on XenServer, where
+it is served by a process of the domain's own.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable
 
 from hypervisor.domains.domain import Domain
@@ -22,39 +26,81 @@ TYPED_MOST = 64 * 1024
 
 
 class Console:
-    """The console of a domain whose page is `frame` and whose event channel is `port`, left unbound for us."""
+    """The console of a domain whose page is `frame` and whose event channel is `port`, left unbound for us.
+
+    `write` and `read` may be called from any thread, and wait for nobody who has the host's lock.
+    """
 
     def __init__(self, domain: Domain, frame: int, port: int) -> None:
         self.domain = domain
         self.port = port
         self.history = bytearray()
+        self.ended = False
+        """True once the domain has ended: nothing more comes, and nothing can be typed."""
         self._page = domain.memory.frame(frame)[:PAGE]
+        self._lock = threading.Lock()
+        """Guards what was typed and what was written; nothing else is taken while it is held."""
+        self._written = 0
+        """Bytes of output in all."""
         self._typed = bytearray()
+        self._posted = False
+        self._refused = False
         self._listeners: dict[Callable[[bytes], None], None] = {}
         domain.events.connect_backend(port, self._notified)
+        domain.at_end.append(self._domain_ends)
+
+    # Who looks and types
 
     def listen(self, heard: Callable[[bytes], None]) -> None:
-        """Call `heard` with output as it comes, on the domain's thread, under the host's lock."""
+        """Call `heard` with output as it comes, on the domain's thread, under the host's lock.
+
+        With nothing it is called when there is room again after a `write` was refused some, and at the end.
+        """
         self._listeners[heard] = None
 
     def unlisten(self, heard: Callable[[bytes], None]) -> None:
         """Stop `listen`."""
         self._listeners.pop(heard, None)
 
+    def read(self, since: int) -> tuple[bytes, int]:
+        """Return the output from a place on, as far as it is kept, and the place where it ends; all begins at 0."""
+        with self._lock:
+            new = min(self._written - since, len(self.history))
+            return bytes(self.history[len(self.history) - new :]), self._written
+
     def write(self, data: bytes) -> int:
-        """Type into the console, from any thread; return how many bytes were taken."""
-        with self.domain.machine.lock:
+        """Type into the console; return how many bytes were taken."""
+        with self._lock:
             taken = data[: max(0, TYPED_MOST - len(self._typed))]
+            if self.ended:
+                return 0
             self._typed += taken
-            if self._feed():
-                self.domain.events.notify(self.port)
+            self._refused |= len(taken) < len(data)
+            post, self._posted = not self._posted and bool(taken), self._posted or bool(taken)
+        if post:
+            self.domain.events.post(self._type)
         return len(taken)
+
+    # On the domain's thread, under the host's lock
+
+    def _tell(self, data: bytes) -> None:
+        for heard in list(self._listeners):
+            heard(data)
 
     def _index(self, at: int) -> int:
         return int(struct.unpack_from("<I", self._page, at)[0])
 
+    def _type(self) -> None:
+        """Give input that was posted."""
+        with self._lock:
+            self._posted = False
+        if not self.ended and self._feed():
+            self.domain.events.notify(self.port)
+
     def _notified(self) -> None:
         """Take output and give input; the guest has sent an event."""
+        if self.ended:
+            return
         fed = self._feed()
         if self._take() or fed:
             self.domain.events.notify(self.port)
@@ -63,13 +109,19 @@ class Console:
         """Move typed bytes into the ring; tell whether any went."""
         consumed, produced = self._index(_IN_CONS), self._index(_IN_PROD)
         used = produced - consumed & 0xFFFFFFFF
-        count = min(len(self._typed), _IN_SIZE - used) if used <= _IN_SIZE else 0
-        if not count:
-            return False
-        for number, byte in enumerate(self._typed[:count]):
-            self._page[_IN + (produced + number & _IN_SIZE - 1)] = byte
-        del self._typed[:count]
-        struct.pack_into("<I", self._page, _IN_PROD, produced + count & 0xFFFFFFFF)
+        with self._lock:
+            data = bytes(self._typed[: _IN_SIZE - used]) if used <= _IN_SIZE else b""
+            if not data:
+                return False
+            del self._typed[: len(data)]
+            refused, self._refused = self._refused, False
+        start = produced & _IN_SIZE - 1
+        first = min(len(data), _IN_SIZE - start)
+        self._page[_IN + start : _IN + start + first] = data[:first]
+        self._page[_IN : _IN + len(data) - first] = data[first:]
+        struct.pack_into("<I", self._page, _IN_PROD, produced + len(data) & 0xFFFFFFFF)
+        if refused:
+            self._tell(b"")
         return True
 
     def _take(self) -> bool:
@@ -83,8 +135,20 @@ class Console:
         if end > _OUT_SIZE:
             data += bytes(self._page[_OUT : _OUT + end - _OUT_SIZE])
         struct.pack_into("<I", self._page, _OUT_CONS, produced)
-        self.history += data
-        del self.history[:-HISTORY]
-        for heard in list(self._listeners):
-            heard(data)
+        with self._lock:
+            self._written += len(data)
+            self.history += data
+            del self.history[:-HISTORY]
+        self._tell(data)
         return True
+
+    def _domain_ends(self) -> None:
+        """Let go of the domain's memory, and of those who look and type."""
+        with self.domain.machine.lock:
+            with self._lock:
+                self.ended = True
+                self._typed.clear()
+            self.domain.events.disconnect_backend(self.port)
+            self._page.release()
+            self._tell(b"")
+            self._listeners.clear()

@@ -84,6 +84,8 @@ class Follower:
         self._changed = changed
         self._areas: list[Area] = []
         self._told = False
+        self.ended = False
+        """True once the screen was taken away, with its domain or before: nothing more comes."""
 
     def take(self) -> Damage:
         """Return what has changed since last time; all of it when the front does not tell (`Framebuffer.tells`)."""
@@ -102,6 +104,11 @@ class Follower:
     def begin_anew(self, shape: Shape | None) -> None:
         """Hear that it is another screen, or none."""
         self._areas = [] if shape is None else [shape.area]
+        self._tell()
+
+    def end(self) -> None:
+        """Hear that there will be no screen any more."""
+        self.ended = True
         self._tell()
 
     def _tell(self) -> None:
@@ -141,6 +148,7 @@ class Framebuffer:
         self._memory = 0
         self._frames: list[int] = []
         self._followers: dict[Follower, None] = {}
+        self._gone = False
 
     # For xenbus
 
@@ -199,7 +207,15 @@ class Framebuffer:
             page.close()
             self._frames, self.tells = [], False
             self._reshape(None)
+        if drop:
+            self.close()
         done()
+
+    def close(self) -> None:
+        """Tell those who look that the screen was taken away; under the machine's lock."""
+        self._gone = True
+        for follower in list(self._followers):
+            follower.end()
 
     # The front's events, on the domain's thread
 
@@ -240,7 +256,9 @@ class Framebuffer:
         follower = Follower(self, changed)
         with self.domain.machine.lock:
             self._followers[follower] = None
-            if self.shape is not None:
+            if self._gone:
+                follower.end()
+            elif self.shape is not None:
                 follower.begin_anew(self.shape)
         return follower
 

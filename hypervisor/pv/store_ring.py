@@ -26,9 +26,18 @@ class StoreRing:
         self.connection = connection
         self.port = port
         self.broken = False
+        self.ended = False
         self._page = domain.memory.frame(frame)
         connection.on_output = self._output
         domain.events.connect_backend(port, self._notified)
+        domain.at_end.append(self._domain_ends)
+
+    def _domain_ends(self) -> None:
+        """Let go of the domain's memory; what xenstore has to say from here on nobody hears."""
+        with self.domain.machine.lock:
+            self.ended, self.connection.on_output = True, None
+            self.domain.events.disconnect_backend(self.port)
+            self._page.release()
 
     def _index(self, at: int) -> int:
         return int(struct.unpack_from("<I", self._page, at)[0])
@@ -39,7 +48,7 @@ class StoreRing:
 
     def _output(self) -> None:
         """Hear that the connection has something to say: a watch event that some other domain caused."""
-        if self._give():
+        if not self.ended and self._give():
             self.domain.events.notify(self.port)
 
     def _used(self, consumer: int, producer: int) -> int:

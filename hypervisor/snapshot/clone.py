@@ -17,7 +17,6 @@ from types import TracebackType
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import Memory
-from hypervisor.snapshot.context import Shape
 from hypervisor.snapshot.restore import place
 from hypervisor.snapshot.save import held
 
@@ -27,8 +26,8 @@ class Template:
 
     def __init__(self, host: Host, domain: Domain) -> None:
         self._size = domain.memory.size
-        self.shape = Shape.of(domain)
-        with held(host, domain) as self.context:
+        with held(host, domain) as (self.context, reading), reading:
+            self.shape = reading.shape
             self._file = domain.memory.freeze()
 
     def __enter__(self) -> Template:

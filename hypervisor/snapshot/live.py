@@ -19,9 +19,9 @@ from types import TracebackType
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.snapshot.context import Shape
-from hypervisor.snapshot.dirty import track
+from hypervisor.snapshot.dirty import Tracker, track
 from hypervisor.snapshot.pages import PageWriter, Run
+from hypervisor.snapshot.reading import Reading
 from hypervisor.snapshot.records import Sink, Writer
 from hypervisor.snapshot.save import begin, finish, held
 
@@ -37,7 +37,7 @@ class Round:
 class LiveCopy:
     """A copy that is under way. One at a time for a domain; to be closed, or used in a `with`.
 
-    `clock` returns nanoseconds. Raises what the file raises.
+    `clock` returns nanoseconds. Raises what the file raises, and NotSuspended when the domain has ended meanwhile.
     """
 
     def __init__(
@@ -52,17 +52,21 @@ class LiveCopy:
     ) -> None:
         self._host, self._domain, self._clock = host, domain, clock
         self.done: list[Round] = []
+        self._tracker: Tracker | None = None
+        self._closed = False
         with host.lock:
             if domain.memory.freed is not None:
                 raise ValueError("the domain is being copied already")
+            self._reading = Reading(domain, self._let_go)
             domain.memory.freed = bytearray(domain.memory.size // PAGE)
         try:
-            self._tracker = track(domain.memory)
+            with self._reading:
+                self._tracker = track(domain.memory)
             self._writer = Writer(file)
-            self._pages = PageWriter(self._writer, Shape.of(domain).end, compress)
-            begin(self._writer, domain, config)
+            self._pages = PageWriter(self._writer, self._reading.shape.end, compress)
+            begin(self._writer, self._reading.shape, config)
         except BaseException:
-            domain.memory.freed = None
+            self.close()
             raise
 
     def __enter__(self) -> LiveCopy:
@@ -75,18 +79,28 @@ class LiveCopy:
 
     def close(self) -> None:
         """Stop watching the domain's writes; harmless when it is destroyed, or a second time."""
-        if self._domain.memory.freed is not None:
-            self._domain.memory.freed = None
-            self._tracker.close()
+        self._reading.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if not self._closed:
+            self._closed, self._domain.memory.freed = True, None
+            if self._tracker is not None:
+                self._tracker.close()
 
     def round(self) -> Round:
         """Send what was written since the last round: at first all that there is."""
         begun, sent = self._clock(), self._pages.frames
+        with self._reading:
+            tracker = self._tracker
+        if self._closed or tracker is None:
+            raise ValueError("the copy is closed")
         freed = self._freed()
         for first, count in freed if self.done else ():
             self._pages.add_zeros(first, count)
         self._pages.flush()  # what is in these frames by now follows
-        for part in self._tracker.take([(first * PAGE, (first + count) * PAGE) for first, count in freed]):
+        unsure = [(first * PAGE, (first + count) * PAGE) for first, count in freed]
+        for part in self._reading.each(tracker.take(unsure)):
             self._pages.add_part(*part, zeros=bool(self.done))
         self._pages.flush()
         self.done.append(Round(self._pages.frames - sent, self._clock() - begun))
@@ -95,7 +109,7 @@ class LiveCopy:
     def _freed(self) -> list[Run]:
         """Return the frames that the guest gave away since the last round, or whose writers we cannot see."""
         memory = self._domain.memory
-        with self._host.lock:
+        with self._reading, self._host.lock:
             freed, memory.freed = memory.freed, bytearray(memory.size // PAGE)
             if freed is not None:
                 for frame in memory.lent:
@@ -123,7 +137,7 @@ class LiveCopy:
 
     def finish(self) -> int:
         """Send the rest of a domain that has suspended itself; return the stream's length. Raises NotSuspended."""
-        with held(self._host, self._domain) as context:
+        with held(self._host, self._domain) as (context, _):
             self.round()
             finish(self._writer, context)
         return self._writer.written

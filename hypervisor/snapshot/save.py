@@ -15,16 +15,13 @@ from hypervisor.memory.guest_memory import BadAddress
 from hypervisor.snapshot import paravirtual
 from hypervisor.snapshot.context import DomainContext, Shape, capture
 from hypervisor.snapshot.pages import RUNS, PageWriter, encode_runs, parts
+from hypervisor.snapshot.reading import NotSuspended, Reading
 from hypervisor.snapshot.records import Kind, Sink, Writer
 
 
-class NotSuspended(Exception):
-    """The domain cannot be saved: its guest has not suspended itself."""
-
-
 @contextmanager
-def held(host: Host, domain: Domain) -> Iterator[DomainContext]:
-    """Keep a suspended domain where it is and give its state. Raises NotSuspended."""
+def held(host: Host, domain: Domain) -> Iterator[tuple[DomainContext, Reading]]:
+    """Keep a suspended domain where it is and give its state, and access to its memory. Raises NotSuspended."""
     host.pause(domain)
     try:
         with host.lock:
@@ -34,7 +31,11 @@ def held(host: Host, domain: Domain) -> Iterator[DomainContext]:
                 context = capture(domain)
             except BadAddress as error:
                 raise NotSuspended(f"domain {domain.domid} cannot be saved: {error}") from error
-        yield context
+            reading = Reading(domain)
+        try:
+            yield context, reading
+        finally:
+            reading.close()
     finally:
         host.unpause(domain)
 
@@ -44,22 +45,21 @@ def save(host: Host, domain: Domain, file: Sink, config: bytes = b"", compress: 
 
     Takes a few MiB of memory besides the domain's own. Raises NotSuspended, and what the file raises.
     """
-    with held(host, domain) as context:
+    with held(host, domain) as (context, reading):
         writer = Writer(file)
-        begin(writer, domain, config)
-        pages = PageWriter(writer, Shape.of(domain).end, compress)
-        for start, end in domain.memory.extents():
-            for part in parts(domain.memory, start, end):
+        begin(writer, reading.shape, config)
+        pages = PageWriter(writer, reading.shape.end, compress)
+        for start, end in reading.each(domain.memory.extents()):
+            for part in reading.each(parts(domain.memory, start, end)):
                 pages.add_part(*part, zeros=False)
         pages.flush()
         finish(writer, context)
         return writer.written
 
 
-def begin(writer: Writer, domain: Domain, config: bytes) -> None:
+def begin(writer: Writer, shape: Shape, config: bytes) -> None:
     """Write what comes before the pages."""
     writer.put(Kind.CONFIG, config)
-    shape = Shape.of(domain)
     writer.put(Kind.PV_DOMAIN if shape.paravirtual else Kind.DOMAIN, shape.encode())
 
 

@@ -209,6 +209,8 @@ class Devices:
             if left:
                 return
             self._plugged.pop((kind, number), None)
+            if isinstance(plugged.device, Framebuffer):
+                plugged.device.close()
             if isinstance(plugged.described, NIC):
                 self._forget(plugged.described)
             if plugged.disk is None:

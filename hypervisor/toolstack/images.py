@@ -15,9 +15,10 @@ from hypervisor.api import DomainConfig, HostError
 from hypervisor.disks.disk import SECTOR
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
+from hypervisor.snapshot.reading import NotSuspended
 from hypervisor.snapshot.records import ImageError
 from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import NotSuspended, save
+from hypervisor.snapshot.save import save
 from hypervisor.toolstack import builder
 from hypervisor.toolstack.control import may_be_told
 

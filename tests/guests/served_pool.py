@@ -143,7 +143,6 @@ class Shell:
         self._following: Any = None
 
         def follow() -> None:
-            self._heard += stream.history()
             self._following = Deferred.fromCoroutine(self._follow())
             self._following.addErrback(lambda failure: None)
 

@@ -19,9 +19,10 @@ from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.snapshot import live, resume
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.dirty import ComparingTracker, ProtectingTracker
+from hypervisor.snapshot.reading import NotSuspended
 from hypervisor.snapshot.records import ImageError
 from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import NotSuspended, save
+from hypervisor.snapshot.save import save
 from tests.guests.demo_guest import MIB, DemoGuest
 from tests.guests.resumed import ResumedDemo, held, join, leave, tidy
 

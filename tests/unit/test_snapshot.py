@@ -18,9 +18,10 @@ from hypervisor.memory.guest_memory import PAGE
 from hypervisor.snapshot import resume
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.pages import encode_runs
+from hypervisor.snapshot.reading import NotSuspended
 from hypervisor.snapshot.records import LARGEST, OPTIONAL, ImageError, Kind, Reader
 from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import NotSuspended, save
+from hypervisor.snapshot.save import save
 from tests.machines import machine
 from tests.unit.saved_domain import CONFIG, ROOM, SIZE, image_of, left, records_of, suspended, written
 

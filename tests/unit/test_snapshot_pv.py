@@ -23,9 +23,9 @@ from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.snapshot import paravirtual, resume
 from hypervisor.snapshot.clone import Template
 from hypervisor.snapshot.context import Shape, VCPUContext
+from hypervisor.snapshot.reading import NotSuspended
 from hypervisor.snapshot.records import ImageError, Kind
 from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import NotSuspended
 from tests.machines import machine
 from tests.unit.saved_domain import LDT, RAM, ROOM, image_of, left, records_of, suspended_pv, written
 

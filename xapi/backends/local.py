@@ -6,11 +6,11 @@ reactor. Nothing else of `xapi` knows more of the hypervisor than `hypervisor.ap
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred, DeferredLock
 
@@ -29,6 +29,7 @@ from hypervisor.api import (
 from hypervisor.guests import DEMO_KERNEL
 from hypervisor.host import Host
 from hypervisor.toolstack.toolstack import Toolstack
+from xapi.backends.local_console import ConsoleStream
 from xapi.backends.local_screen import ScreenView
 from xapi.backends.local_storage import LocalStorage
 from xapi.backends.threads import Threads
@@ -41,10 +42,6 @@ ACKNOWLEDGE = 60.0
 """Seconds that a guest has to take a request to go down."""
 DETACH = 30.0
 """Seconds that a guest has to let a device go."""
-
-
-UNREAD = 256 * 1024
-"""Bytes of a console's output that wait for a reader; of more the oldest are dropped."""
 
 
 class LocalBackend:
@@ -67,6 +64,7 @@ class LocalBackend:
         self._listeners: list[Callable[[str], None]] = []
         self._down: dict[str, list[Deferred[None]]] = {}
         self._locks: dict[str, DeferredLock] = {}
+        self._consoles: WeakValueDictionary[Console, ConsoleStream] = WeakValueDictionary()
 
     def start(self) -> None:
         """Let guests run."""
@@ -267,54 +265,15 @@ class LocalBackend:
 
     async def console(self, uuid: str) -> ConsoleStream:
         """Return a domain's console."""
-        return ConsoleStream(self.toolstack.guest(uuid).console, self._threads)
+        console = self.toolstack.guest(uuid).console
+        stream = self._consoles.get(console)
+        if stream is None:
+            stream = self._consoles[console] = ConsoleStream(console, self._threads)
+        return stream
 
     async def screen(self, uuid: str) -> ScreenView:
         """Return a domain's screen."""
         return ScreenView(*self.toolstack.guest(uuid).devices.display(), self._threads)
-
-
-class ConsoleStream:
-    """A console on the reactor's thread."""
-
-    def __init__(self, console: Console, threads: Threads) -> None:
-        self._console = console
-        self._threads = threads
-
-    def write(self, data: bytes) -> int:
-        """Type; return how many bytes were taken."""
-        return self._console.write(data)
-
-    def history(self) -> bytes:
-        """Return what was written lately."""
-        return bytes(self._console.history)
-
-    async def follow(self) -> AsyncIterator[bytes]:
-        """Yield output as it comes, without end."""
-        waiting: deque[bytes] = deque()
-        news: list[Deferred[None]] = []
-
-        def came(data: bytes) -> None:
-            waiting.append(data)
-            while sum(map(len, waiting)) > UNREAD:
-                waiting.popleft()
-            woken, news[:] = list(news), []  # who wakes reads at once, and waits again
-            for wake in woken:
-                _fire(wake)
-
-        def heard(data: bytes) -> None:
-            self._threads.back(came, data)
-
-        self._console.listen(heard)
-        try:
-            while True:
-                while waiting:
-                    yield waiting.popleft()
-                more: Deferred[None] = Deferred()
-                news.append(more)
-                await more
-        finally:
-            self._console.unlisten(heard)
 
 
 def _fire(deferred: Deferred[None]) -> None:

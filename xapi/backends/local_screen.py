@@ -24,7 +24,7 @@ class ScreenView:
         self._threads = threads
 
     async def follow(self) -> AsyncIterator[Damage]:
-        """Yield what has changed, without end; at first all there is."""
+        """Yield what has changed, at first all there is, until the screen is taken away."""
         news: Deferred[None] = Deferred()
 
         def came() -> None:
@@ -36,7 +36,7 @@ class ScreenView:
 
         follower = self._screen.follow(heard)
         try:
-            while True:
+            while not follower.ended:
                 await news
                 news = Deferred()  # before it is taken, or what comes between would not be heard
                 yield follower.take()

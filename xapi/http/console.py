@@ -3,6 +3,10 @@
 The query names a console by `uuid` or `ref`; a VM's reference means its text console. The session is in the query,
 in the cookie `session_id`, or made for this request from HTTP's basic credentials. Screens (protocol rfb) have no
 server yet, and there is no WebSocket form.
+
+The connection ends with the VM's domain: when the VM is shut down, suspended, migrated or rebooted, by whomever. So it
+does on XenServer, where the server of a console is a process of the domain's; clients connect anew, to the console
+that the rebooted VM has then.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IProtocol, IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from hypervisor.api import ByteStream, HostError
@@ -25,7 +30,7 @@ from xapi.http.exchange import Request, Response, Takeover, error_response
 from xapi.sessions import allowed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Coroutine, Iterable
 
     from xapi.daemon import Daemon
 
@@ -35,6 +40,8 @@ _UNAUTHORISED = Response(
     401, b"session_id, or user and password, of a user who may use consoles\n", b"text/plain",
     ((b"www-authenticate", b'Basic realm="XenAPI"'),),
 )  # fmt: skip
+PATIENCE = 60.0
+"""Seconds that a guest may take to read anything of what is typed, and a client to read the last of the output."""
 log = Logger()
 
 
@@ -70,7 +77,7 @@ class Consoles:
             stream = await self._daemon.backends.of(host).console(vm.uuid)
         except (HostError, Fault) as error:
             return error_response(404, str(error))
-        return Takeover(lambda: Terminal(stream))
+        return Takeover(lambda: Terminal(stream, self._daemon.clock))
 
     async def _session(self, request: Request, query: dict[str, str], origin: Origin) -> tuple[Any, bool]:
         """Return the caller's session, None if there is none, and whether it was made for this request."""
@@ -120,49 +127,106 @@ def _basic(request: Request) -> tuple[str, str]:
 
 @implementer(IProtocol, IPushProducer)
 class Terminal(Protocol):
-    """One client at a guest's terminal. A client that reads too slowly misses output; typing too fast is lost."""
+    """One client at a guest's terminal, until either goes.
 
-    def __init__(self, stream: ByteStream) -> None:
+    A client that reads too slowly misses output. One that types faster than the guest reads is read no further until
+    the guest has room, and is cut when it has had none for `PATIENCE`.
+    """
+
+    def __init__(self, stream: ByteStream, clock: IReactorTime) -> None:
         self._stream = stream
-        self._reading: Deferred[None] | None = None
+        self._clock = clock
         self._wire: Any = None
-        self._full = False
+        self._working: list[Deferred[None]] = []
+        self._drained: Deferred[None] | None = None
+        """While the client has not read what it was sent: fires when it has."""
+        self._typed = b""
+        """What the guest has no room for yet."""
+        self._timer: IDelayedCall | None = None
+        self._closing = False
 
     def connectionMade(self) -> None:
         """Show what was written lately, then follow."""
         self._wire = self.transport
         self._wire.registerProducer(self, True)
-        self._wire.write(self._stream.history())
-        self._reading = Deferred.fromCoroutine(self._follow())
-        self._reading.addErrback(self._ended)
+        self._work(self._show())
 
-    async def _follow(self) -> None:
-        async for data in self._stream.follow():
-            if not self._full:
-                self._wire.write(data)
+    def _work(self, work: Coroutine[Any, Any, None]) -> None:
+        working = Deferred.fromCoroutine(work)
+        self._working.append(working)
+        working.addErrback(self._failed)
+        working.addBoth(lambda _: self._working.remove(working))
 
-    def _ended(self, failure: Any) -> None:
+    def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            log.failure("a console's output ended", failure=failure)
-            self._wire.loseConnection()
+            log.failure("a console failed", failure=failure)
+            self._close()
+
+    async def _show(self) -> None:
+        async for data in self._stream.follow():
+            self._wire.write(data)
+            if self._drained is not None:
+                await self._drained
+        self._close()
+
+    def _close(self) -> None:
+        """Let the client have what it was sent, if it reads that soon, and no more."""
+        self._closing = True
+        self._wire.unregisterProducer()
+        self._wire.resumeProducing()  # TLS closes only when it reads the peer's part of the closing
+        self._wire.loseConnection()
+        self._within(PATIENCE)
+
+    def _within(self, seconds: float) -> None:
+        """Cut the connection if it takes longer than this."""
+        self._in_time()
+        self._timer = self._clock.callLater(seconds, self._wire.abortConnection)
+
+    def _in_time(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
 
     def dataReceived(self, data: bytes) -> None:
         """Type."""
-        self._stream.write(data)
+        if self._closing:
+            return
+        if self._typed:  # it came before the transport was paused
+            self._typed += data
+            return
+        self._typed = data[self._stream.write(data) :]
+        if self._typed:
+            self._wire.pauseProducing()
+            self._work(self._type())
+
+    async def _type(self) -> None:
+        """Type the rest as the guest has room for it, then read on."""
+        self._within(PATIENCE)
+        while self._typed and await self._stream.room():
+            taken = self._stream.write(self._typed)
+            if taken:
+                self._typed = self._typed[taken:]
+                self._within(PATIENCE)
+        if not self._typed:
+            self._in_time()
+            self._wire.resumeProducing()
 
     def connectionLost(self, reason: Any = connectionDone) -> None:
-        """Follow no more."""
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.cancel()
+        """Stop."""
+        self._in_time()
+        for working in list(self._working):
+            working.cancel()
 
     def pauseProducing(self) -> None:
-        """Let output go by."""
-        self._full = True
+        """Show no more: the client has not read what it was sent."""
+        if self._drained is None:
+            self._drained = Deferred()
 
     def resumeProducing(self) -> None:
-        """Show output again."""
-        self._full = False
+        """Show the rest of the output."""
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.called:
+            drained.callback(None)
 
     def stopProducing(self) -> None:
         """The connection is being lost, which `connectionLost` tells."""
