@@ -10,6 +10,7 @@ from twisted.internet.testing import StringTransport
 
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
+from xapi.http.console import PATIENCE
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
 
@@ -105,11 +106,75 @@ def test_a_screen_is_not_served_yet(pool: Pool, vm: Any, wire: Wire) -> None:
     assert wire.connect(f"ref={screen}&session_id={pool.session}").startswith(b"HTTP/1.1 501")
 
 
-def test_bytes_before_the_answer_are_not_understood(pool: Pool, vm: Any, wire: Wire) -> None:
-    """A client waits for 200; who does not is told, and nothing is typed."""
-    request = f"CONNECT /console?ref={vm._ref}&session_id={pool.session} HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n"
-    assert b"400 Bad Request" in wire.send(request.encode())
-    assert pool.backend.typed == b""
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("typed", [b"early", b"GET / HTTP/1.1\r\n\r\n", b"\0\xff" * 20_000])
+def test_what_comes_behind_the_request_is_typed(pool: Pool, vm: Any, wire: Wire, version: str, typed: bytes) -> None:
+    """A client need not wait for the answer; wherever its bytes are cut, none gets lost."""
+    request = f"CONNECT /console?ref={vm._ref}&session_id={pool.session} HTTP/{version}\r\n\r\n".encode()
+    assert wire.send(request + typed).startswith(b"HTTP/1.1 200 OK\r\n\r\nearlier")
+    assert pool.backend.typed == typed
+    for cut in (1, len(request) - 2, len(request) - 1, len(request) + 3):
+        other = Wire(pool)
+        pool.backend.typed = b""
+        other.protocol.dataReceived((request + typed)[:cut])
+        other.send((request + typed)[cut:])
+        assert pool.backend.typed == typed
+
+
+def test_what_comes_behind_a_refused_request_is_http(pool: Pool, vm: Any, wire: Wire) -> None:
+    """The connection was not taken over."""
+    request = f"CONNECT /console?uuid=x&session_id={pool.session} HTTP/1.1\r\n\r\nGET /nothing HTTP/1.1\r\n\r\n"
+    answers = wire.send(request.encode())
+    assert answers.count(b"HTTP/1.1 404") == 2 and pool.backend.typed == b""
+
+
+def test_the_end_of_the_domain_ends_the_connection(pool: Pool, vm: Any, wire: Wire) -> None:
+    """After all output, whoever ends it; and what is typed then nobody hears."""
+    wire.connect(f"ref={vm._ref}&session_id={pool.session}")
+    pool("VM.hard_shutdown", vm._ref)
+    wire.protocol.dataReceived(b"late")
+    pool.turn()
+    assert wire.transport.disconnecting and pool.backend.typed == b"" and pool.backend.followers == 0
+
+
+def test_the_console_of_a_rebooted_vm_is_another_connection(pool: Pool, vm: Any, wire: Wire) -> None:
+    """As on XenServer: the first one ends, and what is typed into a new one the new domain gets."""
+    wire.connect(f"ref={vm._ref}&session_id={pool.session}")
+    pool("VM.hard_reboot", vm._ref)
+    pool.turn()
+    assert wire.transport.disconnecting
+    again = Wire(pool)
+    assert again.connect(f"ref={vm._ref}&session_id={pool.session}").startswith(b"HTTP/1.1 200")
+    again.send(b"new")
+    assert pool.backend.typed == b"new"
+
+
+def test_typing_waits_for_room(pool: Pool, vm: Any, wire: Wire) -> None:
+    """The client is read no further meanwhile, and nothing gets lost."""
+    wire.connect(f"ref={vm._ref}&session_id={pool.session}")
+    pool.backend.room = 3
+    wire.send(b"0123456789")
+    assert pool.backend.typed == b"012" and wire.transport.producerState == "paused"
+    wire.send(b"abc")
+    pool.backend.room = 4
+    pool.backend.tell_consoles()
+    assert pool.backend.typed == b"0123456" and wire.transport.producerState == "paused"
+    pool.backend.room = 100
+    pool.backend.tell_consoles()
+    assert pool.backend.typed == b"0123456789abc" and wire.transport.producerState == "producing"
+    pool.clock.advance(PATIENCE + 1)
+    assert not wire.transport.disconnected
+
+
+def test_typing_for_which_there_is_no_room_is_cut(pool: Pool, vm: Any, wire: Wire) -> None:
+    """A guest that reads nothing holds nobody's connection for ever."""
+    wire.connect(f"ref={vm._ref}&session_id={pool.session}")
+    pool.backend.room = 0
+    wire.send(b"x")
+    pool.clock.advance(PATIENCE - 1)
+    assert not wire.transport.disconnected
+    pool.clock.advance(2)
+    assert wire.transport.disconnected
 
 
 def test_a_client_that_goes_away_is_followed_no_more(pool: Pool, vm: Any, wire: Wire) -> None:

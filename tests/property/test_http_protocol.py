@@ -5,10 +5,12 @@ from typing import Any
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from xapi.http.exchange import Request, Response
+from xapi.http.exchange import Request, Response, Takeover
 from xapi.http.protocol import HTTPFactory, HTTPServer
 
 STREAM = (
@@ -119,7 +121,7 @@ def held(server: HTTPServer) -> int:
     incoming = server._incoming
     waiting = sum(len(request.target) + len(request.body) for request, _ in incoming.waiting)
     fields = sum(len(name) + len(value) for name, value in incoming._fields)
-    return waiting + fields + len(incoming._url) + len(incoming._body) + incoming._silent
+    return waiting + fields + len(incoming._url) + len(incoming._body) + incoming._silent + len(incoming.behind or b"")
 
 
 @given(st.lists(st.one_of(st.binary(max_size=200), FRAGMENTS), max_size=40))
@@ -138,3 +140,60 @@ def test_any_split_of_garbage_gives_the_same_answers(segments, data):
     stream = b"".join(segments)
     cuts = data.draw(st.sets(st.integers(1, len(stream)), max_size=10))
     assert exchange(split(stream, cuts)) == exchange([stream])
+
+
+class Taken(Protocol):
+    """Who takes a connection over, and keeps what comes."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.heard += data
+
+
+class Door:
+    """Answer GET with what was asked, and give the connection to another for CONNECT: at once, or when told."""
+
+    def __init__(self, at_once: bool) -> None:
+        self.taken = Taken()
+        self.answer: Deferred[Any] = Deferred()
+        if at_once:
+            self.open()
+
+    def open(self) -> None:
+        self.answer.callback(Takeover(lambda: self.taken))
+
+    def body_limit(self, method: str, path: str) -> int:
+        return 0
+
+    def respond(self, request: Request) -> Any:
+        return self.answer if request.method == "CONNECT" else Response(200, request.target, b"text/plain")
+
+
+@given(
+    st.integers(0, 2),
+    st.sampled_from(["1.0", "1.1"]),
+    st.one_of(st.binary(max_size=300), FRAGMENTS),
+    st.sampled_from([1, 1, 1000]),
+    st.lists(st.integers(0, 1000), max_size=6),
+    st.none() | st.integers(0, 6),
+)
+def test_what_comes_behind_a_connect_is_its_successors(before, version, typed, times, cuts, opened):
+    """Each byte once and in order, wherever the segments end and whenever the answer comes; and nothing else is."""
+    typed = (typed * times)[:200_000]
+    stream = b"GET /a HTTP/1.1\r\n\r\n" * before + f"CONNECT /console HTTP/{version}\r\n\r\n".encode() + typed
+    door, transport = Door(opened is None), StringTransport()
+    server = HTTPFactory(door, Clock()).buildProtocol(None)
+    server.makeConnection(transport)
+    segments = split(stream, {cut % len(stream) for cut in cuts} - {0})
+    for number, segment in enumerate(segments):
+        if number == opened:
+            door.open()
+        server.dataReceived(segment)
+    if not door.answer.called:
+        assert door.taken.heard == b""
+        door.open()
+    assert door.taken.heard == typed
+    assert transport.value().count(b"HTTP/1.1 200 OK") == before + 1 and transport.value().endswith(b"OK\r\n\r\n")
+    assert transport.producerState == "producing"

@@ -56,6 +56,8 @@ class Incoming:
         """Nothing more is read."""
         self.continuing = False
         """The client waits for 100 before it sends a body."""
+        self.behind: bytearray | None = None
+        """What came behind a request that may take the connection over, until it is answered; else None."""
         self.room = limits.head_bytes
         """Bytes that may be held back while an answer is being made."""
 
@@ -64,12 +66,19 @@ class Incoming:
         self.ending = True
         self.waiting.clear()
         self._body = b""
+        self.behind = None
         del self._parser  # it knows us, and nothing else ends that
 
     def settled(self) -> None:
         """Hear that all that was complete is answered."""
         if self.stage != BODY:
             self.room = self._limits.head_bytes
+
+    def go_on(self) -> None:
+        """Take what came behind a request for more of them: the connection was not taken over."""
+        behind, self.behind = self.behind, None
+        if behind:
+            self.receive(bytes(behind))
 
     def receive(self, data: bytes) -> bool:
         """Parse, and bound what is incomplete. Return whether a request has got on, but not to its end."""
@@ -91,6 +100,9 @@ class Incoming:
             self.waiting.append((request, True))
             return False
         self._usual = None
+        if self.behind is not None:
+            self.behind += data
+            return False
         if self.stage:
             fields, known = self._fields, self._known()
             self._fed += len(data)
@@ -100,7 +112,7 @@ class Incoming:
         waiting = len(self.waiting)
         self._feed(data)
         if not self.stage or self.ending:
-            if fields is None and len(self.waiting) == waiting + 1 and not self.ending:
+            if fields is None and len(self.waiting) == waiting + 1 and not self.ending and self.behind is None:
                 self._remember(data, self.waiting[-1][0])
             return False
         same = fields is self._fields
@@ -113,7 +125,7 @@ class Incoming:
     def _remember(self, data: bytes, request: Request) -> None:
         """Remember the head of a request if it came in these bytes alone, and may come again with another body."""
         size = data.find(b"\r\n\r\n") + 4
-        if len(data) == size + len(request.body) and size <= _USUAL and request.method != "CONNECT":
+        if len(data) == size + len(request.body) and size <= _USUAL:
             self._usual = len(data), data[:size], replace(request, body=b"")
 
     def _feed(self, data: bytes | memoryview) -> None:
@@ -127,6 +139,9 @@ class Incoming:
                     self._replaying = True
                     head, self._skipped = self._skipped, b""
                     self._parser.feed_data(head)
+                elif self.behind is not None:
+                    self.behind += data
+                    return None
                 if self.ending or not data:
                     return None
             except HttpParserCallbackError:
@@ -261,5 +276,7 @@ class Incoming:
             request.body = bytes(self._body)
             self._body = b""
         self.waiting.append(self._request)
-        if not keep:
+        if self._parser.should_upgrade():
+            self.behind = bytearray()
+        elif not keep:
             self.ending = True

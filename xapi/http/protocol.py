@@ -185,6 +185,8 @@ class HTTPServer(protocol.Protocol):
                     refusal, incoming.refusal = incoming.refusal, None
                     self._request, self._keep, self._busy = None, False, True
                     self._deliver(refusal)
+                elif incoming.behind is not None:
+                    incoming.go_on()
                 else:
                     break
         finally:
@@ -294,15 +296,17 @@ class HTTPServer(protocol.Protocol):
         self.wire.registerProducer(self._sender, False)
 
     def _hand_over(self, takeover: Takeover) -> None:
-        """Let another protocol have the connection; whoever did not wait for the answer is not understood."""
-        incoming = self._incoming
-        if incoming.waiting or incoming.stage or incoming.refusal is not None:
-            self._deliver(error_response(400, "Bytes came before the answer to CONNECT"))
+        """Let another protocol have the connection, and what the client has sent for it without waiting for us."""
+        behind = self._incoming.behind
+        if behind is None:
+            self._deliver(error_response(400, "A request with a body cannot take the connection over"))
             return
         self.wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
         self._read_on()
         self._successor = takeover.make()
         self._successor.makeConnection(self.wire)
+        if behind:
+            self._successor.dataReceived(bytes(behind))
 
     def _write(self, data: bytes) -> None:
         """Write a small answer, at once where the socket takes it.
