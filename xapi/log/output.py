@@ -162,7 +162,7 @@ def current() -> Log | None:
 
 def _sink(file: Path | None) -> Sink:
     if file is None:
-        faulthandler.enable()
+        faulthandler.enable(2)
         return Descriptor(2)
     try:
         return RotatedFile(file, crashes=True)
