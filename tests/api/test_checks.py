@@ -86,15 +86,11 @@ def test_names_are_exact(wire: Connection, name: str) -> None:
 
 def test_optional_parameters(wire: Connection, session: str) -> None:
     """Missing ones have their default, surplus ones are ignored."""
-    parameters = [
-        text("image/png"),
-        "<value><boolean>1</boolean></value>",
-        text("surplus"),
-        "<value><int>1</int></value>",
-    ]
-    assert wire.ask("blob.create", session).error() == ["MESSAGE_PARAMETER_COUNT_MISMATCH", "blob.create", "1", "0"]
-    for count in (1, 2, 3, 4):
-        assert wire.ask("blob.create", session, *parameters[:count]).value().startswith("OpaqueRef:")
+    no, nothing = "<value><boolean>0</boolean></value>", "<value><struct></struct></value>"
+    parameters = [text(""), text("label"), text(""), text("file"), text("user"), no, nothing, text("surplus")]
+    assert wire.ask("SR.introduce", session).error() == ["MESSAGE_PARAMETER_COUNT_MISMATCH", "SR.introduce", "6", "0"]
+    for count in (6, 7, 8):
+        assert wire.ask("SR.introduce", session, *parameters[:count]).value().startswith("OpaqueRef:")
 
 
 def test_constructor_asks_for_what_it_needs(wire: Connection, session: str) -> None:

@@ -22,6 +22,8 @@ from xapi.http.rpc import SLICE, TURN, in_turns
 
 NULL = "OpaqueRef:NULL"
 NO = "<value><boolean>0</boolean></value>"
+SR = (text(""), text("new"), text(""), text("file"), text("user"), NO)
+"""What SR.introduce asks for, which answers a reference and does not wait."""
 HEAD = '<?xml version="1.0"?><methodResponse><params><param>'
 FOOT = "</param></params></methodResponse>"
 
@@ -324,7 +326,7 @@ def test_async_call_answers_a_task(pool: Pool, wire: Connection, session: str, r
     for name, *params in (
         ("Async.task.add_to_other_config", own, text("k"), text("v")),
         ("Async.session.get_all_subject_identifiers",),
-        ("InternalAsync.pool.create_new_blob", text(row._ref), text("a"), text(""), NO),
+        ("InternalAsync.SR.introduce", *SR),
     ):  # fmt: skip
         task = wire.ask(name, session, *params).value()
         assert task in pool.db.task
@@ -420,7 +422,7 @@ def test_headers_reach_the_task(pool: Pool, wire: Connection, session: str, row:
     """subtask-of names a parent, x-http-other-config-* give keys."""
     parent = pool("task.create", "parent", "")
     task = wire.ask(
-        "Async.pool.create_new_blob", session, text(row._ref), text("b"), text(""), NO,
+        "Async.SR.introduce", session, *SR,
         subtask_of=parent, x_http_other_config_a="1",
     ).value()  # fmt: skip
     record = pool.db.task[task]
@@ -446,11 +448,11 @@ def test_a_call_works_under_the_task_that_its_client_names(
     """And leaves it to the client to say how it ended, as xapi does with a forwarded task."""
     own = pool("task.create", "own", "")
     task = wire.ask(
-        "Async.pool.create_new_blob", session, text(row._ref), text("own"), text(""), NO,
+        "Async.SR.introduce", session, *SR,
         task_id=own,
     ).value()  # fmt: skip
     assert task == own
-    assert row.blobs["own"] in pool.db.blob
+    assert pool("SR.get_by_name_label", "new")
     assert (pool.db.task[own].status, pool.db.task[own].result) == ("pending", "")
 
 
@@ -458,7 +460,7 @@ def test_a_task_within_another_host_is_always_a_new_one(pool: Pool, wire: Connec
     """InternalAsync. names no task, and says how its own ended."""
     own = pool("task.create", "own", "")
     task = wire.ask(
-        "InternalAsync.pool.create_new_blob", session, text(row._ref), text("within"), text(""), NO,
+        "InternalAsync.SR.introduce", session, *SR,
         task_id=own,
     ).value()  # fmt: skip
     assert (task != own, pool.db.task[task].status) == (True, "success")

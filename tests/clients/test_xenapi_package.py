@@ -385,19 +385,19 @@ def finished(api: Any, task: str) -> dict[str, Any]:
     return record
 
 
-def test_async_call_that_succeeds(api: Any, template: str) -> None:
+def test_async_call_that_succeeds(api: Any) -> None:
     """A task at once; then its result as XML-RPC text."""
-    task = api.Async.VM.create_new_blob(template, "of an async call", "", False)
+    task = api.Async.SR.introduce("", "of an async call", "", "file", "user", False, {})
     record = finished(api, task)
-    blob = api.VM.get_blobs(template)["of an async call"]
+    sr = api.SR.get_by_name_label("of an async call")[0]
     assert record["status"] == "success"
-    assert record["result"] == f"<value>{blob}</value>"
-    assert record["name_label"] == "Async.VM.create_new_blob"
+    assert record["result"] == f"<value>{sr}</value>"
+    assert record["name_label"] == "Async.SR.introduce"
     assert (record["progress"], record["error_info"], record["allowed_operations"]) == (1.0, [], [])
     assert str(record["finished"]) != EPOCH
     api.task.destroy(task)
     assert failure(api.task.get_status, task) == ["HANDLE_INVALID", "task", task]
-    api.blob.destroy(blob)
+    api.SR.forget(sr)
 
 
 def test_async_void_call(api: Any) -> None:
@@ -408,9 +408,9 @@ def test_async_void_call(api: Any) -> None:
 
 def test_async_call_that_fails(api: Any) -> None:
     """error_info is the ErrorDescription."""
-    record = finished(api, api.Async.VM.create_new_blob("OpaqueRef:x", "name", "", False))
+    record = finished(api, api.Async.SR.get_live_hosts("OpaqueRef:x"))
     assert record["status"] == "failure"
-    assert record["error_info"] == ["HANDLE_INVALID", "VM", "OpaqueRef:x"]
+    assert record["error_info"] == ["HANDLE_INVALID", "SR", "OpaqueRef:x"]
     assert record["result"] == ""
 
 

@@ -3,6 +3,7 @@
 Each class has a module of this package whose `refuse` reads like its part of the table of the API:
 the first rule that applies wins. `allowed_operations` asks the same rules, so that the list and the
 answer to a call cannot disagree; the store derives it at each change that matters (`register`).
+What no message serves yet is refused last, and never listed (`xapi.operations.serving`).
 Everything follows from rows: no clock, no host is asked.
 """
 
@@ -11,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from xapi import errors
 from xapi.errors import Fault
 from xapi.operations import appliance, cluster, host, pool, sr, vbd, vdi, vif, vm, vtpm, vusb
+from xapi.operations.serving import served, unserved
 from xapi.operations.sources import Guests, Source
 from xapi.store.memory import Derivation, Store
 from xapi.types import EnumType, SetType
@@ -58,11 +61,20 @@ def refusal(db: Store, row: Any, operation: str, *, strict: bool = True, called:
     `strict` also asks for what a guest needs to cope; pool_migrate with force does without. With
     `called`, the rules count that refuse a call but do not show in the list.
     """
-    return RULES[row._table.name].refuse(db, row, operation, strict=strict, called=called)
+    name = row._table.name
+    fault = RULES[name].refuse(db, row, operation, strict=strict, called=called)
+    if fault is None and operation in (coming := unserved()[name]):
+        return errors.NOT_IMPLEMENTED(coming[operation])
+    return fault
 
 
 def allowed_operations(db: Store, row: Any) -> tuple[str, ...]:
     """Return the operations that an object advertises now, in the order of the enum."""
+    return _listing(row._table.name)(db, row)
+
+
+def permitted(db: Store, row: Any) -> tuple[str, ...]:
+    """Return the operations that the rules alone would let an object advertise now, in the order of the enum."""
     rules = RULES[row._table.name]
     if rules.allowed is not None:
         return rules.allowed(db, row)
@@ -77,13 +89,19 @@ def allowed_operations(db: Store, row: Any) -> tuple[str, ...]:
     )
 
 
+def _listing(name: str) -> Callable[[Store, Any], tuple[str, ...]]:
+    """Return what makes the lists of a class."""
+    allowed, absent = RULES[name].allowed or permitted, frozenset(unserved()[name])
+    return (lambda db, row: served(allowed(db, row), absent)) if absent else allowed
+
+
 def register(db: Store) -> None:
     """Derive allowed_operations from now on, and bring the rows that exist up to date."""
     guests = Guests(db)
     for name, rules in RULES.items():
         sources = rules.sources(db, guests)
         if sources:
-            db.derive(Derivation(name, "allowed_operations", rules.allowed or allowed_operations, sources))
+            db.derive(Derivation(name, "allowed_operations", _listing(name), sources))
     with db.atomic():
         for name in RULES:
             for row in db.tables[name]:

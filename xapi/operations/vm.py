@@ -328,11 +328,10 @@ def sources(db: Store, guests: Guests) -> Mapping[str, Source]:
     refused = frozenset(each.name for each in _operations().values() if not each.rolling_upgrade)
 
     def concerned(pool: pool) -> Iterator[str]:
-        """Find the lists that were made under other conditions; see `metadata_export` in the table."""
+        """Find the lists that were made under other conditions: with what an upgrade refuses, or without any of it."""
         rolling = rolling_upgrade(pool)
         for vm in db.VM:
-            listed = vm.allowed_operations
-            stale = not refused.isdisjoint(listed) if rolling else "metadata_export" not in listed
+            stale = refused.isdisjoint(vm.allowed_operations) != rolling
             if stale or vm.power_state == "Suspended":
                 yield vm._ref
 
