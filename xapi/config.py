@@ -51,6 +51,7 @@ LOG_FORMATS = ("text", "json")
 
 LOOPBACK = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:([^:=\[\]]*|\[[^=\[\]]+\]|[0-9a-fA-F:.]+):)?([0-9]+)")
+_HOST = re.compile(r"[0-9a-fA-F:]*:[0-9a-fA-F:.]*|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _TWISTED = re.compile(r"[a-z][\w.-]*:.", re.ASCII)
 
 
@@ -65,6 +66,7 @@ class Config:
     state: Path
     listen: tuple[str, ...] = ("127.0.0.1:8080",)
     tls: tuple[str, ...] = ("127.0.0.1:8443",)
+    host_address: str = ""
     database: str = ""
     inventory: Path | None = None
     hosts: int = 1
@@ -177,6 +179,8 @@ def parser() -> argparse.ArgumentParser:
     tls.add_argument("--tls", action="append", metavar="ENDPOINT", help="serve HTTPS likewise, with "
         "STATE/xapi-ssl.pem (default: 127.0.0.1:8443)")  # fmt: skip
     tls.add_argument("--no-tls", dest="tls", action="store_const", const=[], help="serve no HTTPS")
+    add("--host-address", metavar="ADDRESS", help="address or name by which clients reach this daemon, for "
+        "host.address, consoles and the certificate, where a NAT hides it (default: where it listens)")  # fmt: skip
     add("--database", metavar="URL", help="SQLAlchemy URL, such as postgresql+psycopg://user@host/name "
         "(default: SQLite in STATE/xapi.db)")  # fmt: skip
     add("--inventory", type=Path, metavar="FILE", help="what a new pool consists of (default: one host)")
@@ -261,6 +265,10 @@ def make(settings: Mapping[str, Any]) -> Config:
             for endpoint in values[name]:
                 address_of(endpoint)
     config = Config(**values)
+    if config.host_address and not _HOST.fullmatch(config.host_address):
+        raise ConfigError(
+            f"host_address {config.host_address}: is neither an address nor a host's name, without a port"
+        )
     if config.hosts < 1 or config.vms < 0:
         raise ConfigError("a pool has at least 1 host and 0 VMs")
     if config.ready_fd is not None and config.ready_fd < 0:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from twisted.application.service import MultiService
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -28,7 +29,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
 
 from hypervisor.api import Backend
-from xapi import datamodel, garbage
+from xapi import addresses, datamodel, garbage
 from xapi.backends.local_host import make_host, why_no_guests
 from xapi.backends.local_storage import LocalStorage
 from xapi.backends.threads import Threads
@@ -37,7 +38,7 @@ from xapi.daemon import SWEEP, Daemon, make_store
 from xapi.directory import Directory
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
-from xapi.inventory import declaration, fresh, product, scale
+from xapi.inventory import declaration, fresh, management, product, scale
 from xapi.lexical import moment
 from xapi.plugins import Plugins, Runner
 from xapi.state import State
@@ -94,15 +95,16 @@ class XapiService(MultiService):
         lifecycle.forget_lost_domains(self.daemon)
         await lifecycle.undo_unfinished(self.daemon)
         garbage.settle()
-        addresses = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
+        served = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
         if self.config.tls:
-            pem = self.state.certificate(datetime.fromtimestamp(self._reactor.seconds(), UTC)).read_bytes()
-            addresses += [await self._listen(endpoint, pem) for endpoint in self.config.tls]
-        self.daemon.consoles.served_at(self._door())
+            now = datetime.fromtimestamp(self._reactor.seconds(), UTC)
+            pem = self.state.certificate(now, self._names()).read_bytes()
+            served += [await self._listen(endpoint, pem) for endpoint in self.config.tls]
+        self._say_where()
         socket = self.state.fresh_socket()
         endpoint = UNIXServerEndpoint(self._reactor, str(socket), mode=0o600, wantPID=False)
         self._ports.append(await endpoint.listen(self._factory()))
-        addresses.append(f"unix:{socket}")
+        served.append(f"unix:{socket}")
         for seconds, tick in (
             (SWEEP, self.daemon.sweep),
             (metrics.EVERY, self.daemon.metrics.tick),
@@ -113,8 +115,8 @@ class XapiService(MultiService):
             timer.clock = self._reactor
             timer.start(seconds, now=False)
             self._timers.append(timer)
-        log.info("Ready: {addresses}", addresses=" ".join(addresses))
-        self.ready.callback(addresses)
+        log.info("Ready: {addresses}", addresses=" ".join(served))
+        self.ready.callback(served)
         lifecycle.begin(self.daemon)
 
     def _look_at_the_machine(self) -> None:
@@ -124,14 +126,23 @@ class XapiService(MultiService):
             log.warn("guests cannot run here: {why}; all else is served", why=why)
         product.offer_guests(self.daemon.db, not why)
 
-    def _door(self) -> Door:
-        """Return where consoles are reached: by TLS where that is served."""
+    def _names(self) -> list[str]:
+        """Return what clients of TLS may call this daemon."""
+        listened = [addresses.listened(text, address_of(text)) for text in self.config.tls]
+        return addresses.names(listened, self.config.host_address)
+
+    def _say_where(self) -> None:
+        """Have the coordinator and the consoles say where they are reached."""
         plain = len(self.config.listen)
-        for scheme, ports in (("https", self._ports[plain:]), ("http", self._ports[:plain])):
-            for number in (getattr(port.getHost(), "port", None) for port in ports):
-                if number is not None:
-                    return Door(scheme, number)
-        return Door()
+        served = [
+            addresses.Endpoint("http" if at < plain else "https", address.host, address.port)
+            for at, address in enumerate(port.getHost() for port in self._ports)
+            if isinstance(address, IPv4Address | IPv6Address)
+        ]
+        best, own = addresses.door(served, self.config.host_address), addresses.door(served, "")
+        if best is not None and own is not None:
+            management.reached_at(self.daemon.db, best.address, own.address)
+            self.daemon.consoles.served_at(Door(best.scheme, best.port, best.address))
 
     def _cannot_begin(self, failure: Any) -> None:
         log.critical("cannot start: {error}", error=failure.value)

@@ -6,19 +6,19 @@ import fcntl
 import os
 import secrets
 import socket
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import serialization
+from twisted.logger import Logger
 
+from xapi import certificates
 from xapi.passwords import Passwords, write_secret
 
-CERTIFICATE_DAYS = 3650
+log = Logger()
 
 
 class StateError(Exception):
@@ -84,15 +84,25 @@ class State:
         except OSError as error:
             raise StateError(f"{path}: {error.strerror}") from error
 
-    def certificate(self, now: datetime) -> Path:
-        """Return the file of key and certificate for TLS, making a self-signed one at first. Raises StateError."""
+    def certificate(self, now: datetime, names: Sequence[str] = ()) -> Path:
+        """Return the file of key and certificate for TLS, for the names and addresses by which clients come.
+
+        Without one a self-signed one is made, and anew when one of our own making lacks a name; one that somebody put
+        there is never touched. Raises StateError.
+        """
         path = self.directory / "xapi-ssl.pem"
         try:
             if not path.exists():
-                write_secret(path, self_signed(socket.gethostname(), now))
+                write_secret(path, certificates.self_signed(socket.gethostname(), now, names))
             pem = path.read_bytes()
             serialization.load_pem_private_key(pem, None)
-            x509.load_pem_x509_certificate(pem)
+            certificate = x509.load_pem_x509_certificate(pem)
+            lacking = ", ".join(certificates.unnamed(certificate, names))
+            if lacking and certificates.is_own(certificate):
+                write_secret(path, certificates.self_signed(socket.gethostname(), now, names))
+                log.info("{path}: made anew, for {names} too", path=path, names=lacking)
+            elif lacking:
+                log.warn("{path}: is not for {names}: clients that verify fail there", path=path, names=lacking)
         except OSError as error:
             raise StateError(f"{path}: {error.strerror}") from error
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -106,32 +116,3 @@ class State:
         path = self.directory / "xapi"
         path.unlink(missing_ok=True)
         return path
-
-
-def self_signed(hostname: str, now: datetime) -> str:
-    """Return a new key and a certificate for this host, loopback included, in PEM.
-
-    RSA of 2048 bits: the oldest clients know nothing newer.
-    """
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname[:64])])
-    names: list[x509.GeneralName] = [x509.DNSName(text) for text in dict.fromkeys([hostname, "localhost"])]
-    names += [x509.IPAddress(ip_address(text)) for text in ("127.0.0.1", "::1")]
-    start = now.astimezone(UTC) - timedelta(days=1)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + timedelta(days=CERTIFICATE_DAYS))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    )
-    return private.decode() + certificate.public_bytes(serialization.Encoding.PEM).decode()

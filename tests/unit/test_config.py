@@ -134,6 +134,7 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         state = "/s"
         listen = ["l:1"]
         tls = ["t:1"]
+        host_address = "kronos.example"
         database = "postgresql:///x"
         inventory = "i.toml"
         hosts = 2
@@ -158,6 +159,7 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
     here = Path.cwd()
     assert dataclasses.asdict(settings) == {
         "state": Path("/s"), "listen": ("l:1",), "tls": ("t:1",), "database": "postgresql:///x",
+        "host_address": "kronos.example",
         "inventory": here / "i.toml", "hosts": 2, "vms": 3, "seed": 4, "root_password_file": here / "p",
         "log_level": "debug", "log_format": "json", "log_file": Path("/l"),
         "ready_file": here / "r", "ready_fd": 8,
@@ -187,6 +189,7 @@ def test_example_file_is_valid(tmp_path: Path) -> None:
         ("hosts = true", "hosts must be a int"),
         ('listen = "127.0.0.1:80"', "listen must be a list"),
         ("listen = [80]", "listen must be a list of strings"),
+        ('host_address = "192.0.2.1:443"', "host_address 192.0.2.1:443: is neither an address nor a host's name"),
         ("state = 5", "state must be a str"),
         ("[state]\nx = 1", "state must be a str"),
         ("ready_fd = -1", "ready_fd must be a file descriptor's number"),

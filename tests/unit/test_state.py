@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from xapi import state as module
+from xapi import certificates
 from xapi.passwords import verify_password
 from xapi.state import State, StateError
 
@@ -157,6 +157,51 @@ def test_damaged_certificate_is_not_replaced(state: State, part: str) -> None:
     assert path.read_text() == damaged
 
 
+def test_a_certificate_of_our_own_is_made_anew_for_a_name_that_it_lacks(state: State) -> None:
+    """Those of older versions too, which were for loopback alone."""
+    state.certificate(NOW)
+    data = state.certificate(NOW, ["192.0.2.7", "kronos.example"]).read_bytes()
+    certificate = x509.load_pem_x509_certificate(data)
+    assert certificates.unnamed(certificate, ["localhost", "::1", "192.0.2.7", "kronos.example"]) == []
+    assert state.certificate(NOW, ["192.0.2.7"]).read_bytes() == data
+
+
+@pytest.mark.parametrize("change", ["subject", "life", "extension", "signature"])
+def test_a_certificate_that_is_not_quite_like_ours_is_somebody_elses(change: str) -> None:
+    """What we do not know for certain is never replaced."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    signing = rsa.generate_private_key(public_exponent=65537, key_size=2048) if change == "signature" else key
+    common = x509.NameAttribute(x509.NameOID.COMMON_NAME, "host")
+    organisation = [x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "mine")] if change == "subject" else []
+    name = x509.Name([common, *organisation])
+    ours = x509.load_pem_x509_certificate(certificates.self_signed("host", NOW).encode())
+    builder = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=3650 if change != "life" else 365))
+    )
+    for extension in list(ours.extensions)[: 2 if change == "extension" else 3]:
+        builder = builder.add_extension(extension.value, extension.critical)
+    assert certificates.is_own(ours) and not certificates.is_own(builder.sign(signing, hashes.SHA256()))
+
+
+def test_a_certificate_of_somebody_else_stays_for_whatever_names(state: State, directory: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mine")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=3650))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (directory / "xapi-ssl.pem").write_bytes(private + certificates.pem(certificate).encode())
+    before = (directory / "xapi-ssl.pem").read_bytes()
+    assert state.certificate(NOW, ["192.0.2.7"]).read_bytes() == before
+
+
 def test_socket_of_a_dead_daemon_is_removed(state: State, directory: Path) -> None:
     """Once the lock is ours."""
     (directory / "xapi").touch()
@@ -167,6 +212,6 @@ def test_socket_of_a_dead_daemon_is_removed(state: State, directory: Path) -> No
 
 def test_long_host_names_fit_a_certificate() -> None:
     """A common name has 64 characters."""
-    text = module.self_signed("h" * 80, NOW)
+    text = certificates.self_signed("h" * 80, NOW)
     certificate = x509.load_pem_x509_certificate(text.encode())
     assert certificate.subject.rfc4514_string() == f"CN={'h' * 64}"

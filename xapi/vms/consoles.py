@@ -1,7 +1,7 @@
 """Consoles of VMs, as records: which there are, and the address at which each can be reached.
 
 Clients connect to what `location` says, so it names the port where that is not the scheme's own, and plain HTTP where
-no TLS is served; a real host always has HTTPS at 443.
+no TLS is served; a real host always has HTTPS at 443. One process serves the consoles of all its hosts, at one address.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Door(NamedTuple):
-    """Where the process serves consoles, on the address of each host."""
+    """Where the process serves consoles; without an address, at that of each host."""
 
     scheme: str = "https"
     port: int = 443
+    address: str = ""
 
-    def url(self, address: str, query: str) -> str:
+    def url(self, host_address: str, query: str) -> str:
         """Return where a console is that a query names, such as ``uuid=…``, of a host with an address."""
+        address = self.address or host_address
         host = f"[{address}]" if ":" in address else address
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}/console?{query}"
