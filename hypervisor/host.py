@@ -13,7 +13,7 @@ from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domains.domain import Domain, Machine, State
 from hypervisor.domains.event_channel import EventChannels
-from hypervisor.hypercalls.table import serve
+from hypervisor.hypercalls.table import dispatch
 from hypervisor.memory.guest_memory import PAGE, Memory
 from hypervisor.scheduling.scheduler import Scheduler
 from hypervisor.xenstore.store import Store
@@ -101,7 +101,7 @@ class Host(Machine):
                 if space is None:
                     made.close()
                 raise
-            domain.hypercall_table = serve
+            domain.hypercall_table = dispatch
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE
             self.scheduler.add(domain)

@@ -30,13 +30,14 @@ from unicorn import x86_const as x86
 
 from hypervisor.cpu.apic import LocalAPIC, Processors
 from hypervisor.cpu.code import TranslatedCode
-from hypervisor.cpu.holes import Holes
 from hypervisor.cpu.overlay import PAUSE_EXIT, Overlay, Parked, close_engine
 from hypervisor.cpu.vcpu import VCPU, Outcome, Platform, new_engine
-from hypervisor.memory.guest_memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 _SIGNATURE_LEAF = 1
 _PAUSE = b"\x90"
+_LONGEST = 15
+"""Bytes of an instruction."""
 
 
 class SharedPlatform(Platform, Processors, Protocol):
@@ -57,11 +58,11 @@ class SharedEngine:
     ) -> None:
         self.engine = engine = new_engine(memory, code_cache, ranges)
         self.overlay = Overlay(engine)
-        self.holes = Holes(engine)
+        self.overlay.exit_at_pause(False)
         self.code = TranslatedCode(engine, memory, ranges)
         self.mapped: set[int] = set()
         self.apic_address: int | None = None
-        apics: list[LocalAPIC] = []
+        self._apics = apics = list[LocalAPIC]()
         apics += (LocalAPIC(number, apics, platform, now) for number in range(count))
         self.cpus = [SharingVCPU(number, memory, platform, self, apics[number]) for number in range(count)]
         self.resident = self.cpus[0]
@@ -101,6 +102,7 @@ class SharedEngine:
     def close(self) -> None:
         """Free the engine."""
         vars(self.overlay).clear()
+        self._apics.clear()
         vars(self).clear()
 
 
@@ -116,7 +118,6 @@ class SharingVCPU(VCPU):
         self._begin(number, memory, platform, self._parked, shared.mapped)
         self._shared = shared
         self._translated = shared.code
-        self._holes = shared.holes
         self.apic = apic
         self.gave_up = False
         """True when the last run ended because the guest waits for another vCPU."""
@@ -182,9 +183,22 @@ class SharingVCPU(VCPU):
             return
         overlay = self.overlay
         overlay.exception_is_int.value = 0
-        overlay.regs.rip += self.length_of(_PAUSE)
+        overlay.regs.rip += self._length_of_pause()
         overlay.exit_at_pause(False)
         self.give_up()
+
+    def _length_of_pause(self) -> int:
+        """Return the bytes of the PAUSE at RIP, two and any prefixes; 0 where they cannot be read, to run it again."""
+        at = self.overlay.regs.rip
+        if self.overlay.cr[0] & 1 == 0 or not self.overlay.regs.hflags & 0x8000:
+            at = at + self.overlay.segments[1].base & 0xFFFFFFFF
+        for length in range(2, _LONGEST + 1):
+            try:
+                if self.read(at + length - 1, 1) == _PAUSE:
+                    return length
+            except BadAddress:
+                break
+        return 0
 
     # Interrupts
 

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, IntEnum
 from typing import Protocol
+from weakref import proxy
 
-from hypervisor.cpu import hypercall_page, msr
 from hypervisor.cpu.cpuid import Policy
 from hypervisor.cpu.shared import SharedEngine
 from hypervisor.cpu.tsc import Clock
@@ -110,8 +110,13 @@ class Domain:
         self.console_log = bytearray()
         self.events = EventChannels(domid, memory, machine, vcpus)
         self.grants = GrantTable(memory)
+        own = proxy(self)  # what is ours alone does not keep us, so that all of it goes when a domain has ended
         self.physmap = Physmap(
-            memory, self.ranges, lambda frames: machine.may_grow(self, frames), self.map_extra, self.overwritten
+            memory,
+            self.ranges,
+            lambda frames: machine.may_grow(own, frames),
+            lambda frame: own.map_extra(frame),
+            lambda ranges: own.overwritten(ranges),
         )
         self.maptrack = Maptrack(domid, self.physmap)
         self.policy = Policy(self.clock.hz, vcpus)
@@ -123,12 +128,10 @@ class Domain:
         else:
             self.vcpus = [DomainVCPU(cpu(number, memory, self, code_cache, ranges)) for number in range(vcpus)]
         self._ended: list[DomainVCPU] = []
-        self.execution = Execution(self)
+        self.execution = Execution(own)
         self.at_end: list[Callable[[], None]] = []
         """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
         self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
-        self.hypercall_page = hypercall_page.hvm()
-        """What a guest's page for hypercalls is filled with."""
         self._deferred: deque[Callable[[], None]] = deque()
         self._overwritten: set[tuple[int, int]] = set()
         self._watchdogs = Watchdogs()
@@ -152,22 +155,6 @@ class Domain:
     def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """Answer CPUID."""
         return self.policy.leaf(cpu.number, leaf, subleaf)
-
-    def read_msr(self, cpu: VCPU, number: int) -> int:
-        """Answer RDMSR. Raises NoRegister."""
-        return msr.read(number, cpu.number)
-
-    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
-        """Do a WRMSR. Raises NoRegister."""
-        if number != msr.HYPERCALL_PAGE:
-            msr.write(number, value)
-            return
-        with self.machine.lock:
-            if value % PAGE or not self.physmap.holds(value // PAGE):
-                raise msr.NoRegister(number)
-            self.memory.write(value, self.hypercall_page)
-            self.overwritten([(value, value + PAGE)])
-            self._forget_code()
 
     def port_in(self, cpu: VCPU, port: int, size: int) -> int:
         """Read a port: nothing is there, so all lines are high."""
@@ -420,6 +407,7 @@ class Domain:
         for vcpu in self._ended:
             vcpu.cpu.close()
         self._ended.clear()
+        self.at_end.clear()
         self.memory.close()
 
     def peer(self, domid: int) -> Domain | None:

@@ -219,6 +219,7 @@ class BlockDevice:
         guest's buffers, until the guest closes their event channels.
         """
         if drop:
+            self._bus = None
             self.queue.tear_out()
             self.queue.finish(done)
             return

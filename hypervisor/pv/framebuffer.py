@@ -208,6 +208,7 @@ class Framebuffer:
             self._frames, self.tells = [], False
             self._reshape(None)
         if drop:
+            self._bus = None
             self.close()
         done()
 

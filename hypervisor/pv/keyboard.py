@@ -87,6 +87,8 @@ class Keyboard:
             page.close()
         self._waiting.clear()
         self._pressed.clear()
+        if drop:
+            self._bus = None
         done()
 
     @property

@@ -54,6 +54,11 @@ class NetCounters:
     """How often the rate limit made a packet wait."""
 
 
+def _deaf(frame: Frame) -> bool:
+    """Take what comes for a card that was taken away."""
+    return True
+
+
 class NetDevice:
     """A NIC of a domain. Methods may be called from any thread; changes hold from the next frame on.
 
@@ -205,6 +210,8 @@ class NetDevice:
             queue.close()
             self._leave()
             self.port.offloads = PLAIN
+        if drop:
+            self._bus, self.port.receive, self.port.ready = None, _deaf, None
         done()
 
     # For the port

@@ -253,6 +253,7 @@ class Scheduler:
                         self._off.notify_all()
                     if self.entities.get(entity.domain.domid) is entity:
                         self._consider(entity)
+            del entity  # who waits for the next keeps none that has ended
 
     def _next(self, pcpu: _Pcpu) -> Entity | None:
         """Wait for a domain to run and return it, or None when all ends."""

@@ -90,10 +90,9 @@ class View:
         """Remove a node and all below it; one that is missing below an existing parent is no error."""
         node = self.tree.find(path)
         if node is None:
-            refusal = self._missing(path, WRITE)
-            if isinstance(refusal, NoEntry) and self.tree.find(parent(path)) is not None:
+            if self.tree.find(parent(path)) is not None and isinstance(self._missing(path, WRITE), NoEntry):
                 return
-            raise refusal
+            raise self._missing(path, WRITE)
         if not node.permissions.access(self.caller) & WRITE:
             raise NotAllowed(path)
         if path == "/":

@@ -34,6 +34,10 @@ _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
+def _nobody(watch: Watch, path: str) -> None:
+    """Hear of a change where a watch has ended; what heard it before knew the watch."""
+
+
 class WatchHandle:
     """Hold an in-process watch; after `cancel` its callback is called no more."""
 
@@ -46,6 +50,7 @@ class WatchHandle:
         """End the watch; events that wait are dropped. O(1)."""
         self.active = False
         self._watches.remove(self._watch)
+        self._watch.deliver = _nobody
 
 
 class Store(Client):
