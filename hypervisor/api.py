@@ -320,6 +320,9 @@ class Backend(Protocol):
     async def free_memory(self) -> int:
         """Return bytes that no domain holds or may grow to."""
 
+    async def log(self) -> str:
+        """Return the newest lines of the hypervisor's own log."""
+
     async def network(self, name: str, addresses: Addresses | None) -> None:
         """Have a network of this name, with this address service or with none."""
 

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+from hypervisor.console_ring import ConsoleRing
 from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domains.domain import Domain, Machine, State
@@ -43,6 +44,8 @@ class Host(Machine):
         """Under `lock`, like the domains."""
         self.scheduler = Scheduler(pcpus or os.cpu_count() or 1)
         self._time_of_day_ns = time_of_day_ns
+        self.console_ring = ConsoleRing(time_of_day_ns)
+        self.console_ring.write(f"System RAM: {memory >> 20}MB; pCPUs: {self.scheduler.pcpus}")
         self._next_domid = 1
         self._limits: dict[int, int] = {}
         self._ending: list[int] = []
@@ -105,6 +108,8 @@ class Host(Machine):
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE
             self.scheduler.add(domain)
+            kind = "PVH" if cpu is VCPU else "PV"
+            self.console_ring.write(f"d{domid}: {kind} domain {uuid_text}, {memory >> 20}MB, vCPUs: {vcpus}")
         return domain
 
     def _free_domid(self) -> int:
@@ -149,6 +154,7 @@ class Host(Machine):
             held = max(self._limits.pop(domain.domid), domain.memory.present)
             self._ending.append(held)
         domain.close()
+        self.console_ring.write(f"d{domain.domid}: destroyed")
         with self.lock:
             self._ending.remove(held)
 
@@ -192,6 +198,8 @@ class Host(Machine):
 
     def changed(self, domain: Domain) -> None:
         """Tell listeners that a domain shut down, or has another number of vCPUs up."""
+        if domain.state is State.SHUTDOWN:
+            self.console_ring.write(f"d{domain.domid}: {_how_it_ended(domain)}")
         for heard in list(self._listeners):
             try:
                 heard(domain)
@@ -205,3 +213,9 @@ class Host(Machine):
     def time_of_day(self) -> int:
         """Return nanoseconds since 1970."""
         return self._time_of_day_ns()
+
+
+def _how_it_ended(domain: Domain) -> str:
+    """Return what the log says of a domain that is down."""
+    reason = "shutdown" if domain.reason is None else domain.reason.name.lower()
+    return f"{reason}: {domain.crash}" if domain.crash else reason

@@ -121,6 +121,10 @@ class FakeBackend:
     async def free_memory(self) -> int:
         return self.memory - sum(domain.config.memory_max for domain in self.doms.values())
 
+    async def log(self) -> str:
+        await self._asked("log")
+        return "(XEN) fake\n"
+
     async def network(self, name: str, addresses: Addresses | None) -> None:
         await self._asked("network")
         self.networks[name] = addresses

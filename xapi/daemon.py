@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from xapi import registry
+from xapi import hosts, registry
 from xapi.backends import Backends, nowhere
 from xapi.config import BUDGET
 from xapi.dispatch import Dispatcher, Method
@@ -72,6 +72,8 @@ class Daemon:
         self.db = db
         self.clock = clock
         self.directory_path = directory_path
+        self.certificate = ""
+        """That with which TLS is served, in PEM."""
         self.fragments = Fragments(db, fragment_budget)
         self.sessions = Sessions(db, model, clock, passwords, in_thread, pool_secret)
         self.veil = Veil((guest_directory, storage_directory))
@@ -107,6 +109,13 @@ class Daemon:
 
     def _attend(self, uuid: str) -> None:
         self.reconciler.attend(uuid)
+
+    def begin_anew(self) -> None:
+        """Forget what a toolstack forgets that is started again: work under way, sessions, hosts that were disabled."""
+        for session in list(self.db.session):
+            self.sessions.end(session)
+        self.tasks.end_all()
+        hosts.started(self.db)
 
     def sweep(self) -> None:
         """Forget what is over."""

@@ -56,8 +56,9 @@ def moment(seconds: float) -> datetime:
 
 
 def format_datetime(value: datetime) -> str:
-    """Return the wire form, ``20260131T09:05:07Z``: no hyphens, whole seconds, always UTC."""
-    return f"{value.year:04}{value.month:02}{value.day:02}T{value.hour:02}:{value.minute:02}:{value.second:02}Z"
+    """Return the wire form, ``20260131T09:05:07Z``: no hyphens, whole seconds, UTC; without ``Z`` a local time."""
+    zone = "" if value.tzinfo is None else "Z"
+    return f"{value.year:04}{value.month:02}{value.day:02}T{value.hour:02}:{value.minute:02}:{value.second:02}{zone}"
 
 
 _DATETIME = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d+)?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.ASCII)

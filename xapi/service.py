@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from cryptography import x509
 from twisted.application.service import MultiService
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -29,7 +30,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.threadpool import ThreadPool
 
 from hypervisor.api import Backend
-from xapi import addresses, datamodel, garbage
+from xapi import addresses, certificates, datamodel, garbage, hosts
 from xapi.backends.local_host import make_host, why_no_guests
 from xapi.backends.local_storage import LocalStorage
 from xapi.backends.threads import Threads
@@ -93,12 +94,14 @@ class XapiService(MultiService):
         await durable
         self._look_at_the_machine()
         lifecycle.forget_lost_domains(self.daemon)
+        hosts.started(db)
         await lifecycle.undo_unfinished(self.daemon)
         garbage.settle()
         served = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
         if self.config.tls:
             now = datetime.fromtimestamp(self._reactor.seconds(), UTC)
             pem = self.state.certificate(now, self._names()).read_bytes()
+            self.daemon.certificate = certificates.pem(x509.load_pem_x509_certificate(pem))
             served += [await self._listen(endpoint, pem) for endpoint in self.config.tls]
         self._say_where()
         socket = self.state.fresh_socket()

@@ -311,6 +311,14 @@ def test_a_guest_has_the_screen_that_its_platform_says(
     assert pool.backend.doms[vm.uuid].config.display == (None if mib is None else Display(memory=mib << 20))
 
 
+_STORAGE = {
+    "make": "make_suspend_image",
+    "written": "suspend_image_written",
+    "destroy": "destroy",
+    "image": "suspend_image",
+}
+
+
 @pytest.fixture
 def images(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the memory of suspended VMs be kept in a file."""
@@ -324,9 +332,11 @@ def images(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def destroy(call: Any, vdi: Any) -> None:
         pool.db.VDI.delete(vdi._ref)
 
-    storage = pool.daemon.storage
-    for name, fake in (("make_suspend_image", make), ("suspend_image_written", written), ("destroy", destroy)):
-        monkeypatch.setattr(storage, name, fake)
+    async def image(call: Any, vdi: Any, host: Any) -> str:
+        return str(tmp_path / "image")
+
+    for function in (make, written, destroy, image):
+        monkeypatch.setattr(pool.daemon.storage, _STORAGE[function.__name__], function)
 
 
 @pytest.mark.usefixtures("images")
@@ -361,6 +371,44 @@ def test_a_suspend_that_fails_lets_the_guest_go_on(pool: Pool, step: str) -> Non
     del pool.backend.fail[step]
     pool("VM.suspend", vm._ref)
     assert vm.power_state == "Suspended"
+
+
+@pytest.mark.usefixtures("images")
+def test_a_migration_to_its_own_host_takes_a_guest_into_a_new_domain(pool: Pool) -> None:
+    """As in xapi: the VM runs on, under another domid, and no image of its memory is left."""
+    vm = running(pool)
+    before, disks = vm.domid, len(pool.db.VDI)
+    pool("VM.pool_migrate", vm._ref, vm.resident_on, {"live": "true"})
+    domain = pool.backend.doms[vm.uuid]
+    assert (vm.power_state, vm.domid, vm.suspend_VDI) == ("Running", domain.domid, NULL) and vm.domid != before
+    assert len(pool.db.VDI) == disks and "VM_MIGRATED" in alerts(pool)
+    assert not vm.current_operations and not pool.db.host[vm.resident_on].current_operations
+
+
+@pytest.mark.usefixtures("images")
+def test_a_migration_whose_new_domain_fails_leaves_the_vm_suspended(pool: Pool) -> None:
+    """Nothing of the guest is lost."""
+    vm = running(pool)
+    pool.backend.fail["restore"] = HostError("no_memory", "none")
+    assert pool.fails("VM.pool_migrate", vm._ref, vm.resident_on, {})
+    assert (vm.power_state, vm.suspend_VDI in pool.db.VDI) == ("Suspended", True)
+
+
+def test_a_migration_is_refused_by_state_and_to_other_hosts(pool: Pool, vm: Any) -> None:
+    """The list tells it before: in a pool of several hosts it has no migration."""
+    own = next(iter(pool.db.host))
+    other = pool.db.host.create(metrics=own.metrics)
+    assert pool.fails("VM.pool_migrate", vm._ref, own._ref, {})[0] == "VM_BAD_POWER_STATE"
+    assert pool.fails("VM.pool_migrate", vm._ref, "OpaqueRef:none", {}) == ["HANDLE_INVALID", "host", "OpaqueRef:none"]
+    pool("VM.start_on", vm._ref, own._ref, False, False)
+    assert pool.fails("VM.pool_migrate", vm._ref, other._ref, {}) == ["NOT_IMPLEMENTED", "VM.pool_migrate"]
+    assert (vm.power_state, "pool_migrate" in vm.allowed_operations) == ("Running", False)
+
+
+def test_a_pool_of_one_host_lists_the_migration_to_it(pool: Pool) -> None:
+    vm = running(pool)
+    assert "pool_migrate" in vm.allowed_operations
+    assert "vm_migrate" in pool.db.host[vm.resident_on].allowed_operations
 
 
 def test_power_state_reset_is_refused_while_there_is_a_domain(pool: Pool) -> None:

@@ -110,6 +110,25 @@ def test_a_suspended_guest_goes_on(lab: Lab, domain_type: str) -> None:
     lab.xapi.VM.hard_shutdown(vm)
 
 
+def test_a_guest_that_is_migrated_to_its_own_host_goes_on(lab: Lab) -> None:
+    """In a new domain, with its memory and disk; the hypervisor's log tells of both domains."""
+    vm = lab.vm()
+    lab.disk(vm)
+    lab.xapi.VM.start(vm, False, False)
+    lab.shell(vm).run("touch 2")
+    lab.shell(vm).run("fill xvda 9")
+    host, before = lab.xapi.VM.get_resident_on(vm), lab.xapi.VM.get_domid(vm)
+    lab.xapi.VM.pool_migrate(vm, host, {"live": "true"})
+    after = lab.xapi.VM.get_domid(vm)
+    assert (lab.xapi.VM.get_power_state(vm), lab.xapi.VM.get_resident_on(vm)) == ("Running", host) and after != before
+    shell = lab.shell(vm)
+    assert shell.values("touched") == {"touched-kib": "2048", "bad-frames": "0"}
+    assert shell.values("check xvda 9")["verify"] == "ok"
+    log = lab.xapi.host.dmesg(host)
+    assert f"d{before}: destroyed" in log and f"d{after}: PVH domain {lab.xapi.VM.get_uuid(vm)}" in log
+    lab.xapi.VM.hard_shutdown(vm)
+
+
 def test_a_snapshot_is_gone_back_to(lab: Lab) -> None:
     """The disk is what it was."""
     vm = lab.vm()

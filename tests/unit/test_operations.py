@@ -1074,6 +1074,7 @@ def test_a_guest_that_starts_to_talk_changes_lists():
             "clean_reboot",
             "suspend",
             "checkpoint",
+            "pool_migrate",
             "changing_VCPUs_live",
         },
         {"plug"},
@@ -1104,7 +1105,7 @@ def test_dom0_of_a_fresh_pool_allows_memory_changes_and_little_else(pool):
 def test_the_coordinator_of_a_fresh_pool_can_take_vms(pool):
     host = next(iter(pool.db.host))
 
-    assert host.allowed_operations == ("provision", "vm_start", "vm_resume")
+    assert host.allowed_operations == ("provision", "vm_start", "vm_resume", "vm_migrate", "enable")
 
 
 def implemented():

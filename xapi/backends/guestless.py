@@ -34,6 +34,10 @@ class GuestlessBackend:
         """Return all of the memory."""
         return self._memory
 
+    async def log(self) -> str:
+        """Return why there is no hypervisor."""
+        return f"{self._why}\n"
+
     async def network(self, name: str, addresses: Addresses | None) -> None:
         """Do nothing: a network without guests is nothing but its record."""
 

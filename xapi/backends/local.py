@@ -109,6 +109,10 @@ class LocalBackend:
         """Return bytes that no domain holds or may grow to."""
         return self.toolstack.host.free_memory()
 
+    async def log(self) -> str:
+        """Return the newest lines of the hypervisor's own log."""
+        return self.toolstack.host.console_ring.text()
+
     async def _do(self, uuid: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Do something with a domain on a thread, after what was begun before with it.
 

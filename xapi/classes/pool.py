@@ -9,12 +9,11 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from twisted.internet.defer import Deferred
-
 from xapi import errors, records
 from xapi.call import Call
 from xapi.directory import Directory, DirectoryError
 from xapi.registry import message
+from xapi.storage.unfinished import durable
 from xapi.types import NULL, Ref
 
 
@@ -157,11 +156,7 @@ def is_slave(call: Call, host: Ref[records.host]) -> bool:
 @message("pool.sync_database")
 async def sync_database(call: Call) -> None:
     """Return when all changes so far are durable."""
-    durable: Deferred[None] = Deferred()
-    call.db.when_flushed(
-        call.db.last_written, lambda fault: durable.callback(None) if fault is None else durable.errback(fault)
-    )
-    await durable
+    await durable(call.db)
 
 
 @message("pool.test_archive_target")
@@ -212,3 +207,22 @@ def disable_external_auth(call: Call, pool: Ref[records.pool], config: Mapping[s
 def detect_nonhomogeneous_external_auth(call: Call, pool: Ref[records.pool]) -> None:
     """Look for hosts with other settings of external authentication: one daemon sets them all alike."""
     _ = call.db.pool[pool]
+
+
+@message("pool.disable_ssl_legacy")
+def disable_ssl_legacy(call: Call, self: Ref[records.pool]) -> None:
+    """Serve no old kinds of TLS, which is how it is."""
+    _ = call.db.pool[self]
+
+
+@message("pool.set_uefi_certificates")
+def set_uefi_certificates(call: Call, self: Ref[records.pool], value: str) -> None:
+    """Refuse, as xapi does."""
+    _ = call.db.pool[self]
+    raise errors.OPERATION_NOT_ALLOWED("To set UEFI certificates use: `Pool.set_custom_uefi_certificates`")
+
+
+@message("pool.recover_slaves")
+def recover_slaves(call: Call) -> tuple[Ref[records.host], ...]:
+    """Return no supporter that has been told anew who the coordinator is: one daemon has no others."""
+    return ()

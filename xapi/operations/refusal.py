@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from xapi import errors
 from xapi.errors import Fault
 from xapi.operations import appliance, cluster, host, pool, sr, vbd, vdi, vif, vm, vtpm, vusb
-from xapi.operations.serving import served, unserved
+from xapi.operations.serving import AMONG_HOSTS, served, unserved
 from xapi.operations.sources import Guests, Source
 from xapi.store.memory import Derivation, Store
 from xapi.types import EnumType, SetType
@@ -92,6 +92,9 @@ def permitted(db: Store, row: Any) -> tuple[str, ...]:
 def _listing(name: str) -> Callable[[Store, Any], tuple[str, ...]]:
     """Return what makes the lists of a class."""
     allowed, absent = RULES[name].allowed or permitted, frozenset(unserved()[name])
+    if name in AMONG_HOSTS:
+        absent_among = absent | AMONG_HOSTS[name]
+        return lambda db, row: served(allowed(db, row), absent if len(db.host) == 1 else absent_among)
     return (lambda db, row: served(allowed(db, row), absent)) if absent else allowed
 
 

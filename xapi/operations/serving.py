@@ -23,6 +23,10 @@ BESIDE: Mapping[str, str] = {
 """What serves an operation besides what the schema says: constructors and destructors declare no claims."""
 
 
+AMONG_HOSTS: Mapping[str, frozenset[str]] = {"VM": frozenset({"pool_migrate"}), "host": frozenset({"vm_migrate"})}
+"""Operations that are not listed in a pool of several hosts: so far a guest only moves to the host that it is on."""
+
+
 @cache
 def unserved() -> Mapping[str, Mapping[str, str]]:
     """Return, by class, the operations that nothing serves, each with the message that is to come.

@@ -77,7 +77,7 @@ async def new_image(call: Call, sr: Any) -> AsyncIterator[str]:
     with making(call) as noted:
         image = str(uuid.uuid4())
         noted.note(sr._ref, image)
-        await _durable(call.db)
+        await durable(call.db)
         yield image
 
 
@@ -86,11 +86,11 @@ async def leaving(call: Call, vdi: Any) -> AsyncIterator[None]:
     """Delete an image inside, with its row; a crash does not end that. Raises Fault."""
     with making(call) as noted:
         noted.replaced([vdi])
-        await _durable(call.db)
+        await durable(call.db)
         yield
 
 
-async def _durable(db: Store) -> None:
+async def durable(db: Store) -> None:
     """Wait until all changes so far are on disk. Raises Fault when they are undone instead."""
     told: Deferred[None] = Deferred()
 

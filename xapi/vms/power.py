@@ -265,3 +265,26 @@ async def wake(call: Call, vm: Any, host: Any, *, start_paused: bool = False) ->
             await call.daemon.storage.destroy(call, vdi)
         except (Fault, CancelledError) as error:  # the VM lives, whatever becomes of the image
             log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=vdi.uuid, vm=vm.uuid, error=error)
+
+
+async def move(call: Call, vm: Any, host: Any) -> None:
+    """Take a claimed VM's guest into a new domain on the host that it is on.
+
+    What fails before its memory is saved leaves it running; afterwards it is suspended, and nothing of it is lost.
+    """
+    db, storage = call.db, call.daemon.storage
+    where = f"'{host.name_label}' (uuid: {host.uuid})"
+    body = f"VM '{vm.name_label}' (uuid: {vm.uuid}) migrated from host {where} to host {where}"
+    with making(call) as unfinished:
+        vdi = await save(call, vm)
+        await leave(call, vm, vdi)
+        try:
+            image = await storage.suspend_image(call, vdi, host)
+            await _live(call, vm, host, _Alert("VM_MIGRATED", body), image=image)
+        except BaseException:
+            with db.atomic():
+                vm.suspend_VDI = vdi._ref
+                halt(db, vm, "Suspended")
+                unfinished.done()
+            raise
+        await storage.destroy(call, vdi)
