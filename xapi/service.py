@@ -22,7 +22,6 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-from twisted.internet.ssl import CertificateOptions, PrivateCertificate, TLSVersion
 from twisted.internet.task import LoopingCall, cooperate
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -37,6 +36,8 @@ from xapi.backends.threads import Threads
 from xapi.config import Config, ConfigError, address_of
 from xapi.daemon import SWEEP, Daemon, make_store
 from xapi.directory import Directory
+from xapi.http import tls
+from xapi.http.budget import Budget, affordable
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
 from xapi.inventory import declaration, fresh, management, product, scale
@@ -52,6 +53,8 @@ from xapi.vms.consoles import Door
 log = Logger()
 
 RESERVE_EVERY = 10.0
+BACKLOG = 1024
+"""Clients that may wait for being accepted."""
 THREADS = 8
 SWITCH_INTERVAL = 0.0005
 """Seconds that another thread may keep the reactor's from Python; 5 ms, Python's own, is half a long turn."""
@@ -73,6 +76,7 @@ class XapiService(MultiService):
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
         self._timers: list[LoopingCall] = []
+        self._budget = Budget()
         self.ready: Deferred[list[str]] = Deferred()
         """Fires with the addresses when all of them are served."""
 
@@ -82,6 +86,7 @@ class XapiService(MultiService):
         sys.setswitchinterval(SWITCH_INTERVAL)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each layer of an open disk takes one
+        self._budget = Budget(affordable())
         self._pool.start()
         self.writer.start(self.daemon.db)
         Deferred.fromCoroutine(self._begin()).addErrback(self._cannot_begin)
@@ -105,8 +110,8 @@ class XapiService(MultiService):
             served += [await self._listen(endpoint, pem) for endpoint in self.config.tls]
         self._say_where()
         socket = self.state.fresh_socket()
-        endpoint = UNIXServerEndpoint(self._reactor, str(socket), mode=0o600, wantPID=False)
-        self._ports.append(await endpoint.listen(self._factory()))
+        endpoint = UNIXServerEndpoint(self._reactor, str(socket), mode=0o600, wantPID=False, backlog=BACKLOG)
+        self._ports.append(await endpoint.listen(self._factory(Budget(max(16, affordable() // 4)))))
         served.append(f"unix:{socket}")
         for seconds, tick in (
             (SWEEP, self.daemon.sweep),
@@ -154,21 +159,14 @@ class XapiService(MultiService):
     def _reserve(self) -> None:
         self.writer.reserve(self.daemon.db.generation)
 
-    def _factory(self) -> HTTPFactory:
-        return HTTPFactory(self._rpc, self._reactor)
+    def _factory(self, budget: Budget) -> HTTPFactory:
+        return HTTPFactory(self._rpc, self._reactor, budget=budget)
 
     async def _listen(self, text: str, pem: bytes) -> str:
         """Serve at one endpoint, with TLS when there is a certificate, and return the address."""
-        factory: Any = self._factory()
+        factory: Any = self._factory(self._budget)
         if pem:
-            certificate = PrivateCertificate.loadPEM(pem)
-            options = CertificateOptions(
-                privateKey=certificate.privateKey.original,
-                certificate=certificate.original,
-                raiseMinimumTo=TLSVersion.TLSv1_2,
-                acceptableProtocols=[b"http/1.1", b"http/1.0"],  # without any, who offers some is refused
-            )
-            factory = TLSMemoryBIOFactory(options, False, factory)
+            factory = TLSMemoryBIOFactory(tls.options(pem), False, factory)
         port = await endpoint_of(text, self._reactor).listen(factory)
         self._ports.append(port)
         address: Any = port.getHost()
@@ -206,7 +204,7 @@ def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
     if address is not None:
         host, port = address
         kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
-        return kind(reactor, port, interface=host)
+        return kind(reactor, port, backlog=BACKLOG, interface=host)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except (ValueError, TypeError, IndexError, KeyError, OSError) as error:

@@ -59,6 +59,12 @@ class Wire:
         self.transport.clear()
         return written
 
+    def closes_when_the_peer_rests(self) -> bool:
+        """Let the peer send nothing more; tell whether the connection was open until then, and is closed."""
+        open_before = not self.transport.disconnecting
+        self.clock.advance(5)
+        return open_before and self.transport.disconnecting
+
     def pull(self) -> list[bytes]:
         """Play a transport that always has room; return what each turn wrote."""
         turns = [self.take()]
@@ -210,7 +216,7 @@ def test_an_error_waits_for_the_answers_before_it():
     pending["/"].callback(plain(b"one"))
     written = wire.take()
     assert written.startswith(reply(b"one") + b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n")
-    assert wire.transport.disconnecting
+    assert wire.closes_when_the_peer_rests()
 
 
 def test_a_thousand_pipelined_requests_need_no_stack():
@@ -246,7 +252,7 @@ def test_bytes_after_a_refusal_are_not_read_for_ever():
     assert wire.transport.producerState == "paused"
     pending["/"].callback(plain(b"x"))
     assert wire.take().startswith(reply(b"x") + b"HTTP/1.1 400 ")
-    assert wire.transport.disconnecting
+    assert wire.closes_when_the_peer_rests()
 
 
 def test_unread_small_answers_are_bounded():
@@ -332,7 +338,7 @@ def test_bad_request_is_answered_with_its_status_and_closed(data, status):
     assert head.startswith(b"HTTP/1.1 " + status)
     assert b"\r\nconnection: close\r\ncontent-type: text/plain\r\n" in head
     assert 0 < len(body) < 80
-    assert wire.transport.disconnecting
+    assert wire.closes_when_the_peer_rests()
     assert wire.application.requests == []
 
 
@@ -360,6 +366,50 @@ def test_413_is_sent_before_the_body_is_read():
     wire = Wire()
     assert wire.send(post(b"", b"content-length: 1000000000")).startswith(b"HTTP/1.1 413 ")
     assert wire.send(b"x" * 65536) == b""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [(b"content-length: 50000000",), (b"transfer-encoding: chunked",), (b"content-length: 9", b"expect: 100-continue")],
+)
+def test_a_body_that_nobody_wants_is_not_waited_for(lines):
+    """The request is answered by its head; whoever sends on is heard until it rests, so that it finds the answer."""
+    wire = Wire()
+    wire.application.body_limit = lambda method, path: None  # type: ignore[method-assign]
+    assert wire.send(post(b"", *lines)) == reply(b"/", b"close")
+    assert wire.application.requests[0].body == b""
+    for _ in range(100):
+        wire.server.dataReceived(b"x" * 65536)
+    wire.clock.advance(4)
+    wire.send(b"x")
+    wire.clock.advance(4)
+    assert wire.transport.producerState == "producing"
+    assert wire.take() == b""
+    assert len(wire.application.requests) == 1
+    wire.clock.advance(1)
+    assert wire.transport.disconnecting
+
+
+def test_a_put_that_only_its_end_delimits_is_answered_by_its_head():
+    """xe's uploads have no length."""
+    wire = Wire()
+    wire.application.body_limit = lambda method, path: None  # type: ignore[method-assign]
+    assert wire.send(b"PUT /import HTTP/1.0\r\n\r\nGET / HTTP/1.1\r\n\r\n") == reply(b"/import", b"close")
+    assert wire.closes_when_the_peer_rests()
+
+
+def test_who_sends_without_end_is_heard_for_half_a_minute():
+    """Then the connection ends, come what may."""
+    wire = Wire()
+    wire.send(post(b"", b"content-length: 1000000000"))
+    for _ in range(29):
+        wire.send(b"x" * 65536)
+        wire.clock.advance(1)
+    assert not wire.transport.disconnecting
+    wire.clock.advance(1)
+    assert wire.transport.disconnecting
+    wire.clock.advance(600)
+    assert wire.transport.disconnected
 
 
 def test_content_length_of_many_zeros_is_a_number():
@@ -455,7 +505,7 @@ def test_a_failing_body_limit_is_a_500_and_closes():
     with capturedLogs() as events:
         assert wire.send(post(b"hello")).startswith(b"HTTP/1.1 500 ")
     assert len(failures(events)) == 1
-    assert wire.transport.disconnecting
+    assert wire.closes_when_the_peer_rests()
 
 
 def test_a_client_that_goes_away_cancels_its_call():
@@ -646,11 +696,23 @@ def test_pipelined_request_waits_for_a_pulled_answer():
 # Time
 
 
+def test_a_connection_that_asks_nothing_is_closed_after_a_minute():
+    """It may not even have shaken hands by TLS, which goes on below."""
+    wire = Wire()
+    wire.clock.advance(59)
+    assert not wire.transport.disconnecting
+    wire.clock.advance(1)
+    assert wire.transport.disconnecting
+    assert wire.take() == b""
+
+
 def test_idle_connection_is_closed_after_an_hour():
     """Counted from the last answer."""
     wire = Wire()
+    wire.send(GET)
     wire.clock.advance(3000)
     wire.send(GET)
+    wire.take()
     wire.clock.advance(3599)
     assert not wire.transport.disconnecting
     wire.clock.advance(1)
@@ -661,26 +723,43 @@ def test_idle_connection_is_closed_after_an_hour():
 def test_incomplete_head_is_answered_408_a_minute_after_its_first_byte():
     """Further bytes do not prolong it."""
     wire = Wire()
+    wire.send(GET)
+    wire.take()
     wire.clock.advance(1000)
     wire.send(b"G")
     wire.clock.advance(59)
     assert wire.send(b"ET") == b""
     wire.clock.advance(1)
     assert wire.take() == reply(b"Request Timeout\n", b"close", b"408 Request Timeout")
-    assert wire.transport.disconnecting
+    assert wire.closes_when_the_peer_rests()
 
 
-def test_body_without_progress_for_a_minute_is_answered_408():
-    """Each byte prolongs it."""
+def test_a_body_that_rests_for_a_minute_is_answered_408():
+    """However fast it came before."""
     wire = Wire()
-    wire.send(post(b"", b"content-length: 5"))
+    wire.send(post(b"x" * 90_000, b"content-length: 99999", path=b"/large"))
     wire.clock.advance(59)
     wire.send(b"h")
     wire.clock.advance(59)
     assert wire.take() == b""
     wire.clock.advance(1)
     assert wire.take().startswith(b"HTTP/1.1 408 ")
-    assert wire.transport.disconnecting
+    assert wire.closes_when_the_peer_rests()
+
+
+def test_a_body_must_come_at_a_thousand_bytes_a_second_and_a_minute():
+    """A byte a minute would hold a connection for an hour."""
+    wire = Wire()
+    wire.send(post(b"", b"content-length: 99999", path=b"/large"))
+    for _ in range(80):
+        wire.clock.advance(1)
+        wire.send(b"x" * 1000)
+    for _ in range(5):
+        assert wire.take() == b""
+        wire.clock.advance(12)
+        wire.send(b"x")
+    wire.clock.advance(1)
+    assert wire.take().startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_long_call_has_no_deadline():
@@ -723,6 +802,7 @@ def test_limits_can_be_set():
     wire = Wire(limits=Limits(idle_seconds=5, head_lines=1))
     assert wire.send(b"GET / HTTP/1.1\r\na: b\r\nc: d\r\n\r\n").startswith(b"HTTP/1.1 431 ")
     wire = Wire(limits=Limits(idle_seconds=5))
+    wire.send(GET)
     wire.clock.advance(5)
     assert wire.transport.disconnecting
 

@@ -63,8 +63,11 @@ class Takeover:
 class Application(Protocol):
     """Answer requests; the errors of both methods are logged and answered 500."""
 
-    def body_limit(self, method: str, path: str) -> int:
-        """Return how many bytes of body such a request may have; asked only of requests that have one."""
+    def body_limit(self, method: str, path: str) -> int | None:
+        """Return how many bytes of body such a request may have; asked only of requests that may have one.
+
+        None for a body that nobody wants: the request is answered without it, and the connection then ends.
+        """
 
     def respond(self, request: Request) -> Response | Takeover | Deferred[Any]:
         """Answer a request; a Deferred is cancelled if the client goes away."""
@@ -72,14 +75,23 @@ class Application(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bound what one connection may take: bytes and lines of a head, seconds of waiting."""
+    """Bound what one connection may take: bytes and lines of a head, seconds of waiting.
+
+    A head has `head_seconds` from its first byte on, which must come, after all that TLS says before it, as soon after
+    the connection. A body may rest for `body_seconds`, and has as long in all beside the time that it takes at
+    `body_rate` bytes a second. Who may still be sending when it is answered is heard out, to nobody's use, for
+    `linger_seconds`, or until it rests for `linger_rest`: else the answer would be lost with the connection.
+    """
 
     head_bytes: int = 64 * 1024
     head_lines: int = 100
     head_seconds: float = 60
     body_seconds: float = 60
+    body_rate: float = 1000
     idle_seconds: float = 3600
     unread_seconds: float = 600
+    linger_seconds: float = 30
+    linger_rest: float = 5
 
 
 @lru_cache(maxsize=256)

@@ -54,6 +54,8 @@ class Incoming:
         """The last answer, after all that are waiting."""
         self.ending = False
         """Nothing more is read."""
+        self.unread = False
+        """The client may be sending what nobody reads, so it may not have looked for the answer yet."""
         self.continuing = False
         """The client waits for 100 before it sends a body."""
         self.behind: bytearray | None = None
@@ -164,12 +166,16 @@ class Incoming:
 
     def refuse(self, status: int, text: str = "") -> _Refused:
         """Let an error be the last answer."""
-        self.ending = True
+        self.ending = self.unread = True
         self.continuing = False
         self.stage = IDLE
         self._body = b""
         self.refusal = error_response(status, text)
         return _Refused()
+
+    def received(self) -> int:
+        """Return how many bytes of a body have come."""
+        return len(self._body)
 
     # Called by the parser
 
@@ -213,7 +219,7 @@ class Incoming:
         text = path.decode() if path[:1] == b"/" and b"%" not in path else self._path(method, path)
         request = Request(method, target, text, query, headers, b"", version, self._peer, self._wire)
         self._request = request, parser.should_keep_alive()
-        if b"content-length" in headers or b"transfer-encoding" in headers:
+        if b"content-length" in headers or b"transfer-encoding" in headers or method == "PUT":
             self._judge_body(request)
         if b"expect" in headers and version == "1.1":
             if headers[b"expect"].lower() != b"100-continue":
@@ -245,6 +251,11 @@ class Incoming:
         digits = request.headers.get(b"content-length", b"").lstrip(b"0")  # int() refuses thousands of digits
         length = int(digits or b"0")
         limit = self._application.body_limit(request.method, request.path)
+        if limit is None:
+            self.waiting.append((request, False))
+            self.ending = self.unread = True
+            self.stage = IDLE
+            raise _Refused
         if length > limit:
             raise self.refuse(413)
         self.room = max(limit, self._limits.head_bytes)

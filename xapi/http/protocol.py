@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xapi.http.budget import Budget
 from xapi.http.exchange import (
     Application,
     Limits,
@@ -35,7 +36,7 @@ from xapi.http.exchange import (
     framed,
     in_pieces,
 )
-from xapi.http.incoming import HEAD, Incoming
+from xapi.http.incoming import BODY, Incoming
 
 _SMALL = 256 * 1024  # bytes that may lie in the transport without its asking for them
 _log = Logger()
@@ -93,10 +94,11 @@ class HTTPServer(protocol.Protocol):
     after which one is pulled too: so a peer that sends without reading cannot make the transport's buffer grow.
     """
 
-    def __init__(self, application: Application, clock: IReactorTime, limits: Limits) -> None:
+    def __init__(self, application: Application, clock: IReactorTime, limits: Limits, budget: Budget) -> None:
         self.clock = clock
         self._application = application
         self._limits = limits
+        self._budget = budget
         self._closing = False  # nothing more is written
         self._gone = False
         self._request: Request | None = None  # being answered, if busy
@@ -109,6 +111,9 @@ class HTTPServer(protocol.Protocol):
         self._buffered = 0  # bytes received while busy
         self._paused = False
         self._since = 0.0
+        self._began = 0.0  # when the request that is being received began to come
+        self._fresh = True  # no request has come yet
+        self._patience: float | None = None  # until when a client is heard that was answered while it sent
         self._timer: IDelayedCall | None = None
         self._successor: IProtocol | None = None
 
@@ -116,6 +121,9 @@ class HTTPServer(protocol.Protocol):
         """Start the idle clock; an answer in two segments must not wait for an acknowledgement."""
         self.wire = cast(Any, self.transport)
         self._incoming = Incoming(self._application, self._limits, self.wire.getPeer(), self.wire)
+        if not self._budget.admit(self):
+            self._abort()
+            return
         self._direct = type(self.wire) in _PLAIN
         if hasattr(self.wire, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.wire):
             self.wire.setTcpNoDelay(True)
@@ -125,6 +133,7 @@ class HTTPServer(protocol.Protocol):
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """Cancel what is being done for a client that is gone."""
         self._gone = self._closing = True
+        self._budget.left(self)
         self._incoming.end()
         if self._timer is not None:
             self._timer.cancel()
@@ -147,8 +156,12 @@ class HTTPServer(protocol.Protocol):
         incoming = self._incoming
         if incoming.ending:
             self._hold_back(len(data))  # dropped, so that a client's going away is still seen
+            if self._patience is not None:
+                self._since = self.clock.seconds()
             return
+        before = incoming.stage
         unfinished = incoming.receive(data)
+        begins = not before or bool(incoming.waiting)
         if incoming.waiting or incoming.refusal is not None:
             self._drain()
         if self._busy:
@@ -156,6 +169,8 @@ class HTTPServer(protocol.Protocol):
             return
         if unfinished:
             self._since = self.clock.seconds()
+            if begins:
+                self._began = self._since
             self._arm()
         if incoming.continuing:
             self._send_continue()
@@ -180,6 +195,7 @@ class HTTPServer(protocol.Protocol):
                 if incoming.waiting:
                     self._request, self._keep = incoming.waiting.popleft()
                     self._busy = True
+                    self._fresh = False
                     self._respond(self._request)
                 elif incoming.refusal is not None:
                     refusal, incoming.refusal = incoming.refusal, None
@@ -196,7 +212,7 @@ class HTTPServer(protocol.Protocol):
 
     def _settle(self) -> None:
         """Go on receiving: all that was complete is answered."""
-        self._since = self.clock.seconds()
+        self._since = self._began = self.clock.seconds()
         self._buffered = 0
         self._request = None
         self._incoming.settled()
@@ -359,7 +375,12 @@ class HTTPServer(protocol.Protocol):
         self._closing = self._incoming.ending = True
         self._since = self.clock.seconds()
         self._read_on()  # TLS closes only when it reads the peer's part of the closing
-        self.wire.loseConnection()
+        if self._incoming.unread:
+            self._patience = self._since + self._limits.linger_seconds
+            if self._direct:
+                self.wire.loseWriteConnection()  # whoever reads to the end has it
+        else:
+            self.wire.loseConnection()
         self._arm()
 
     def _abort(self) -> None:
@@ -368,13 +389,20 @@ class HTTPServer(protocol.Protocol):
 
     def _due(self) -> float | None:
         """Return when the patience with the peer ends; None while it waits for us."""
+        limits = self._limits
+        if self._patience is not None:
+            return min(self._patience, self._since + limits.linger_rest)
         if self._closing or self._sender is not None:
-            return self._since + self._limits.unread_seconds
+            return self._since + limits.unread_seconds
         if self._busy:
             return None
-        if stage := self._incoming.stage:
-            return self._since + (self._limits.head_seconds if stage == HEAD else self._limits.body_seconds)
-        return self._since + self._limits.idle_seconds
+        stage = self._incoming.stage
+        if stage == BODY:
+            whole = self._began + self._incoming.received() / limits.body_rate
+            return min(self._since, whole) + limits.body_seconds
+        if stage:
+            return self._since + limits.head_seconds
+        return self._since + (min(limits.head_seconds, limits.idle_seconds) if self._fresh else limits.idle_seconds)
 
     def _arm(self) -> None:
         """Make sure that the timer fires no later than the deadline; firing early is harmless."""
@@ -387,12 +415,31 @@ class HTTPServer(protocol.Protocol):
         elif self._timer.getTime() > due:
             self._timer.reset(delay)
 
+    def spare(self) -> tuple[int, float] | None:
+        """Return how much this connection is needed, the least first; None while somebody waits for an answer."""
+        if self._successor is not None or self._gone:
+            return None
+        if self._patience is not None:
+            return 0, self._since
+        if self._busy or self._sender is not None or self._closing:
+            return None
+        return (2, self._began) if self._incoming.stage else (1, self._since)
+
+    def give_way(self) -> None:
+        """End at once: the connection is needed for another client."""
+        self._abort()
+
     def _tick(self) -> None:
         self._timer = None
         due = self._due()
         if due is None:
             return
         if self.clock.seconds() < due:
+            self._arm()
+        elif self._patience is not None:
+            self._patience = None
+            self._since = self.clock.seconds()
+            self.wire.loseConnection()
             self._arm()
         elif self._closing or self._sender is not None:
             self._abort()
@@ -408,13 +455,20 @@ class HTTPFactory(protocol.Factory):
 
     noisy = False
 
-    def __init__(self, application: Application, clock: IReactorTime, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        application: Application,
+        clock: IReactorTime,
+        limits: Limits | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         self._application = application
         self._clock = clock
         self._limits = limits or Limits()
+        self._budget = budget or Budget()
 
     def buildProtocol(self, addr: IAddress | None) -> HTTPServer:
         """Serve one more connection."""
-        server = HTTPServer(self._application, self._clock, self._limits)
+        server = HTTPServer(self._application, self._clock, self._limits, self._budget)
         server.factory = self
         return server

@@ -1,0 +1,106 @@
+"""Which connections give way when there are too many."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
+
+from xapi.http.budget import MOST, Budget, affordable
+from xapi.http.exchange import Request, Response, Takeover
+from xapi.http.protocol import HTTPFactory
+
+GET = b"GET / HTTP/1.1\r\n\r\n"
+
+
+class Application:
+    """Answers / at once, /wait never, and hands /console over."""
+
+    def body_limit(self, method: str, path: str) -> int | None:
+        return 1000
+
+    def respond(self, request: Request) -> Any:
+        if request.path == "/wait":
+            return Deferred()
+        return Takeover(Protocol) if request.path == "/console" else Response(200, b"", None)
+
+
+class Site:
+    """A server with room for four."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.factory = HTTPFactory(Application(), self.clock, budget=Budget(4))
+
+    def connect(self, sent: bytes = b"") -> StringTransport:
+        self.clock.advance(1)
+        transport = StringTransport()
+        server = self.factory.buildProtocol(None)
+        transport.abortConnection = lambda: transport.__dict__.update(disconnected=True)
+        server.makeConnection(transport)
+        transport.lose = lambda: server.connectionLost()
+        transport.hear = server.dataReceived
+        if sent:
+            server.dataReceived(sent)
+        return transport
+
+
+def test_the_longest_idle_gives_way() -> None:
+    """Whether it has asked before or not; a request makes it young again."""
+    site = Site()
+    first, second, third, fourth = (site.connect(sent) for sent in (GET, b"", GET, GET))
+    site.clock.advance(1)
+    first.hear(GET)
+    site.connect()
+    assert [each.disconnected for each in (first, second, third, fourth)] == [False, True, False, False]
+    site.connect()
+    assert third.disconnected
+
+
+def test_what_is_closing_goes_before_the_idle_and_these_before_who_asks_slowly() -> None:
+    """In this order, whatever their age."""
+    site = Site()
+    slow, idle, closing = site.connect(b"GET"), site.connect(GET), site.connect(b"garbage\r\n\r\n")
+    site.connect(b"GET /wait HTTP/1.1\r\n\r\n")
+    for gone in (closing, idle, slow):
+        assert not gone.disconnected
+        site.connect(b"GET /wait HTTP/1.1\r\n\r\n")
+        assert gone.disconnected
+
+
+def test_who_waits_for_an_answer_stays_and_the_newcomer_goes() -> None:
+    """So does a console."""
+    site = Site()
+    sent = [b"GET /wait HTTP/1.1\r\n\r\n"] * 3 + [b"CONNECT /console HTTP/1.1\r\n\r\n"]
+    busy = [site.connect(each) for each in sent]
+    assert site.connect().disconnected
+    assert not any(each.disconnected for each in busy)
+    busy[0].lose()
+    assert not site.connect().disconnected
+
+
+def test_that_all_are_taken_is_logged_once() -> None:
+    """And again only after there was room for long."""
+    site = Site()
+    with capturedLogs() as events:
+        connected = [site.connect() for _ in range(8)]
+    assert len([event for event in events if "connections are taken" in event["log_format"]]) == 1
+    for each in connected:
+        each.lose()
+    with capturedLogs() as events:
+        for _ in range(5):
+            site.connect()
+    assert len([event for event in events if "connections are taken" in event["log_format"]]) == 1
+
+
+@pytest.mark.parametrize(("files", "most"), [(1024, 512), (1 << 20, MOST), (resource.RLIM_INFINITY, MOST)])
+def test_connections_leave_half_of_the_files(monkeypatch: pytest.MonkeyPatch, files: int, most: int) -> None:
+    """For disks, the database, and programs."""
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (files, files))
+    assert affordable() == most
