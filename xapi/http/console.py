@@ -11,8 +11,6 @@ that the rebooted VM has then.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -26,6 +24,7 @@ from zope.interface import implementer
 from hypervisor.api import ByteStream, HostError
 from xapi.call import Origin
 from xapi.errors import Fault
+from xapi.http.credentials import session_of, unauthorised
 from xapi.http.exchange import Request, Response, Takeover, error_response
 from xapi.sessions import allowed
 
@@ -36,10 +35,7 @@ if TYPE_CHECKING:
 
 PERMISSION = "http/connect_console"
 PATHS = frozenset({"/console", "/console/"})
-_UNAUTHORISED = Response(
-    401, b"session_id, or user and password, of a user who may use consoles\n", b"text/plain",
-    ((b"www-authenticate", b'Basic realm="XenAPI"'),),
-)  # fmt: skip
+_UNAUTHORISED = unauthorised("XenAPI", "session_id, or user and password, of a user who may use consoles")
 PATIENCE = 60.0
 """Seconds that a guest may take to read anything of what is typed, and a client to read the last of the output."""
 log = Logger()
@@ -54,7 +50,7 @@ class Consoles:
     async def respond(self, request: Request, origin: Origin) -> Response | Takeover:
         """Connect to a console, or say why not."""
         query = dict(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True))
-        session, own = await self._session(request, query, origin)
+        session, own = await session_of(self._daemon, request, query, origin)
         try:
             if session is None or not allowed(session, PERMISSION):
                 return _UNAUTHORISED
@@ -79,19 +75,6 @@ class Consoles:
             return error_response(404, str(error))
         return Takeover(lambda: Terminal(stream, self._daemon.clock))
 
-    async def _session(self, request: Request, query: dict[str, str], origin: Origin) -> tuple[Any, bool]:
-        """Return the caller's session, None if there is none, and whether it was made for this request."""
-        ref = query.get("session_id") or _cookie(request, "session_id")
-        if ref:
-            return self._daemon.db.session.get(ref), False
-        user, password = _basic(request)
-        if not user and not origin.trusted:
-            return None, False
-        try:
-            return await self._daemon.sessions.login(user, password, "http", origin), True
-        except Fault:
-            return None, False
-
     def _console(self, query: dict[str, str]) -> Any:
         db = self._daemon.db
         if "uuid" in query:
@@ -104,25 +87,6 @@ class Consoles:
 
 def _first(rows: Iterable[Any]) -> Any:
     return next(iter(rows), None)
-
-
-def _cookie(request: Request, name: str) -> str:
-    for part in request.headers.get(b"cookie", b"").decode("latin-1").split(";"):
-        key, _, value = part.strip().partition("=")
-        if key == name:
-            return value
-    return ""
-
-
-def _basic(request: Request) -> tuple[str, str]:
-    scheme, _, text = request.headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() != b"basic":
-        return "", ""
-    try:
-        user, _, password = base64.b64decode(text.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return "", ""
-    return user, password
 
 
 @implementer(IProtocol, IPushProducer)

@@ -25,6 +25,7 @@ from xapi.events.batch import Batch, NextEvents, json_event, xml_event
 from xapi.fragments import RecordOf, Records, Refs
 from xapi.http import console, jsonrpc, xmlrpc
 from xapi.http.exchange import Request, Response, Takeover
+from xapi.http.unserved import Unserved
 from xapi.lexical import DecodeError
 from xapi.types import STRING
 
@@ -51,6 +52,8 @@ _PREFLIGHT = (
     (b"access-control-allow-methods", b"POST, OPTIONS"),
 )
 _JSON_PATHS = frozenset({"/jsonrpc", "/jsonrpc/", "/json", "/json/"})
+_CALLED = _JSON_PATHS | {"/", "/RPC2"}
+"""Where clients call; other paths that nobody declares are XML-RPC too."""
 _UNREAD = Response(404, b"there is nothing here; XenAPI calls are POST requests\n", b"text/plain")
 _NOT_ALLOWED = Response(501, b"this method is not implemented for this path\n", b"text/plain")
 _ASYNC = ("Async.", "InternalAsync.")
@@ -68,11 +71,14 @@ class RPC:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self._consoles = console.Consoles(daemon)
+        self._unserved = Unserved(daemon)
         self._rendering = DeferredLock()
 
-    def body_limit(self, method: str, path: str) -> int:
-        """Return how many bytes of body a request may have."""
-        return BODY_LIMIT
+    def body_limit(self, method: str, path: str) -> int | None:
+        """Return how many bytes of body a request may have, None for one that nobody reads."""
+        if path in _CALLED:
+            return BODY_LIMIT
+        return None if method == "PUT" or self._unserved.find(method, path) is not None else BODY_LIMIT
 
     def respond(self, request: Request) -> Response | Takeover | Deferred[Any]:
         """Answer one request."""
@@ -80,6 +86,12 @@ class RPC:
             body = request.body
             if request.path in _JSON_PATHS and (request.path.startswith("/jsonrpc") or body.lstrip()[:1] == b"{"):
                 return self._json(request)
+            if request.path in _CALLED:
+                return self._xml(request)
+        handler = self._unserved.find(request.method, request.path)
+        if handler is not None:
+            return Deferred.fromCoroutine(self._unserved.respond(request, handler, origin_of(request)))
+        if request.method == "POST":
             return self._xml(request)
         if request.method == "OPTIONS":
             return Response(200, b"", b"text/plain", _PREFLIGHT)
