@@ -22,6 +22,7 @@ from xapi.call import Origin
 from xapi.daemon import Daemon, make_store
 from xapi.errors import Fault
 from xapi.inventory import declaration, fresh
+from xapi.log.calls import Calls
 from xapi.passwords import Passwords
 from xapi.store.memory import Change, Store
 from xapi.store.tables import kept_fields, persistent
@@ -77,7 +78,7 @@ class Pool:
         self.origin = Origin()
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self, calls: Calls | None = None) -> None:
         """Make the daemon over the store, and log in."""
         self.daemon = Daemon(
             datamodel.load(),
@@ -89,6 +90,7 @@ class Pool:
             make_backend=self.make_backend,
             guest_directory=self.guests,
             storage_directory=self.storage_directory,
+            calls=calls,
         )
         self.session = self.login()
 

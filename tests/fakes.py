@@ -284,7 +284,7 @@ class FakeDisks:
             ("VDI.copy", self.copy), ("VDI.destroy", self.destroy), ("VDI.set_name_label", self.set_name_label),
         ):  # fmt: skip
             declared = next(message for message in model.messages if message.full_name == name)
-            methods[name] = Method(declared, function, False)
+            methods[name] = Method(declared, function, False, daemon.model)
         monkeypatch.setattr(vdis, "copy_suspend_image", self.copy_suspend_image)
 
     async def _asked(self, name: str, label: str) -> None:

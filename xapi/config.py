@@ -113,6 +113,11 @@ class Config:
         return self.database or f"sqlite:///{self.state / 'xapi.db'}"
 
     @property
+    def audit_log(self) -> Path:
+        """The file of the audit trail."""
+        return self.state / "audit.log"
+
+    @property
     def socket(self) -> Path:
         """The Unix socket of local root."""
         return self.state / "xapi"

@@ -15,6 +15,7 @@ from xapi.dispatch import Dispatcher, Method
 from xapi.events.listeners import Events
 from xapi.faults import Veil
 from xapi.fragments import Fragments, RecordOf, Records, Refs
+from xapi.log.calls import Calls
 from xapi.networks import Networks
 from xapi.operations import refusal
 from xapi.plugins import Plugins, run_nothing
@@ -67,6 +68,7 @@ class Daemon:
         guest_directory: Path = Path("/boot/guest"),
         storage_directory: Path = Path("/var/run/sr-mount"),
         plugins: Plugins | None = None,
+        calls: Calls | None = None,
     ) -> None:
         self.model = model
         self.db = db
@@ -89,6 +91,8 @@ class Daemon:
         self.metrics = Sampler(db, clock, self.backends)
         self.storage = Storage(storage_directory)
         self.plugins = plugins or Plugins(Path("/dev/null"), Path("/dev/null"), run_nothing)
+        self.calls = calls or Calls(db, clock.seconds)
+        self.sessions.trail = self.calls.trail
         self.dispatcher = Dispatcher(self, registry.functions(model))
         self.method_names = ["system.listMethods"] + [
             message.full_name for message in model.messages if message.life.state != "Removed"

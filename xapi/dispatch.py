@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
 
 from xapi import errors, implicit, registry
 from xapi.call import Call, Origin, key_permission
@@ -24,6 +22,8 @@ from xapi.errors import Fault
 from xapi.faults import unexpected
 from xapi.http.xmlrpc import Untyped
 from xapi.lexical import DecodeError
+from xapi.log.calls import SLOW, Entry
+from xapi.log.plan import Plan
 from xapi.sessions import allowed
 from xapi.types import NULL, Type
 
@@ -32,19 +32,20 @@ if TYPE_CHECKING:
     from xapi.store.memory import Store
     from xapi.store.rows import Row
 
-log = Logger()
-
 
 class Method:
     """One message, prepared for being called."""
 
     __slots__ = (
-        "decode", "decoders", "function", "is_async", "key_parameter", "message", "name", "open_ended", "permission",
-        "reading", "removed", "required", "result", "session", "stops_with_client", "waits",
+        "decode", "decoders", "function", "is_async", "key_parameter", "message", "name", "noted", "open_ended",
+        "permission", "plan", "reading", "removed", "required", "result", "session", "stops_with_client", "waits",
     )  # fmt: skip
 
-    def __init__(self, message: Message, function: Callable[..., Any], reading: bool) -> None:
+    def __init__(self, message: Message, function: Callable[..., Any], reading: bool, model: Model) -> None:
         self.message = message
+        self.plan = Plan(message, model)
+        self.noted = True
+        """Each call of it is noted as it begins: for the log, or for the audit trail."""
         self.name = message.full_name
         self.function = function
         self.reading = reading
@@ -84,8 +85,10 @@ class _Constructor(Method):
 
     __slots__ = ("members",)
 
-    def __init__(self, message: Message, function: Callable[..., Any], members: Mapping[str, bool]) -> None:
-        super().__init__(message, function, False)
+    def __init__(
+        self, message: Message, function: Callable[..., Any], model: Model, members: Mapping[str, bool]
+    ) -> None:
+        super().__init__(message, function, False, model)
         self.members = [name for name, required in members.items() if required]
 
     def decode_arguments(self, params: list[Any], first: int) -> list[Any]:
@@ -118,9 +121,9 @@ def prepare(model: Model, db: Store, functions: Mapping[str, Callable[..., Any]]
             function = implicit.FACTORIES[message.kind](table, message)
         function = function or not_implemented(name)
         if message.kind == "make" and table is not None:
-            method: Method = _Constructor(message, function, implicit.constructor_fields(table))
+            method: Method = _Constructor(message, function, model, implicit.constructor_fields(table))
         else:
-            method = Method(message, function, reading)
+            method = Method(message, function, reading, model)
         methods[name] = methods[f"{message.class_name}_{message.name}"] = method
     return methods
 
@@ -147,14 +150,42 @@ class Dispatcher:
         self.db = daemon.db
         self.methods = prepare(daemon.model, daemon.db, functions)
         self._sessions = daemon.db.tables["session"].rows
-        self._extension = Method(self.methods["host.call_extension"].message, _extend, False)
+        self._extension = Method(self.methods["host.call_extension"].message, _extend, False, daemon.model)
         self._extension.result = Untyped()
+        self._calls = daemon.calls
+        for method in self.methods.values():
+            method.noted = self._calls.notes(method.plan)
 
     def call(self, name: str, params: list[Any], origin: Origin) -> tuple[Method, Any]:
         """Run a call and return its method and result, or a Deferred of it where it waits.
 
         A change is durable when the result is there. Raises Fault; the Deferred fails with nothing else.
         """
+        calls = self._calls
+        begun = calls.seconds()
+        try:
+            method, call, params, arguments, is_async = self._accept(name, params, origin)
+        except Fault as fault:
+            calls.refused(self._plan(name), name, params, origin, begun, fault)
+            raise
+        entry = Entry(calls, method.plan, call, params, arguments, begun) if method.noted or is_async else None
+        if is_async and entry is not None:
+            return method, self._start(method, call, arguments, entry)
+        try:
+            result = self._run(method, call, arguments)
+        except Fault as fault:
+            (entry or Entry(calls, method.plan, call, params, arguments, begun)).failed(fault)
+            raise
+        if type(result) is Deferred:
+            (entry or Entry(calls, method.plan, call, params, arguments, begun)).follow(result)
+        elif entry is not None:
+            entry.done(result)
+        elif calls.seconds() - begun >= SLOW:
+            Entry(calls, method.plan, call, params, arguments, begun).done(result)
+        return method, result
+
+    def _accept(self, name: str, params: list[Any], origin: Origin) -> tuple[Method, Call, list[Any], list[Any], bool]:
+        """Check a call; return its method, the call, its parameters as they came and typed, and whether it is Async."""
         is_async = internal = False
         if name.startswith("Async."):
             is_async, name = True, name[6:]
@@ -171,28 +202,33 @@ class Dispatcher:
             raise errors.MESSAGE_PARAMETER_COUNT_MISMATCH(method.name, str(method.required), str(received))
         reference = _reference(method.name, params[0]) if first else ""
         arguments = method.decode_arguments(params, first)
-        session = self._authorise(method, reference, arguments) if first else None
+        session = self._authorise(method, reference, arguments, params, origin) if first else None
         shown = f"Async.{method.name}" if is_async else method.name
         own = self.daemon.tasks.create(shown, session=session, origin=origin) if internal else None
         call = Call(self.daemon, method.message, shown, session, origin, own)
-        if is_async:
-            return method, self._start(method, call, arguments)
-        return method, self._run(method, call, arguments)
+        return method, call, params[1:] if first else params, arguments, is_async
 
-    def _other(self, name: str, params: list[Any], origin: Origin, is_async: bool) -> tuple[Method, Any]:
-        """Call what is no message of the API: an extension of the administrator's, if there is one."""
+    def _plan(self, name: str) -> Plan | None:
+        """Return what may be said of a message that a client has named in whatever way."""
+        method = self.methods.get(name.removeprefix("Async.").removeprefix("InternalAsync."))
+        return None if method is None else method.plan
+
+    def _other(
+        self, name: str, params: list[Any], origin: Origin, is_async: bool
+    ) -> tuple[Method, Call, list[Any], list[Any], bool]:
+        """Check a call of what is no message of the API: an extension of the administrator's, if there is one."""
         if not params:
             raise errors.MESSAGE_METHOD_UNKNOWN(name)
         session = self._session(_reference(name, params[0]))
         extension = self._extension
         if not allowed(session, extension.permission):
+            self._calls.denied(extension.plan, [], session, origin)
             raise self._denied(extension.permission)
         if is_async or not self.daemon.plugins.has_extension(name):
             raise errors.MESSAGE_METHOD_UNKNOWN(name)
         self.daemon.sessions.used(session)
-        return extension, self._finish(
-            extension, Call(self.daemon, extension.message, name, session, origin), [name, params]
-        )
+        call = Call(self.daemon, extension.message, name, session, origin)
+        return extension, call, [], [name, params], False
 
     def _session(self, ref: str) -> Any:
         session = self._sessions.get(ref)
@@ -200,7 +236,7 @@ class Dispatcher:
             raise errors.SESSION_INVALID(ref)
         return session
 
-    def _authorise(self, method: Method, ref: str, arguments: list[Any]) -> Row:
+    def _authorise(self, method: Method, ref: str, arguments: list[Any], params: list[Any], origin: Origin) -> Row:
         session = self._session(ref)
         if method.removed:
             raise errors.MESSAGE_REMOVED()
@@ -211,6 +247,7 @@ class Dispatcher:
             if method.key_parameter is not None:
                 permission = key_permission(method.message, arguments[1]) or permission
             if not allowed(session, permission):
+                self._calls.denied(method.plan, params[1:], session, origin)
                 raise self._denied(permission)
         self.daemon.sessions.used(session)
         return session  # type: ignore[no-any-return]
@@ -223,7 +260,7 @@ class Dispatcher:
 
     def _run(self, method: Method, call: Call, arguments: list[Any]) -> Any:
         if method.reading:
-            return self._guard(method.function, call, arguments)
+            return self._guard(method, call, arguments)
         if method.waits:
             if method.is_async:
                 _ = call.task  # visible while the call lasts
@@ -231,21 +268,21 @@ class Dispatcher:
         before = self.db.last_written
         try:
             with self.db.atomic():
-                result = self._guard(method.function, call, arguments)
+                result = self._guard(method, call, arguments)
         finally:
             self._drop_task(call)
         if self.db.last_written == before:
             return result
         return self._flushed(result)
 
-    def _guard(self, function: Callable[..., Any], call: Call, arguments: list[Any]) -> Any:
+    def _guard(self, method: Method, call: Call, arguments: list[Any]) -> Any:
         """Call a plain function; what is no Fault is logged and becomes one."""
         try:
-            return function(call, *arguments)
+            return method.function(call, *arguments)
         except Fault:
             raise
         except Exception as error:
-            log.failure("{name} failed", name=call.name)
+            self._calls.broken(method.plan, call.name, arguments)
             raise unexpected(error) from error
 
     def _finish(self, method: Method, call: Call, arguments: list[Any]) -> Deferred[Any]:
@@ -274,34 +311,45 @@ class Dispatcher:
                 raise errors.TASK_CANCELLED(call._task._ref) from None
             raise
         except Exception as error:
-            log.failure("{name} failed", name=call.name)
+            self._calls.broken(method.plan, call.name, arguments)
             raise unexpected(error) from error
 
     def _drop_task(self, call: Call) -> None:
         if call._task is not None and not call.borrowed:
             self.daemon.tasks.drop(call._task)
 
-    def _start(self, method: Method, call: Call, arguments: list[Any]) -> str:
+    def _start(self, method: Method, call: Call, arguments: list[Any], entry: Entry) -> str:
         """Make the task of an Async call, let the work begin in a later turn, and return the reference."""
         tasks = self.daemon.tasks
         task = call.task
         ref: str = task._ref
 
+        async def work() -> str:
+            if method.waits:
+                result = await self._waiting(method, call, arguments)
+            else:
+                with self.db.atomic():
+                    result = self._guard(method, call, arguments)
+            return self.daemon.task_result(method, await self._flushed(result))
+
         async def run() -> None:
+            fault = None
             try:
-                if method.waits:
-                    result = await self._waiting(method, call, arguments)
-                else:
-                    with self.db.atomic():
-                        result = self._guard(method.function, call, arguments)
-                result = await self._flushed(result)
-                end = partial(tasks.succeed, task, self.daemon.task_result(method, result))
-            except Fault as fault:
-                end = partial(tasks.fail, task, fault)
+                result = await work()
+            except Fault as error:
+                fault = error
             except CancelledError:
-                end = partial(tasks.fail, task, errors.TASK_CANCELLED(ref))
-            if not call.borrowed:
-                end()
+                fault = errors.TASK_CANCELLED(ref)
+            if fault is not None:
+                entry.failed(fault)
+            else:
+                entry.done()
+            if call.borrowed:
+                return
+            if fault is not None:
+                tasks.fail(task, fault)
+            else:
+                tasks.succeed(task, result)
 
         def begin() -> None:
             tasks.running(task, Deferred.fromCoroutine(run()))

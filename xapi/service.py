@@ -42,6 +42,7 @@ from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
 from xapi.inventory import declaration, fresh, management, product, scale
 from xapi.lexical import moment
+from xapi.log.keeping import Keeping
 from xapi.plugins import Plugins, Runner
 from xapi.state import State
 from xapi.store.database import open_database
@@ -71,6 +72,7 @@ class XapiService(MultiService):
         self.writer = writer
         self.growth: Iterator[Any] = iter(())
         self.programs: Runner | None = None
+        self.keeping: Keeping | None = None
         self._rpc = RPC(daemon)
         self._pool = pool
         self._reactor = reactor
@@ -196,6 +198,8 @@ class XapiService(MultiService):
         self.config.socket.unlink(missing_ok=True)
         self.state.close()
         log.info("Stopped")
+        if self.keeping is not None:
+            self.keeping.close()
 
 
 def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
@@ -246,6 +250,8 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
 
         threads = Threads(in_thread, reactor.callFromThread, reactor.callLater)
         storage = LocalStorage(in_thread, reactor.callFromThread, lambda: int(reactor.seconds() * 1e9))
+        keeping = Keeping(store, reactor.seconds, config.audit_log)
+        undo.callback(keeping.close)
         programs = Runner(reactor, config.socket, config.plugin_seconds)
         daemon = Daemon(
             model,
@@ -260,6 +266,7 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
             guest_directory=config.guests,
             storage_directory=config.storage,
             plugins=Plugins(config.plugins, config.extensions, programs.run),
+            calls=keeping.calls,
         )
         undo.pop_all()  # from here on they are the service's
     if any(host.external_auth_type == "file" for host in store.host):
@@ -269,6 +276,7 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
     service = XapiService(config, state, daemon, writer, pool, reactor)
     service.growth = growth
     service.programs = programs
+    service.keeping = keeping
     return service
 
 

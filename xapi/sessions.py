@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
 from xapi import errors, records
 from xapi.checks import Checks
 from xapi.lexical import moment
+from xapi.log.lines import quoted, trackid
 from xapi.passwords import NOBODY
 from xapi.types import NULL
 
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
     from xapi.call import Origin
     from xapi.datamodel import Model
     from xapi.directory import Account, Directory
+    from xapi.log.audit import Trail
     from xapi.passwords import Passwords
     from xapi.store.memory import Store
+
+log = Logger()
 
 IDLE = 24 * 3600
 REFRESH = 600
@@ -60,6 +65,7 @@ class Sessions:
         self.clock = clock
         self.passwords = passwords
         self.directory: Directory | None = None
+        self.trail: Trail | None = None
         self.pool_secret = pool_secret
         self.in_thread = in_thread
         self._checks = Checks(in_thread)
@@ -112,7 +118,7 @@ class Sessions:
             await self._until(began + DIRECTORY_DELAY)
             raise
         self._make_room(lambda row: row.auth_user_name == account.name, NAMED)
-        return self._create(
+        session = self._create(
             is_local_superuser=False,
             subject=subject._ref,
             auth_user_sid=account.sid,
@@ -121,6 +127,9 @@ class Sessions:
             originator=originator,
             validation_time=moment(self.clock.seconds()),
         )
+        if self.trail is not None:
+            self.trail.came(session, user)
+        return session
 
     def _subjects(self, account: Account) -> list[Any]:
         """Return the pool's subjects that an account is, or is in as a group."""
@@ -180,7 +189,7 @@ class Sessions:
         group = [row for row in self.db.session if same(row)]
         group.sort(key=lambda row: row.last_active)
         for row in group[: max(0, len(group) - limit + 1)]:
-            self.end(row)
+            self.end(row, "its user has too many")
 
     # Living and ending.
 
@@ -189,11 +198,16 @@ class Sessions:
         if self.clock.seconds() - session.last_active.timestamp() >= REFRESH:
             session.last_active = moment(self.clock.seconds())
 
-    def end(self, session: Any) -> None:
-        """Log a session out; calls that wait on it hear of it."""
+    def end(self, session: Any, why: str = "") -> None:
+        """Log a session out; calls that wait on it hear of it. `why` is for the log, where no call asked for it."""
         ref = session._ref
         if ref in self.db.session:
             self.db.session.delete(ref)
+            if self.trail is not None:
+                self.trail.went(session)
+            if why:
+                log.info("{user}'s session ends, {session}: {why}",
+                         user=quoted(session.auth_user_name), session=trackid(ref), why=why)  # fmt: skip
         for heard in list(self._ended.pop(ref, ())):
             heard()
 
@@ -215,14 +229,14 @@ class Sessions:
         working = {task.session for task in self.db.task if task.status == "pending"}
         for row in list(self.db.session):
             if now - row.last_active.timestamp() >= IDLE and row._ref not in working:
-                self.end(row)
+                self.end(row, "idle")
             elif row.subject != NULL and now - row.validation_time.timestamp() >= REVALIDATE:
                 self._revalidate(row)
 
     def _revalidate(self, row: Any) -> None:
         account = None if self.directory is None else self.directory.find(row.auth_user_name)
         if account is None or account.sid != row.auth_user_sid or self._subject_of(account) is None:
-            self.end(row)
+            self.end(row, "its subject is gone")
             return
         with self.db.atomic():
             row.validation_time = moment(self.clock.seconds())

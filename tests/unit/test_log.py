@@ -196,7 +196,7 @@ def test_a_reference_is_never_written(log: Log, sink: Kept) -> None:
     logger.failure("it failed", Failure(KeyError(SESSION)))
     shown = "\n".join(written(log, sink))
     assert SESSION not in shown
-    assert shown.count(output.trackid(SESSION)) == 2
+    assert shown.count(lines.trackid(SESSION)) == 2
 
 
 # The writer

@@ -26,6 +26,16 @@ class Sink(Protocol):
         """Write nothing any more."""
 
 
+class Nowhere:
+    """A sink for a process that keeps no log."""
+
+    def write(self, data: bytes) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Descriptor:
     """An open descriptor, such as standard error, that is not closed."""
 

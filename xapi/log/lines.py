@@ -1,7 +1,9 @@
 """What a line looks like: as text for people, or as one JSON object.
 
 Everything here runs on the writer's thread. What others have chosen (names, errors, headers) can neither begin a line
-of its own nor reach a terminal: whatever is not printable is escaped, in both forms.
+of its own nor reach a terminal: whatever is not printable is escaped, in both forms. And no reference is ever written,
+since any may be a session's, which is as good as a password: objects have names, and where somebody has left a
+reference in a text, a hash stands for it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from hashlib import md5
 from typing import Any
 
 import orjson
@@ -24,6 +27,8 @@ LONGEST = 200
 MOST = 16 * 1024
 """Characters of one line or traceback."""
 
+REFERENCE = re.compile("OpaqueRef:[0-9A-Fa-f-]{8,}")
+
 Said = tuple[str, Mapping[str, Any]]
 """A sentence, and the fields that JSON has besides."""
 Render = Callable[..., Said]
@@ -35,7 +40,7 @@ def text(line: Line) -> bytes:
     """Return a line as text; further lines of a traceback are set off, so that none can pass for a line."""
     seconds, level, _, render, values = line
     sentence, _ = render(*values)
-    first, *more = shortened(sentence, MOST).split("\n")
+    first, *more = shortened(without_references(sentence), MOST).split("\n")
     whole = f"{stamp(seconds)} {NAMES[level]:8} {escape(first)}\n" + "".join(f"  | {escape(each)}\n" for each in more)
     return whole.encode()
 
@@ -50,12 +55,21 @@ def json(line: Line) -> bytes:
         whole = orjson.dumps(known, default=str)
     except orjson.JSONEncodeError:  # a lone surrogate, or a number beyond 64 bits
         whole = orjson.dumps({key: escape(str(value)) for key, value in known.items()})
-    if not whole.isascii():
-        whole = _HIDDEN.sub(_as_json, whole.decode()).encode()
-    return whole + b"\n"
+    shown = without_references(whole.decode())
+    return (shown if shown.isascii() else _HIDDEN.sub(_as_json, shown)).encode() + b"\n"
 
 
 FORMAT: Mapping[str, Callable[[Line], bytes]] = {"text": text, "json": json}
+
+
+def trackid(session: str) -> str:
+    """Return what stands for a session's reference: xapi's hash of it."""
+    return f"trackid={md5(session.encode('utf-8', 'surrogatepass'), usedforsecurity=False).hexdigest()}"
+
+
+def without_references(text: str) -> str:
+    """Return a text with hashes in place of references."""
+    return REFERENCE.sub(lambda match: trackid(match.group()), text) if "OpaqueRef:" in text else text
 
 
 def stamp(seconds: float) -> str:

@@ -16,13 +16,11 @@ import atexit
 import faulthandler
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +42,14 @@ _OF_TWISTED = {
     LogLevel.error: ERROR,
     LogLevel.critical: CRITICAL,
 }
-_REFERENCE = re.compile("OpaqueRef:[0-9A-Fa-f-]{8,}")
-
-
-def trackid(session: str) -> str:
-    """Return what stands for a session, whose reference is as good as a password: xapi's hash of it."""
-    return f"trackid={md5(session.encode('utf-8', 'surrogatepass'), usedforsecurity=False).hexdigest()}"
 
 
 @implementer(ILogObserver)
 class Log:
-    """A log from a level on; called with Twisted's events, it is an observer of them.
-
-    `names` says what an object is called whose reference stands in a text; by itself a log knows of none, and writes
-    a hash, since any reference may be a session's.
-    """
+    """A log from a level on; called with Twisted's events, it is an observer of them."""
 
     def __init__(self, level: str, form: str, sink: Sink, seconds: Callable[[], float]) -> None:
         self.level = LEVELS[level]
-        self.names: Callable[[str], str] = trackid
         self._stream = Stream("the log", FORMAT[form], sink)
         self.writer = Writer(self._stream, seconds)
         os.register_at_fork(after_in_child=self.writer.forget)
@@ -83,11 +70,11 @@ class Log:
             level = DEBUG
         if level >= self.level:
             known = {
-                key: value if type(value) in _PLAIN else self._named(str(value))
+                key: value if type(value) in _PLAIN else str(value)
                 for key, value in event.items()
                 if not key.startswith("log_") and key not in _LEGACY
             }
-            self.put(event["log_time"], level, name, self._said, (self._named(formatEvent(event)), known, failure))
+            self.put(event["log_time"], level, name, self._said, (formatEvent(event), known, failure))
 
     def record(self, record: logging.LogRecord) -> None:
         """Write what was said by `logging`."""
@@ -99,17 +86,14 @@ class Log:
             if record.exc_info is not None and record.exc_info[1] is not None:
                 failure = Failure(record.exc_info[1])
             known: Mapping[str, Any] = {}
-            values = (self._named(record.getMessage()), known, failure)
+            values = (record.getMessage(), known, failure)
             self.put(record.created, max(level, DEBUG), record.name, self._said, values)
 
     def _said(self, sentence: str, known: Mapping[str, Any], failure: Failure | None) -> Said:
         if failure is None:
             return sentence, known
-        traceback = self._named(failure.getTraceback().rstrip())
+        traceback = failure.getTraceback().rstrip()
         return f"{sentence}\n{traceback}", {**known, "message": sentence, "traceback": traceback}
-
-    def _named(self, text: str) -> str:
-        return _REFERENCE.sub(lambda match: self.names(match.group()), text) if "OpaqueRef:" in text else text
 
     def close(self) -> None:
         """Write what is queued, and end."""

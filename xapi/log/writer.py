@@ -68,6 +68,12 @@ class Writer:
         """Write to one more stream."""
         self._streams.append(stream)
 
+    def remove(self, stream: Stream) -> None:
+        """Write what one more stream was given so far, and close it."""
+        if self.flush() and stream in self._streams:
+            self._streams.remove(stream)
+            stream.sink.close()
+
     def put(self, stream: Stream, line: Line) -> None:
         """Let a line be written, from any thread."""
         if len(self._queue) >= QUEUED or self._ends:
