@@ -45,6 +45,8 @@ SECONDS = 3600
 """How long a plugin or an extension may run."""
 DEMO = "demo"
 """The guest that comes with the hypervisor, in place of a kernel's path."""
+IN_MEMORY = "memory:"
+"""In place of a database's URL: what is written is forgotten with the process."""
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
 LOG_FORMATS = ("text", "json")
 
@@ -68,6 +70,7 @@ class Config:
     tls: tuple[str, ...] = ("127.0.0.1:8443",)
     host_address: str = ""
     database: str = ""
+    ephemeral: bool = False
     inventory: Path | None = None
     hosts: int = 1
     vms: int = 0
@@ -188,6 +191,8 @@ def parser() -> argparse.ArgumentParser:
         "host.address, consoles and the certificate, where a NAT hides it (default: where it listens)")  # fmt: skip
     add("--database", metavar="URL", help="SQLAlchemy URL, such as postgresql+psycopg://user@host/name "
         "(default: SQLite in STATE/xapi.db)")  # fmt: skip
+    add("--ephemeral", action="store_true", default=None, help="keep nothing: a new pool, with its records in memory "
+        "and its disks in a temporary directory that goes at the end")  # fmt: skip
     add("--inventory", type=Path, metavar="FILE", help="what a new pool consists of (default: one host)")
     add("--hosts", type=int, metavar="N", help="hosts of a new pool, for scale tests (default: 1)")
     add("--vms", type=int, metavar="N", help="halted VMs of a new pool, for scale tests (default: 0)")
@@ -227,7 +232,7 @@ def read_file(path: Path) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(f"{path}: {name} is no setting; there are {', '.join(known)}")
         wanted = _KINDS.get(name, str)
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
             raise ConfigError(f"{path}: {name} must be a {wanted.__name__}")
         if isinstance(value, list) and not all(isinstance(item, str) for item in value):
             raise ConfigError(f"{path}: {name} must be a list of strings")
@@ -243,6 +248,7 @@ _KINDS: Mapping[str, type] = {
     "fragment_budget": int,
     "plugin_seconds": int,
     "ready_fd": int,
+    "ephemeral": bool,
 }
 
 
@@ -263,6 +269,8 @@ def make(settings: Mapping[str, Any]) -> Config:
     ):
         if values.get(name) is not None:
             values[name] = Path(values[name]).absolute()
+    if values.get("ephemeral") and (values.get("state") or values.get("database")):
+        raise ConfigError("ephemeral keeps nothing; neither state nor database can be given with it")
     values.setdefault("state", user_state_path("xapi"))
     for name in ("listen", "tls"):
         if name in values:

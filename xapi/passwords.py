@@ -14,11 +14,11 @@ _COST, _BLOCK, _PARALLEL = 2**14, 8, 1
 """scrypt's parameters: some 50 ms and 16 MiB a password."""
 
 
-def hash_password(password: str) -> str:
+def hash_password(password: str, cost: int = _COST) -> str:
     """Return ``scrypt$N$r$p$salt$hash`` of a password, with a fresh salt."""
     salt = secrets.token_bytes(16)
-    digest = hashlib.scrypt(password.encode(), salt=salt, n=_COST, r=_BLOCK, p=_PARALLEL)
-    return f"scrypt${_COST}${_BLOCK}${_PARALLEL}${salt.hex()}${digest.hex()}"
+    digest = hashlib.scrypt(password.encode(), salt=salt, n=cost, r=_BLOCK, p=_PARALLEL)
+    return f"scrypt${cost}${_BLOCK}${_PARALLEL}${salt.hex()}${digest.hex()}"
 
 
 def verify_password(password: str, stored: str) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import CannotListenError
 
-from xapi.config import Config, ConfigError
+from xapi.config import IN_MEMORY, Config, ConfigError
 from xapi.datamodel import SchemaError
 from xapi.directory import DirectoryError
 from xapi.errors import Fault
@@ -55,12 +58,21 @@ def run(config: Config) -> int:
 
 
 def load(config: Config, reactor: Any) -> XapiService:
-    """Return the process's daemon, which tells those who wait when it serves. Raises one of `REFUSALS`."""
+    """Return the process's daemon, which tells those who wait when it serves. Raises one of `REFUSALS`.
+
+    The state directory of an ephemeral one goes when it has ended, or when the process does without a start.
+    """
+    directory = None
+    if config.ephemeral:
+        directory = TemporaryDirectory(prefix="kronos-", ignore_cleanup_errors=True)
+        config = replace(config, state=Path(directory.name), database=IN_MEMORY)
     from xapi.service import make_service
 
     say = partial(print, flush=True)
     readiness = Readiness(config, reactor, say)
     service = make_service(config, reactor, say)
+    if directory is not None:
+        service.afterwards.callback(directory.cleanup)
     readiness.setServiceParent(service)  # type: ignore[no-untyped-call]
 
     def serves(addresses: list[str]) -> list[str]:

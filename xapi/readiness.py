@@ -73,20 +73,7 @@ class Readiness(Service):
 
     def serves(self, addresses: Sequence[str], path: Path) -> None:
         """Tell that all addresses are served, and of the socket of local root at a path. Raises OSError."""
-        reachable = [_reachable(address) for address in addresses]
-
-        def first(scheme: str) -> str:
-            return next((each.rstrip("/") for each in reachable if each.startswith(f"{scheme}://")), "")
-
-        told = {
-            "url": first("http"),
-            "https_url": first("https"),
-            "socket": str(path),
-            "addresses": list(addresses),
-            "pid": os.getpid(),
-            "version": version(),
-        }
-        line = json.dumps(told).encode() + b"\n"
+        line = json.dumps(told(addresses, path)).encode() + b"\n"
         if self._file is not None:
             _write(self._file, line)
             self._told = True
@@ -110,6 +97,23 @@ class Readiness(Service):
         if self._told and self._file is not None:
             with suppress(OSError):
                 self._file.unlink(missing_ok=True)
+
+
+def told(addresses: Sequence[str], path: Path) -> dict[str, Any]:
+    """Return what is told of a daemon that serves at addresses, and of local root's socket at a path."""
+    reachable = [_reachable(address) for address in addresses]
+
+    def first(scheme: str) -> str:
+        return next((each.rstrip("/") for each in reachable if each.startswith(f"{scheme}://")), "")
+
+    return {
+        "url": first("http"),
+        "https_url": first("https"),
+        "socket": str(path),
+        "addresses": list(addresses),
+        "pid": os.getpid(),
+        "version": version(),
+    }
 
 
 def _reachable(address: str) -> str:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cryptography import x509
 from twisted.application.service import MultiService
@@ -33,7 +33,7 @@ from xapi import addresses, certificates, datamodel, garbage, hosts
 from xapi.backends.local_host import make_host, why_no_guests
 from xapi.backends.local_storage import LocalStorage
 from xapi.backends.threads import Threads
-from xapi.config import Config, ConfigError, address_of
+from xapi.config import IN_MEMORY, Config, ConfigError, address_of
 from xapi.daemon import SWEEP, Daemon, make_store
 from xapi.directory import Directory
 from xapi.http import tls
@@ -46,10 +46,14 @@ from xapi.log.keeping import Keeping
 from xapi.plugins import Plugins, Runner
 from xapi.state import State
 from xapi.store.database import open_database
+from xapi.store.forgetful import Forgetful
 from xapi.store.memory import Store
 from xapi.store.writer import Writer
 from xapi.vms import lifecycle, metrics
 from xapi.vms.consoles import Door
+
+if TYPE_CHECKING:
+    from xapi.datamodel import Model
 
 log = Logger()
 
@@ -64,7 +68,16 @@ SWITCH_INTERVAL = 0.0005
 class XapiService(MultiService):
     """A whole daemon: what `make_service` has loaded, listening and writing while it runs."""
 
-    def __init__(self, config: Config, state: State, daemon: Daemon, writer: Writer, pool: ThreadPool, reactor: Any):
+    def __init__(
+        self,
+        config: Config,
+        state: State,
+        daemon: Daemon,
+        writer: Writer | Forgetful,
+        pool: ThreadPool,
+        reactor: Any,
+        alone: bool,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.config = config
         self.state = state
@@ -76,18 +89,23 @@ class XapiService(MultiService):
         self._rpc = RPC(daemon)
         self._pool = pool
         self._reactor = reactor
+        self._alone = alone
+        self._factories: list[HTTPFactory] = []
         self._ports: list[IListeningPort] = []
         self._timers: list[LoopingCall] = []
         self._budget = Budget()
+        self.afterwards = ExitStack()
+        """What is to be done when all has ended."""
         self.ready: Deferred[list[str]] = Deferred()
         """Fires with the addresses when all of them are served."""
 
     def startService(self) -> None:
         """Write, finish a large first inventory, then listen."""
         super().startService()  # type: ignore[no-untyped-call]
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each layer of an open disk takes one
+        if self._alone:
+            sys.setswitchinterval(SWITCH_INTERVAL)
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each layer of an open disk takes one
         self._budget = Budget(affordable())
         self._pool.start()
         self.writer.start(self.daemon.db)
@@ -103,7 +121,8 @@ class XapiService(MultiService):
         lifecycle.forget_lost_domains(self.daemon)
         hosts.started(db)
         await lifecycle.undo_unfinished(self.daemon)
-        garbage.settle()
+        if self._alone:
+            garbage.settle()
         served = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
         if self.config.tls:
             now = datetime.fromtimestamp(self._reactor.seconds(), UTC)
@@ -115,12 +134,14 @@ class XapiService(MultiService):
         endpoint = UNIXServerEndpoint(self._reactor, str(socket), mode=0o600, wantPID=False, backlog=BACKLOG)
         self._ports.append(await endpoint.listen(self._factory(Budget(max(16, affordable() // 4)))))
         served.append(f"unix:{socket}")
-        for seconds, tick in (
+        ticks: list[tuple[float, Callable[[], object]]] = [
             (SWEEP, self.daemon.sweep),
             (metrics.EVERY, self.daemon.metrics.tick),
             (RESERVE_EVERY, self._reserve),
-            (garbage.EVERY, garbage.Collector().look),
-        ):
+        ]
+        if self._alone:
+            ticks.append((garbage.EVERY, garbage.Collector().look))
+        for seconds, tick in ticks:
             timer = LoopingCall(tick)
             timer.clock = self._reactor
             timer.start(seconds, now=False)
@@ -155,14 +176,16 @@ class XapiService(MultiService):
             self.daemon.consoles.served_at(Door(best.scheme, best.port, best.address))
 
     def _cannot_begin(self, failure: Any) -> None:
-        log.critical("cannot start: {error}", error=failure.value)
+        if self._alone:  # else who has started it hears of it
+            log.critical("cannot start: {error}", error=failure.value)
         self.ready.errback(failure)
 
     def _reserve(self) -> None:
         self.writer.reserve(self.daemon.db.generation)
 
     def _factory(self, budget: Budget) -> HTTPFactory:
-        return HTTPFactory(self._rpc, self._reactor, budget=budget)
+        self._factories.append(HTTPFactory(self._rpc, self._reactor, budget=budget))
+        return self._factories[-1]
 
     async def _listen(self, text: str, pem: bytes) -> str:
         """Serve at one endpoint, with TLS when there is a certificate, and return the address."""
@@ -194,12 +217,15 @@ class XapiService(MultiService):
         for backend in self.daemon.backends.made():
             await deferToThreadPool(self._reactor, self._pool, cast("Any", backend).stop)
         await deferToThreadPool(self._reactor, self._pool, self.writer.stop)
+        for factory in self._factories:
+            await factory.close()
         self._pool.stop()
         self.config.socket.unlink(missing_ok=True)
         self.state.close()
         log.info("Stopped")
         if self.keeping is not None:
             self.keeping.close()
+        self.afterwards.close()
 
 
 def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
@@ -216,10 +242,13 @@ def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
     return endpoint
 
 
-def make_service(config: Config, reactor: Any, announce: Callable[[str], None] = print) -> XapiService:
+def make_service(
+    config: Config, reactor: Any, announce: Callable[[str], None] = print, *, alone: bool = True
+) -> XapiService:
     """Return a daemon, loaded and ready to be started.
 
-    `announce` tells people of a password that was invented. Raises ConfigError, StateError, DatabaseError,
+    `announce` tells people of a password that was invented. `alone` is whether the process is the daemon's, which then
+    sets up Python's collector and the process's limits. Raises ConfigError, StateError, DatabaseError,
     DeclarationError, DirectoryError, SchemaError.
     """
     for endpoint in (*config.listen, *config.tls):
@@ -231,16 +260,9 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
         undo.callback(state.close)
         given = _given_password(config)
         model = datamodel.load()
-        garbage.hold()
-        database = open_database(config.database_url, model)
-        undo.callback(database.close)
-        for line in database.upgraded:
-            log.info("database upgraded: {line}", line=line)
-        writer = Writer(database, reactor.callFromThread)
-        store = make_store(model, writer, lambda tell: reactor.callLater(0, tell), database.generation)
-        database.load(store)
-        lifecycle.renew_metrics(store)
-        store.loaded()
+        if alone:
+            garbage.hold()
+        writer, store = _stored(config, model, reactor, undo)
         growth = _first_inventory(store, config, declared, reactor)
         passwords, invented = state.passwords(given)
         pool = ThreadPool(0, THREADS, "xapi")
@@ -273,11 +295,34 @@ def make_service(config: Config, reactor: Any, announce: Callable[[str], None] =
         daemon.sessions.directory = directory
     if invented is not None:
         announce(f"root's password is {invented} (kept in {config.state / 'root-password'})")
-    service = XapiService(config, state, daemon, writer, pool, reactor)
+    service = XapiService(config, state, daemon, writer, pool, reactor, alone)
     service.growth = growth
     service.programs = programs
     service.keeping = keeping
     return service
+
+
+def _stored(config: Config, model: Model, reactor: Any, undo: ExitStack) -> tuple[Writer | Forgetful, Store]:
+    """Return what writes, and the store that it writes for, with what the database has."""
+
+    def soon(tell: Callable[[], None]) -> Any:
+        return reactor.callLater(0, tell)
+
+    if config.database == IN_MEMORY:
+        forgetful = Forgetful(soon)
+        store = make_store(model, forgetful, soon)
+        store.loaded()
+        return forgetful, store
+    database = open_database(config.database_url, model)
+    undo.callback(database.close)
+    for line in database.upgraded:
+        log.info("database upgraded: {line}", line=line)
+    writer = Writer(database, reactor.callFromThread)
+    store = make_store(model, writer, soon, database.generation)
+    database.load(store)
+    lifecycle.renew_metrics(store)
+    store.loaded()
+    return writer, store
 
 
 def _make_backend(store: Store, host: Any, threads: Threads, storage: LocalStorage, config: Config) -> Backend:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -257,6 +258,7 @@ class _Permissions(tuple[str, ...]):
         return permission in self._set
 
 
+@cache
 def _role_permissions(model: Model) -> dict[str, frozenset[str]]:
     """Return the lower-case permissions of each role, mightiest role first."""
     ranks = {role.name: rank for rank, role in enumerate(role for role in model.roles.values() if not role.internal)}

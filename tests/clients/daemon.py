@@ -103,6 +103,8 @@ def command(state: Path, *options: str, first: str = "") -> list[str]:
     program = ["-c", f"{first}\nfrom xapi.__main__ import main\nraise SystemExit(main())"] if first else ["-m", "xapi"]
     given = {option for option in options if option.startswith("--")}
     defaults = {"--listen": ["127.0.0.1:0"], "--state": [str(state)]} | ({} if "--tls" in given else {"--no-tls": []})
+    if "--ephemeral" in given:
+        del defaults["--state"]
     missing = [part for name, value in defaults.items() if name not in given for part in (name, *value)]
     return [sys.executable, *program, *missing, *options]
 

@@ -210,6 +210,36 @@ def test_pool_of_a_size(start: Start, clients: Clients) -> None:
     daemon.stop()
 
 
+# Keeping nothing
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_ephemeral_daemon_leaves_nothing(
+    start: Start, clients: Clients, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Its records are in memory and its disks in a temporary directory, which goes with it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    daemon = start("--ephemeral", "--tls", "0").ready()
+    api = clients.root(daemon).xenapi
+    (storage,) = api.SR.get_by_name_label("Local storage")
+    disk = {"SR": storage, "name_label": "", "virtual_size": "1048576", "type": "user", "other_config": {}}
+    api.VDI.create({**disk, "sharable": False, "read_only": False})
+    (state,) = tmp_path.glob("kronos-*")
+    assert len(list(state.rglob("*.vhd"))) == 1 and not (state / "xapi.db").exists()
+    daemon.stop(number)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ephemeral_daemon_that_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it listens and when it does."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port}" in refused(tmp_path, "--ephemeral", "--listen", f"127.0.0.1:{port}")
+    assert "No such file" in refused(tmp_path, "--ephemeral", "--inventory", str(tmp_path / "none"))
+    assert list(tmp_path.iterdir()) == []
+
+
 # Refusing to start
 
 

@@ -55,6 +55,16 @@ def test_endpoints_repeat_and_empty_ones_are_none() -> None:
     assert (settings.listen, settings.tls) == (("a:1", "[::1]:2"), ())
 
 
+def test_an_ephemeral_daemon_has_no_place(tmp_path: Path) -> None:
+    """Neither a state directory nor a database can be said."""
+    assert config.from_command_line(["--ephemeral"]).ephemeral
+    assert from_file(tmp_path, "ephemeral = true").ephemeral
+    for more in (["--state", "/s"], ["--database", "sqlite:///x"]):
+        with pytest.raises(ConfigError, match="ephemeral keeps nothing"):
+            config.from_command_line(["--ephemeral", *more])
+    assert wrong(tmp_path, "ephemeral = 1") == "ephemeral must be a bool"
+
+
 def test_no_tls_is_tls_switched_off(tmp_path: Path) -> None:
     """Also where a file has it."""
     assert config.from_command_line(["--no-tls"]).tls == ()
@@ -136,6 +146,7 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         tls = ["t:1"]
         host_address = "kronos.example"
         database = "postgresql:///x"
+        ephemeral = false
         inventory = "i.toml"
         hosts = 2
         vms = 3
@@ -160,6 +171,7 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
     assert dataclasses.asdict(settings) == {
         "state": Path("/s"), "listen": ("l:1",), "tls": ("t:1",), "database": "postgresql:///x",
         "host_address": "kronos.example",
+        "ephemeral": False,
         "inventory": here / "i.toml", "hosts": 2, "vms": 3, "seed": 4, "root_password_file": here / "p",
         "log_level": "debug", "log_format": "json", "log_file": Path("/l"),
         "ready_file": here / "r", "ready_fd": 8,

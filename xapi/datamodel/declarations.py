@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as attribute
+from functools import cache, cached_property
 from typing import Any
 
 from xapi.types import Type, Types
@@ -225,7 +226,7 @@ class HTTPHandler:
     group: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """The whole schema."""
 
@@ -248,7 +249,7 @@ class Model:
         """The classes whose objects live in the store."""
         return [cls for cls in self.classes.values() if cls.kept != "no"]
 
-    @property
+    @cached_property
     def permissions(self) -> Mapping[str, tuple[str, bool]]:
         """Permission to (least role, whether client-cert has it too), in the schema's order."""
         permissions = {}
@@ -267,6 +268,7 @@ class Model:
         return permissions
 
 
+@cache
 def permission_uuid(permission: str) -> str:
     """Return the uuid of a role record: the MD5 of its name, laid out as a uuid."""
     return str(uuid.UUID(bytes=hashlib.md5(permission.encode(), usedforsecurity=False).digest()))

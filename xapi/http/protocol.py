@@ -122,16 +122,20 @@ class HTTPServer(protocol.Protocol):
         self.wire = cast(Any, self.transport)
         self._incoming = Incoming(self._application, self._limits, self.wire.getPeer(), self.wire)
         if not self._budget.admit(self):
-            self._abort()
+            self.abort()
             return
         self._direct = type(self.wire) in _PLAIN
         if hasattr(self.wire, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.wire):
             self.wire.setTcpNoDelay(True)
         self._since = self.clock.seconds()
         self._arm()
+        if isinstance(self.factory, HTTPFactory):
+            self.factory.opened(self)
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """Cancel what is being done for a client that is gone."""
+        if isinstance(self.factory, HTTPFactory):
+            self.factory.lost(self)
         self._gone = self._closing = True
         self._budget.left(self)
         self._incoming.end()
@@ -364,7 +368,7 @@ class HTTPServer(protocol.Protocol):
         self.wire.unregisterProducer()
         sender, self._sender = self._sender, None
         if sender is None or sender.started:
-            self._abort()
+            self.abort()
         else:
             self._deliver(error_response(500))
             self._drain()
@@ -383,7 +387,8 @@ class HTTPServer(protocol.Protocol):
             self.wire.loseConnection()
         self._arm()
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Close the connection at once, whatever has not been sent."""
         self._closing = self._incoming.ending = True
         self.wire.abortConnection()
 
@@ -427,7 +432,7 @@ class HTTPServer(protocol.Protocol):
 
     def give_way(self) -> None:
         """End at once: the connection is needed for another client."""
-        self._abort()
+        self.abort()
 
     def _tick(self) -> None:
         self._timer = None
@@ -442,7 +447,7 @@ class HTTPServer(protocol.Protocol):
             self.wire.loseConnection()
             self._arm()
         elif self._closing or self._sender is not None:
-            self._abort()
+            self.abort()
         elif self._incoming.stage:
             self._incoming.refuse(408)
             self._drain()
@@ -466,6 +471,27 @@ class HTTPFactory(protocol.Factory):
         self._clock = clock
         self._limits = limits or Limits()
         self._budget = budget or Budget()
+        self._open: set[HTTPServer] = set()
+        self._closed: Deferred[None] | None = None
+
+    def opened(self, server: HTTPServer) -> None:
+        """Hear that a connection has begun."""
+        self._open.add(server)
+
+    def lost(self, server: HTTPServer) -> None:
+        """Hear that a connection has ended."""
+        self._open.discard(server)
+        if self._closed is not None and not self._open and not self._closed.called:
+            self._closed.callback(None)
+
+    def close(self) -> Deferred[None]:
+        """End all connections; the Deferred fires when they have ended."""
+        self._closed = Deferred()
+        for server in list(self._open):
+            server.abort()
+        if not self._open and not self._closed.called:
+            self._closed.callback(None)
+        return self._closed
 
     def buildProtocol(self, addr: IAddress | None) -> HTTPServer:
         """Serve one more connection."""
