@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MOST = 10_000
 """Alerts kept; beyond it the oldest go."""
+_AT_ONCE = 100
+"""Alerts that go at once where there are many too many, as in a state of before there was a limit."""
 
 
 def alert(db: Store, now: datetime, name: str, cls: str, row: Any, body: str = "") -> None:
@@ -24,6 +26,6 @@ def alert(db: Store, now: datetime, name: str, cls: str, row: Any, body: str = "
 def keep(db: Store, **values: Any) -> Any:
     """Create a message, and let go of the oldest that are too many."""
     table = db.message
-    for oldest in list(islice(table, max(0, len(table) - MOST + 1))):
+    for oldest in list(islice(table, min(_AT_ONCE, max(0, len(table) - MOST + 1)))):
         table.delete(oldest._ref)
     return table.create(**values)

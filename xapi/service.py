@@ -235,6 +235,8 @@ def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
         host, port = address
         kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
         return kind(reactor, port, backlog=BACKLOG, interface=host)
+    if text.startswith(("tcp:", "tcp6:", "ssl:", "unix:")) and ":backlog=" not in text:
+        text = f"{text}:backlog={BACKLOG}"
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     except (ValueError, TypeError, IndexError, KeyError, OSError) as error:

@@ -115,6 +115,30 @@ def test_oldest_alerts_go(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(pool.db.message.rows) == refs[2:]
 
 
+def test_ten_thousand_alerts_are_kept(pool: Pool) -> None:
+    """The oldest goes for each that is one too many, and its end is told."""
+    pool_row = next(iter(pool.db.pool))
+    first = alert(pool)
+    token = str(pool("event.from", ["message"], "", 0.0).token)
+    with pool.db.atomic():
+        for number in range(alerts.MOST):
+            alerts.alert(pool.db, now(pool), "VM_STARTED", "Pool", pool_row, str(number))
+    assert len(pool.db.message) == alerts.MOST == 10_000
+    events = pool("event.from", ["message"], token, 0.0).events
+    assert [event.ref for event in events if event.operation == "del"] == [first]
+
+
+def test_a_state_with_far_too_many_alerts_shrinks_by_and_by(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call pays for all of them."""
+    refs = [alert(pool) for _ in range(250)]
+    monkeypatch.setattr(alerts, "MOST", 10)
+    alert(pool)
+    assert list(pool.db.message.rows)[:-1] == refs[100:]
+    alert(pool)
+    alert(pool)
+    assert len(pool.db.message) == 10
+
+
 def test_events_of_alerts(pool: Pool) -> None:
     """add and del, with id 0, and told of from the second part of the token."""
     token = str(pool("event.from", ["message"], "", 0.0).token)

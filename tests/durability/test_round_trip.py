@@ -187,3 +187,14 @@ def test_changes_of_one_row_are_joined_to_its_net_effect(url: str) -> None:
     again = Opened(url)
     again.database.close()
     assert {row._ref: (row.uuid, row.value) for row in again.store.secret} == {"OpaqueRef:a": ("b", "3")}
+
+
+def test_alerts_come_back_oldest_first(url: str) -> None:
+    """However the database keeps them: the first is the one that goes when there are too many."""
+    times = [datetime(2026, 1, 1 + day, tzinfo=UTC) for day in (3, 1, 4, 0, 2)]
+    with Opened(url, model=WHOLE) as opened:
+        for time in times:
+            opened.store.message.create(name="n", timestamp=time)
+        assert opened.flush() is None
+    with Opened(url, model=WHOLE) as again:
+        assert [row.timestamp for row in again.store.message] == sorted(times)

@@ -30,7 +30,7 @@ FRAGMENTS = st.sampled_from(
         *(b"\r\n", b"\r\n\r\n", b"content-length: 5\r\n", b"hello", b"transfer-encoding: chunked\r\n"),
         *(b"5\r\nhello\r\n", b"0\r\n\r\n", b"host: a\r\n", b"expect: 100-continue\r\n", b"connection: close\r\n"),
         *(b"connection: upgrade\r\nupgrade: x\r\n", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n", b"x:", b" "),
-        *(b"x: " + b"a" * 30_000, b"a" * 9_000),
+        *(b"x: " + b"a" * 30_000, b"a" * 9_000, b"PUT /unwanted HTTP/1.1\r\n", b"POST /unwanted HTTP/1.0\r\n"),
     ]
 )
 
@@ -41,8 +41,8 @@ class Mirror:
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
-    def body_limit(self, method: str, path: str) -> int:
-        return 10_000
+    def body_limit(self, method: str, path: str) -> int | None:
+        return None if path == "/unwanted" else 10_000
 
     def respond(self, request: Request) -> Response:
         self.seen.append((request.method, request.target, dict(request.headers), request.body, request.version))
@@ -171,6 +171,7 @@ class Door:
         return self.answer if request.method == "CONNECT" else Response(200, request.target, b"text/plain")
 
 
+@example(0, "1.0", b"x" * 200, 1000, [], None)
 @given(
     st.integers(0, 2),
     st.sampled_from(["1.0", "1.1"]),

@@ -11,11 +11,17 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
+from tests.conftest import NOW
 from xapi.http.budget import MOST, Budget, affordable
 from xapi.http.exchange import Request, Response, Takeover
 from xapi.http.protocol import HTTPFactory
+from xapi.http.tls import options
+from xapi.state import State
 
+OLD_NAMES = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+"""Twisted hands pyOpenSSL what that would rather have by another name."""
 GET = b"GET / HTTP/1.1\r\n\r\n"
 
 
@@ -104,3 +110,38 @@ def test_connections_leave_half_of_the_files(monkeypatch: pytest.MonkeyPatch, fi
     """For disks, the database, and programs."""
     monkeypatch.setattr(resource, "getrlimit", lambda what: (files, files))
     assert affordable() == most
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    state = State(tmp_path_factory.mktemp("state") / "s")
+    made = state.certificate(NOW, []).read_bytes()
+    state.close()
+    return made
+
+
+def begun_by_tls(pem: bytes, budget: Budget) -> tuple[Clock, StringTransport]:
+    """Return a connection to an HTTPS port on which nothing has been said."""
+    clock, transport = Clock(), StringTransport()
+    inner = HTTPFactory(Application(), clock, budget=budget)
+    server: Any = TLSMemoryBIOFactory(options(pem), False, inner, clock=clock).buildProtocol(None)
+    server.makeConnection(transport)
+    return clock, transport
+
+
+@OLD_NAMES
+def test_a_connection_that_does_not_shake_hands_ends_after_a_minute(pem: bytes) -> None:
+    """With nobody to say goodbye to."""
+    clock, transport = begun_by_tls(pem, Budget())
+    clock.advance(59)
+    assert not transport.disconnected
+    clock.advance(1)
+    clock.advance(0)
+    assert transport.disconnected
+
+
+@OLD_NAMES
+def test_a_connection_that_is_one_too_many_ends_before_it_shakes_hands(pem: bytes) -> None:
+    """TLS costs more than a refusal."""
+    _, transport = begun_by_tls(pem, Budget(0))
+    assert transport.disconnected

@@ -169,7 +169,8 @@ class HTTPServer(protocol.Protocol):
         if incoming.waiting or incoming.refusal is not None:
             self._drain()
         if self._busy:
-            self._hold_back(len(data))
+            if self._successor is None:  # who has just taken over reads at its own pace
+                self._hold_back(len(data))
             return
         if unfinished:
             self._since = self.clock.seconds()

@@ -137,6 +137,8 @@ class Database:
         table = store.tables[sql.name]
         columns = [sql.c._ref, *(sql.c[field.name] for field in kept_fields(table.cls))]
         statement = sqlalchemy.select(*columns).execution_options(yield_per=FETCH)
+        if "timestamp" in sql.c:  # messages: the first of a table is the oldest, which goes when they are too many
+            statement = statement.order_by(sql.c.timestamp)
         try:
             store.load(table, loader(table)(self.connection.execute(statement)))
         except (Damaged, UnicodeDecodeError) as error:
