@@ -41,6 +41,7 @@ from xapi.http.budget import Budget, affordable
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
 from xapi.inventory import declaration, fresh, management, product, scale
+from xapi.inventory.storage import renew_drivers
 from xapi.lexical import moment
 from xapi.log.keeping import Keeping
 from xapi.plugins import Plugins, Runner
@@ -338,6 +339,7 @@ def _first_inventory(store: Store, config: Config, declared: Any, reactor: Any) 
     """Fill an empty store; return what is left to do of a large inventory."""
     if len(store.pool):
         fresh.create_roles(store)
+        renew_drivers(store)
         return iter(())
     seed = secrets.randbits(128) if config.seed is None else config.seed
     rng = random.Random(seed)

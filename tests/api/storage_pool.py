@@ -105,7 +105,7 @@ class Disks(Pool):
 
 
 def fit(pool: Any, threads: Threads) -> Disks:
-    """Give the hosts of a pool storage of their own machine."""
+    """Give the hosts of a pool storage of their own machine, and a disk besides the system's."""
     pool.__class__ = Disks
     pool.threads = threads
     pool.storage = LocalStorage(
@@ -113,6 +113,7 @@ def fit(pool: Any, threads: Threads) -> Disks:
     )
     for host in pool.db.host:
         pool.make_backend(host).storage = pool.storage
+        host.other_config = {**host.other_config, "local-disks": "/dev/sdb,/dev/nvme0n1"}
     disks: Disks = pool
     return disks
 

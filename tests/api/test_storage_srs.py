@@ -9,15 +9,17 @@ from uuid import uuid4
 import pytest
 
 from tests.api.storage_pool import MIB, NULL_REF, Disks, make_sr
+from xapi import datamodel, registry
 from xapi.backends.local_storage import LocalStorage
 from xapi.errors import Fault
+from xapi.inventory.storage import renew_drivers
 from xapi.types import NULL
 
 # SR
 
 
 def test_a_new_sr_is_plugged_and_measured(disks: Disks) -> None:
-    """Of type ext: below the storage directory, whatever the device."""
+    """Of type ext: below the storage directory; the device is only a name."""
     sr = make_sr(disks, "EXT", {"device": "/dev/sdb"})
     assert (sr.type, sr.name_label, sr.name_description, dict(sr.sm_config)) == ("ext", "new", "text", {"k": "v"})
     (pbd,) = (disks.db.PBD[ref] for ref in sr.PBDs)
@@ -33,6 +35,13 @@ def test_a_new_sr_is_plugged_and_measured(disks: Disks) -> None:
     ("Quantum", {}, ["SR_UNKNOWN_DRIVER", "quantum"]),
     ("ext", {}, ["SR_BACKEND_FAILURE_90", "", "The request is missing the device parameter", ""]),
     ("ext", {"device": "/dev/sda3"}, ["SR_BACKEND_FAILURE_16"]),
+    ("ext", {"device": "/dev/sdc"},
+     ["SR_BACKEND_FAILURE_19", "", "No such device [opterr=Device /dev/sdc does not exist]", ""]),
+    ("ext", {"device": "/dev/sdb,/dev/sdbx"}, ["SR_BACKEND_FAILURE_19"]),
+    ("ext", {"device": "/dev/nvme0n11"}, ["SR_BACKEND_FAILURE_19"]),
+    ("ext", {"device": "/dev/sda"}, ["SR_BACKEND_FAILURE_105"]),
+    ("lvm", {"device": "/dev/sdc"}, ["SR_BACKEND_FAILURE_19"]),
+    ("udev", {}, ["SR_BACKEND_FAILURE_94"]),
     ("file", {}, ["SR_BACKEND_FAILURE_94"]),
     ("file", {"location": "relative"}, ["SR_BACKEND_FAILURE_94"]),
     ("file", {"location": "/etc"}, ["SR_BACKEND_FAILURE_42"]),
@@ -51,6 +60,66 @@ def test_an_sr_that_cannot_be_leaves_nothing(
     assert disks.fails("SR.create", host, given, "0", "n", "", kind, "", False, {})[: len(expected)] == expected
     assert {name: set(disks.db.tables[name].rows) for name in before} == before
     assert not disks.directory.exists() or not list(disks.directory.iterdir())
+
+
+@pytest.mark.parametrize("device", ["/dev/sdb", "/dev/sdb2", "/dev/nvme0n1p3", "/dev/sdb,/dev/nvme0n1"])
+def test_a_device_that_the_host_has_takes_an_sr(disks: Disks, device: str) -> None:
+    """Disks that its other_config names, and their partitions."""
+    (pbd,) = make_sr(disks, "ext", {"device": device}).PBDs
+    assert disks.db.PBD[pbd].currently_attached
+
+
+@pytest.mark.parametrize(("kind", "config", "number"), [
+    ("nfs", {}, 102), ("nfs", {"server": "s"}, 101), ("nfs", {"server": "s", "serverpath": "/p"}, 73),
+    ("lvmoiscsi", {"target": "t"}, 96), ("lvmoiscsi", {"target": "t", "targetIQN": "i", "SCSIid": "1"}, 141),
+    ("lvmohba", {"SCSIid": "1"}, 107), ("smb", {"server": "//s/x"}, 111),
+])  # fmt: skip
+def test_a_type_that_was_declared_is_known_but_reaches_no_server(
+    disks: Disks, kind: str, config: dict[str, str], number: int
+) -> None:
+    """An inventory's SRs of it can be plugged, so there is a driver; it finds nothing on any network."""
+    disks.db.SM.create(type=kind)
+    host = next(iter(disks.db.host))._ref
+    assert (
+        disks.fails("SR.create", host, config, "0", "n", "", kind, "", False, {})[0] == f"SR_BACKEND_FAILURE_{number}"
+    )
+
+
+def test_each_driver_that_sm_lists_is_known_to_sr_create_and_probe(disks: Disks) -> None:
+    """Without any configuration each refuses in its own words."""
+    host = next(iter(disks.db.host))._ref
+    kinds = [sm.type for sm in disks.db.SM]
+    made = {kind: disks.fails("SR.create", host, {}, "0", "n", "", kind, "", False, {})[0] for kind in kinds}
+    probed = {kind: disks.fails("SR.probe", host, {}, kind, {})[0] for kind in kinds}
+    assert sorted(kinds) == ["ext", "file", "iso", "lvm", "udev"] == list(disks("SR.get_supported_types"))
+    assert "SR_UNKNOWN_DRIVER" not in {*made.values(), *probed.values()}
+
+
+_MESSAGES = {
+    "SR_SCAN": "SR.scan", "SR_UPDATE": "SR.update", "VDI_CREATE": "VDI.create", "VDI_DELETE": "VDI.destroy",
+    "VDI_ATTACH": "VBD.plug", "VDI_DETACH": "VBD.unplug", "VDI_ACTIVATE": "VBD.plug", "VDI_DEACTIVATE": "VBD.unplug",
+    "VDI_UPDATE": "VDI.update", "VDI_INTRODUCE": "VDI.introduce", "VDI_RESIZE": "VDI.resize", "VDI_CLONE": "VDI.clone",
+    "VDI_SNAPSHOT": "VDI.snapshot", "VDI_RESET_ON_BOOT": "VDI.set_on_boot", "THIN_PROVISIONING": "VDI.create",
+}  # fmt: skip
+
+
+def test_each_feature_of_a_driver_has_a_message_that_does_something(disks: Disks) -> None:
+    """None promises changed blocks, mirrors or caches that there are not."""
+    functions = registry.functions(datamodel.load())
+    promised = {feature for sm in disks.db.SM for feature in sm.features}
+    assert promised == set(_MESSAGES) and {_MESSAGES[feature] for feature in promised} <= functions.keys()
+
+
+def test_drivers_of_an_older_state_say_what_they_do_now(disks: Disks) -> None:
+    """Those that nothing uses go; those of SRs that there are stay."""
+    (ext,) = (sm for sm in disks.db.SM if sm.type == "ext")
+    ext.features = {**ext.features, "VDI_CONFIG_CBT": 1}
+    unused, used = disks.db.SM.create(type="smb"), disks.db.SM.create(type="nfs")
+    disks.db.SR.create(type="nfs")
+    renew_drivers(disks.db)
+    assert "VDI_CONFIG_CBT" not in ext.features and ext.capabilities == tuple(ext.features)
+    assert (unused._ref in disks.db.SM, used._ref in disks.db.SM) == (False, True)
+    assert "VDI_CLONE" in used.features
 
 
 def test_passwords_become_secrets(disks: Disks) -> None:
@@ -159,7 +228,7 @@ def test_a_udev_sr_is_empty(disks: Disks) -> None:
 def test_supported_types_are_those_that_can_be_made(disks: Disks) -> None:
     """And probing is what the drivers say."""
     host = next(iter(disks.db.host))._ref
-    assert list(disks("SR.get_supported_types")) == ["ext", "file", "iso"]
+    assert list(disks("SR.get_supported_types")) == ["ext", "file", "iso", "lvm", "udev"]
     assert disks.fails("SR.probe", host, {}, "nfs", {}) == ["SR_UNKNOWN_DRIVER", "nfs"]
     assert disks.fails("SR.probe", host, {}, "ext", {})[0] == "SR_BACKEND_FAILURE_38"
     assert disks.fails("SR.probe_ext", host, {}, "ext", {}) == ["SR_OPERATION_NOT_SUPPORTED"]
@@ -170,6 +239,9 @@ def test_what_an_sr_can_be_for(disks: Disks) -> None:
     """Checked in xapi's order."""
     sr, udev = disks.sr, next(row for row in disks.db.SR if row.type == "udev")
     disks("SR.update", sr._ref)
+    assert disks.fails("SR.assert_can_host_ha_statefile", sr._ref) == ["SR_OPERATION_NOT_SUPPORTED", sr._ref]
+    (ext,) = (sm for sm in disks.db.SM if sm.type == sr.type)
+    ext.features = {**ext.features, "VDI_GENERATE_CONFIG": 1}
     disks("SR.assert_can_host_ha_statefile", sr._ref)
     assert disks.fails("SR.assert_can_host_ha_statefile", udev._ref) == ["SR_OPERATION_NOT_SUPPORTED", udev._ref]
     expected = ["SR_OPERATION_NOT_SUPPORTED", sr._ref]

@@ -159,8 +159,8 @@ async def update(call: Call, sr: SR) -> None:
 
 @message("SR.get_supported_types")
 def get_supported_types(call: Call) -> tuple[str, ...]:
-    """Name the types that SR.create takes."""
-    return srs.CREATABLE
+    """Name the types that there are drivers for."""
+    return tuple(sorted(sm.type for sm in call.db.SM))
 
 
 @message("SR.probe")
@@ -180,7 +180,7 @@ async def probe_ext(call: Call, host: Host, device_config: Keys, type: str, sm_c
 def _assert_probed(call: Call, host: Host, type: str) -> None:
     """Raise what a probe fails with before its driver is asked."""
     _ = call.db.host[host]
-    if type.lower() not in srs.CREATABLE:
+    if not any(sm.type == type.lower() for sm in call.db.SM):
         raise errors.SR_UNKNOWN_DRIVER(type.lower())
 
 

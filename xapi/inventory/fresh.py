@@ -100,7 +100,8 @@ class _Builder:
         self.add_networks()
         for host in self.declaration.hosts:
             self.hosts[host.name] = add_host(self.rows, host, self.networks, self.now)
-        add_drivers(self.rows)
+        kinds = {sr.type for sr in self.declaration.srs}
+        add_drivers(self.rows, kinds | {host.local_storage_type for host in self.declaration.hosts})
         self.add_storage()
         self.add_pool()
         import_templates(self.store, self.rng)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from xapi.inventory.declaration import LOCAL_STORAGE, SR_TYPES, Host
 from xapi.inventory.templates import MIB, Rows, add_image
+from xapi.storage.drivers import CREATABLE
+from xapi.store.memory import Store
 
-_DISK_FEATURES = (
-    "SR_PROBE", "SR_SCAN", "SR_UPDATE", "SR_STATS", "VDI_CREATE", "VDI_DELETE", "VDI_ATTACH", "VDI_DETACH",
-    "VDI_ACTIVATE", "VDI_DEACTIVATE", "VDI_UPDATE", "VDI_INTRODUCE", "VDI_RESIZE", "VDI_CLONE", "VDI_SNAPSHOT",
-    "VDI_MIRROR", "VDI_GENERATE_CONFIG", "VDI_CONFIG_CBT", "VDI_RESET_ON_BOOT/2",
+_BLOCK = (
+    "SR_SCAN", "SR_UPDATE", "VDI_CREATE", "VDI_DELETE", "VDI_ATTACH", "VDI_DETACH", "VDI_ACTIVATE", "VDI_DEACTIVATE",
+    "VDI_UPDATE", "VDI_INTRODUCE", "VDI_RESIZE", "VDI_CLONE", "VDI_SNAPSHOT", "VDI_RESET_ON_BOOT/2",
 )  # fmt: skip
-_BLOCK = (*_DISK_FEATURES, "SR_TRIM", "SR_MULTIPATH")
-_FILES = (*_DISK_FEATURES, "THIN_PROVISIONING")
+"""What our storage does for disks, whatever it calls itself; each has a message that does something."""
+_FILES = (*_BLOCK, "THIN_PROVISIONING")
 _ISO = ("SR_SCAN", "VDI_CREATE", "VDI_DELETE", "VDI_ATTACH", "VDI_DETACH")
 _DEVICES = ("SR_UPDATE", "VDI_INTRODUCE", "VDI_ATTACH", "VDI_DETACH")
 DRIVERS: Mapping[str, tuple[str, str, tuple[str, ...], str]] = {
-    "ext": ("Local EXT", "VHD files on a local file system", (*_FILES, "SR_SUPPORTS_LOCAL_CACHING"), "device"),
+    "ext": ("Local EXT", "VHD files on a local file system", _FILES, "device"),
     "file": ("Folder", "VHD files in a folder of the host", _FILES, "location"),
     "iso": ("ISO", "CD images in a folder or on a file server", _ISO, "location type username cifspassword"),
-    "lvm": ("Local LVM", "Logical volumes on a local disk", (*_BLOCK, "SR_SUPPORTS_LOCAL_CACHING"), "device"),
+    "lvm": ("Local LVM", "Logical volumes on a local disk", _BLOCK, "device"),
     "lvmohba": ("LVM over FC", "Logical volumes on a Fibre Channel disk", _BLOCK, "SCSIid"),
     "lvmoiscsi": ("LVM over iSCSI", "Logical volumes on an iSCSI disk", _BLOCK, "target targetIQN SCSIid port"),
     "nfs": ("NFS", "VHD files on an NFS server", _FILES, "server serverpath nfsversion options"),
@@ -34,11 +35,14 @@ NO_SPACE = {"physical_size": -1, "physical_utilisation": -1}
 """What an SR reports that cannot tell its size."""
 
 
-def add_drivers(rows: Rows) -> None:
-    """Make one SM for each type of SR."""
+def add_drivers(rows: Rows, declared: Collection[str]) -> None:
+    """Make one SM for each type of SR that can be made, and for those that are declared besides."""
     for kind in SR_TYPES:
-        name, text, features, keys = DRIVERS[kind]
-        versions = {name: int(version or 1) for name, _, version in (f.partition("/") for f in features)}
+        if kind not in CREATABLE and kind not in declared:
+            rows.uuid(), rows.uuid()  # so that a seed's other references are what they were when all had an SM
+            continue
+        name, text, _, keys = DRIVERS[kind]
+        versions = _features(kind)
         rows.create(
             "SM",
             type=kind,
@@ -54,6 +58,21 @@ def add_drivers(rows: Rows) -> None:
             supported_image_formats=() if kind in ("iso", "udev") else ("vhd",),
             driver_filename=f"/opt/xensource/sm/{kind.upper()}SR",
         )
+
+
+def _features(kind: str) -> dict[str, int]:
+    return {name: int(version or 1) for name, _, version in (each.partition("/") for each in DRIVERS[kind][2])}
+
+
+def renew_drivers(store: Store) -> None:
+    """Have the SMs of an older version say what drivers do now; those that nothing uses or makes go."""
+    used = {sr.type for sr in store.SR}
+    with store.atomic():
+        for sm in list(store.SM):
+            if sm.type not in CREATABLE and sm.type not in used:
+                store.SM.delete(sm._ref)
+            elif sm.type in DRIVERS and sm.features != (features := _features(sm.type)):
+                sm.features, sm.capabilities = features, tuple(features)
 
 
 def add_sr(rows: Rows, hosts: Iterable[Any], device_config: Mapping[str, str], **values: Any) -> Any:

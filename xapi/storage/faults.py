@@ -12,10 +12,12 @@ from xapi.faults import shortage
 IN_USE, UNIMPLEMENTED, EXISTS, NO_SPACE, NO_VOLUME, NO_REPOSITORY = 16, 38, 43, 44, 46, 47
 NO_DEVICE, NO_LOCATION, NO_CD_SERVER, NO_CD_DIRECTORY = 90, 94, 222, 226
 BAD_TYPE, CANNOT_MAKE = 66, 78
+NO_SUCH_DEVICE, SYSTEM_DEVICE = 19, 105
 
 _TEXTS = {
     1: "Invalid argument",
     IN_USE: "The SR device is currently in use",
+    NO_SUCH_DEVICE: "No such device",
     24: "The VDI is currently in use",
     UNIMPLEMENTED: "The requested method is not supported/implemented",
     39: "The SR is not empty",
@@ -28,6 +30,7 @@ _TEXTS = {
     63: "File SR deletion error",
     65: "Failed to load VDI",
     BAD_TYPE: "Invalid VDI type",
+    73: "NFS mount error",
     CANNOT_MAKE: "VDI Creation failed",
     79: "VDI Invalid size",
     80: "Failed to mark VDI hidden",
@@ -35,8 +38,16 @@ _TEXTS = {
     82: "Failed to snapshot VDI",
     NO_DEVICE: "The request is missing the device parameter",
     NO_LOCATION: "The request is missing the location parameter",
+    95: "The request is missing the target parameter",
+    96: "The request is missing or has an incorrect target IQN parameter",
+    101: "The request is missing the serverpath parameter",
+    102: "The request is missing the server parameter",
+    SYSTEM_DEVICE: "Root system device, cannot be used for VM storage",
+    107: "The SCSIid parameter is missing or incorrect",
     109: "The snapshot chain is too long",
     110: "VDI resize failed",
+    111: "SMB mount error",
+    141: "Unable to connect to ISCSI service on target",
     200: "General IO error",
     NO_CD_SERVER: "Could not mount the directory specified in Device Configuration",
     NO_CD_DIRECTORY: "Invalid local path",

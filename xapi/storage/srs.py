@@ -7,23 +7,13 @@ from typing import Any
 
 from xapi import errors
 from xapi.call import Call
-from xapi.storage import device_config, volumes
-from xapi.storage.faults import (
-    IN_USE,
-    NO_CD_DIRECTORY,
-    NO_CD_SERVER,
-    NO_DEVICE,
-    NO_LOCATION,
-    answering,
-    backend_failure,
-)
+from xapi.storage import device_config, drivers, volumes
+from xapi.storage.faults import NO_CD_DIRECTORY, NO_CD_SERVER, answering, backend_failure
 from xapi.storage.repository import cd_directory, kind_of, plugged
 from xapi.storage.scans import scan
 from xapi.store.memory import Store
 from xapi.types import NULL
 
-CREATABLE = ("ext", "file", "iso")
-"""The types that SR.create makes; the inventory may hold SRs of more."""
 UNKNOWN = -1
 """A size that nobody has asked for yet."""
 
@@ -57,19 +47,20 @@ def drop_pbd(db: Store, pbd: Any) -> None:
 
 async def create(call: Call, sr: Any, pbd: Any) -> None:
     """Make the storage of a new SR where its first PBD says."""
-    if sr.type not in CREATABLE:
+    if not any(sm.type == sr.type for sm in call.db.SM):
         raise errors.SR_UNKNOWN_DRIVER(sr.type)
     config, kind = pbd.device_config, kind_of(sr)
+    drivers.refuse_remote(sr.type, config)
     storage = call.daemon.backends.of(call.db.host[pbd.host]).storage
     path = str(call.daemon.storage.directory / sr.uuid)
-    if sr.type == "ext":
-        _assert_device_free(call.db, pbd)
-    elif not config.get("location"):
-        raise backend_failure(NO_LOCATION)
+    if sr.type in drivers.ON_DEVICES:
+        drivers.assert_device_free(call.db, pbd)
+    else:
+        drivers.assert_location(config, absolute=sr.type == "file")
     if sr.type == "file":
-        if not config["location"].startswith("/"):
-            raise backend_failure(NO_LOCATION, f"{config['location']!r} is no absolute path")
         path = config["location"]
+    if kind == "none":
+        return
     with answering():
         if sr.type == "iso":
             folder = cd_directory(config)
@@ -77,17 +68,6 @@ async def create(call: Call, sr: Any, pbd: Any) -> None:
                 raise backend_failure(NO_CD_DIRECTORY if "legacy_mode" in config else NO_CD_SERVER, config["location"])
         else:
             await storage.create(path, kind)
-
-
-def _assert_device_free(db: Store, pbd: Any) -> None:
-    """Raise the storage's errors for a PBD without a device, or with one that another PBD of its host uses."""
-    devices = set(filter(None, pbd.device_config.get("device", "").split(",")))
-    if not devices:
-        raise backend_failure(NO_DEVICE)
-    for ref in db.host[pbd.host].PBDs:
-        other = db.PBD[ref]
-        if ref != pbd._ref and devices & set(other.device_config.get("device", "").split(",")):
-            raise backend_failure(IN_USE, pbd.device_config["device"])
 
 
 async def plug(call: Call, sr: Any, pbd: Any) -> None:
