@@ -68,4 +68,6 @@ def answering() -> Iterator[None]:
     try:
         yield
     except StorageFailure as failure:
-        raise shortage(failure) or backend_failure(failure.number, str(failure)) from failure
+        # That another daemon holds a lock is EAGAIN to the system too, and no shortage.
+        short = None if failure.number == IN_USE else shortage(failure)
+        raise short or backend_failure(failure.number, str(failure)) from failure
