@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from xapi import registry
 from xapi.datamodel import Message, Model, load
+from xapi.http.unserved import SERVED
 
 
 def missing(model: Model) -> dict[str, list[Message]]:
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     total = sum(message.life.state != "Removed" for message in model.messages)
     absent = sum(map(len, lacking.values()))
     print(f"{total - absent} of {total} messages have behaviour, {absent} answer NOT_IMPLEMENTED")
+    print(f"{len(SERVED)} of {len(model.handlers)} HTTP handlers are served, the others answer 501")
     return 0
 
 

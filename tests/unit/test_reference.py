@@ -14,6 +14,7 @@ import pytest
 from xapi import coverage, datamodel
 from xapi.daemon import make_store
 from xapi.dispatch import prepare
+from xapi.http.unserved import SERVED
 from xapi.http.xmlrpc import parse_call
 from xapi.reference.__main__ import MARKER, main, write
 from xapi.reference.blocks import Grid
@@ -126,6 +127,12 @@ def test_everything_of_a_class_is_on_its_page(model, pages):
 def test_the_other_pages_are_complete(model, pages, name):
     """Each entry can be linked to."""
     assert set(Reader(pages[f"{name}.html"]).anchors) - {"find"} == set(getattr(model, name))
+
+
+def test_handlers_that_nobody_serves_are_marked(model, pages):
+    """As many as answer 501, which the intro's words do not count for."""
+    assert model.handlers.keys() >= SERVED
+    assert pages["http.html"].count(">not implemented<") == len(model.handlers) - len(SERVED)
 
 
 def test_every_handler_is_listed(model, pages):

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 SERVED = frozenset(
     {
         "post_root", "post_RPC2", "post_jsonrpc", "post_json", "post_root_options", "post_jsonrpc_options",
-        "post_json_options", "get_root", "connect_console",
+        "post_json_options", "connect_console",
     }
 )  # fmt: skip
 """Those that `xapi.http.rpc` answers itself."""
+_NOT_FOUND = "get_root"
+"""Serves files, of which there are none: that is 404, as for any file that is not there."""
 
 
 class Unserved:
@@ -42,7 +44,7 @@ class Unserved:
         """Return the handler of the longest path that a path begins with, as xapi does, if nobody serves it."""
         for handler in self._handlers.get(method, ()):
             if path.startswith(handler.path):
-                return None if handler.name in SERVED else handler
+                return None if handler.name in SERVED or handler.name == _NOT_FOUND else handler
         return None
 
     async def respond(self, request: Request, handler: HTTPHandler, origin: Origin) -> Response:

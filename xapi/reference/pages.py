@@ -13,6 +13,7 @@ from xapi.reference.blocks import (
     Code,
     Grid,
     Heading,
+    Inline,
     Link,
     Page,
     Paragraph,
@@ -164,13 +165,17 @@ class Writer(ClassPages):
         return Page("releases", "Releases", [Grid(head, rows)])
 
     def handlers(self) -> Page:
-        intro = "Requests beside the API's calls. What is not checked is open to all, or checks by itself."
+        intro = (
+            "Requests beside the API's calls. What is not checked is open to all, or checks by itself. What is not "
+            "implemented answers 501 with its name, to who may use it."
+        )
         head = ("Request", "Name", "Least role", "Description")
 
         def row(handler: HTTPHandler) -> Row:
             least = self.role(handler.role) if handler.checked else ["not checked"]
             also = [[f"{name}: ", *self.role(role)] for name, role in handler.also.items()]
             call = Code(f"{handler.method} {handler.path}")
-            return call, Code(handler.name), joined([least, *also]), handler.doc
+            name: Inline = [Code(handler.name), *self.unserved(handler)]
+            return call, name, joined([least, *also]), handler.doc
 
         return Page("http", "HTTP handlers", [Paragraph(intro), *tables(self.model.handlers.values(), head, row)])

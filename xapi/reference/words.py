@@ -6,7 +6,8 @@ import json
 import re
 
 from xapi import coverage
-from xapi.datamodel import Life, Message, Model
+from xapi.datamodel import HTTPHandler, Life, Message, Model
+from xapi.http.unserved import SERVED
 from xapi.reference.blocks import Code, Inline, Link, Mark, Part, joined
 from xapi.types import Type
 
@@ -36,6 +37,10 @@ class Words:
     def lacking(self, message: Message) -> Inline:
         """Return a warning where a message answers NOT_IMPLEMENTED."""
         return [" ", Mark("not implemented")] if self.lacks(message) else []
+
+    def unserved(self, handler: HTTPHandler) -> Inline:
+        """Return a warning where an HTTP handler answers 501."""
+        return [] if handler.name in SERVED else [" ", Mark("not implemented")]
 
     def type(self, kind: Type) -> Inline:
         """Return a type expression with its classes and enums linked."""
