@@ -14,7 +14,7 @@ from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domains.domain import Domain, Machine, State
 from hypervisor.domains.event_channel import EventChannels
-from hypervisor.hypercalls.table import dispatch
+from hypervisor.hypercalls.table import serve
 from hypervisor.memory.guest_memory import PAGE, Memory
 from hypervisor.scheduling.scheduler import Scheduler
 from hypervisor.xenstore.store import Store
@@ -104,7 +104,7 @@ class Host(Machine):
                 if space is None:
                     made.close()
                 raise
-            domain.hypercall_table = dispatch
+            domain.hypercall_table = serve
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE
             self.scheduler.add(domain)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from hypervisor.cpu import msr
+
 Leaf = tuple[int, int, int, int]
 
 _FEATURES_EDX = (0, 3, 4, 5, 6, 8, 9, 13, 15, 16, 19, 23, 24, 25, 26)
@@ -83,8 +85,8 @@ class Policy:
             return XEN_LEAVES + 5, *_XEN
         if leaf == 1:
             return self.version[0] << 16 | self.version[1], 0, 0, 0
-        if leaf == 2:
-            return 1, XEN_LEAVES, 0, 0
+        if leaf == 2:  # pages of hypercalls, and the MSR by which a guest gets them
+            return 1, msr.HYPERCALL_PAGE, 0, 0
         if leaf == 3 and subleaf == 0:
             return 0, 2, self.tsc_hz // 1000, 1
         if leaf == 4:  # XEN_HVM_CPUID_VCPU_ID_PRESENT

@@ -8,11 +8,11 @@ include/uc_priv.h, ``CPUState`` of qemu/include/hw/core/cpu.h, ``CPUX86State`` o
 
 Two techniques were weighed. Unicorn still has QEMU's SVM code, so that a guest entered by ``vmrun`` exits
 for every intercept, MSRs and nested page faults included; but it delivers no more than this overlay for
-what Linux needs, adds a VMCB, a host save area and a stub to every engine, and reading or writing an MSR
-from a hook recurses (measured in the study: a crash). The overlay alone boots Linux at the same speed, so
-it carries the CPU; SVM is kept for what only it can do (exits for PAUSE, which CPUs that share an engine use;
-MSR exits; page protection below the guest's own tables). It needs no ``vmrun``: QEMU looks for intercepts
-whenever hflags has its bit for guest mode.
+what Linux needs, adds a VMCB, a host save area and a stub to every engine. The overlay alone boots Linux at the
+same speed, so it carries the CPU; SVM is used for what only it can do: exits for PAUSE, which CPUs that share an
+engine want, and for MSRs that the emulator does not have. It needs no ``vmrun``: QEMU looks for intercepts
+whenever hflags has its bit for guest mode. To read or write an MSR that exits by Unicorn's interface is a crash;
+those of `msr.NATIVE` do not exit.
 
 **Several CPUs in one engine.** All that is a CPU's own, from the registers to what SVM intercepts, is one piece
 of memory, `ENV_SIZE` bytes from `ENV` on; what is behind it (features) and before it (the TLB) is the engine's.
@@ -30,10 +30,12 @@ from itertools import chain
 from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_PROT_ALL, Uc
 from unicorn import x86_const as x86
 
+from hypervisor.cpu import msr
 from hypervisor.cpu.support import UnsupportedUnicorn
 
-_CPU, _NO_EXIT_REQUEST = 440, 2034
-"""In uc_struct: the CPU object; whether blocks leave out the exit check after each memory access."""
+_CPU, _INVALID_ADDRESS, _NO_EXIT_REQUEST = 440, 1416, 2034
+"""In uc_struct: the CPU object; where nothing was at the last access that ended a run; whether blocks leave out the
+exit check after each memory access."""
 _INTERRUPT_REQUEST, _ENV_POINTER, _HALTED, ENV = 28, 296, 33176, 35408
 """In the CPU object: pending interrupts; the pointer to its registers; whether HLT ended the last run (the
 only word that differs between an engine that halted and one that was stopped); the registers themselves."""
@@ -44,23 +46,27 @@ ENV_SIZE = 5568
 
 _EXPECTED_VIRQ = 0x100
 """CPU_INTERRUPT_VIRQ of target/i386/cpu.h: deliver the vector named in the VMCB as soon as IF allows."""
-_VMCB_VECTOR = 0x64
-"""Offset of int_vector in struct vmcb_control_area (target/i386/svm.h)."""
+_VMCB_VECTOR, _VMCB_PERMISSIONS = 0x64, 0x48
+"""Offsets of int_vector and msrpm_base_pa in struct vmcb_control_area (target/i386/svm.h)."""
 
 VMCB_PAGE = 0xFFFF_F000_0000
-"""Guest-physical address of our own page with the vector: above every memory that a domain can have."""
+"""Guest-physical address of our own page with the vector, and of the map of MSRs behind it: above every memory that
+a domain can have, and above what the CPU's page tables reach (40 bits)."""
+_MSR_MAP = VMCB_PAGE + 4096
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 R8, R9, R10, R11, R12, R13, R14, R15 = range(8, 16)
 ES, CS, SS, DS, FS, GS = range(6)
 
 _INHIBIT_IRQ, _SVM_GUEST = 1 << 3, 1 << 21
-_PAUSE_INTERCEPT = 1 << 23
-PAUSE_EXIT = 0x177
-"""What UC_HOOK_INTR is called with at an intercepted PAUSE: EXCP_VMEXIT + SVM_EXIT_PAUSE; RIP is at it."""
+_PAUSE_INTERCEPT, _MSR_INTERCEPT = 1 << 23, 1 << 28
+PAUSE_EXIT, MSR_EXIT = 0x177, 0x17C
+"""What UC_HOOK_INTR is called with at an intercepted PAUSE, RDMSR or WRMSR: EXCP_VMEXIT + SVM_EXIT_PAUSE, _MSR; RIP is
+at it, and the error code is 1 for a write."""
 _CC_OP_EFLAGS = 1
 """CC_OP_EFLAGS of target/i386/cpu.h: the condition codes are the flags in cc_src."""
 _CC_FLAGS = 0x8D5
+_PERMISSIONS = msr.permission_map()
 _NOT_EFLAGS = 0xCD5
 """Condition codes and DF, which live outside of `eflags`."""
 
@@ -128,8 +134,14 @@ class Overlay:
         if no_exit_request.value != 0:
             raise UnsupportedUnicorn("Unicorn's no_exit_request is not where it was in the build known here")
         no_exit_request.value = 1
-        engine.mem_map(VMCB_PAGE, 4096, UC_PROT_ALL)
+        # No address ends a run: with `until` code at virtual address 0 would never be run, nor fault.
+        engine.ctl_exits_enabled(True)
+        self._invalid_address = ctypes.c_uint64.from_address(handle + _INVALID_ADDRESS)
+        engine.mem_map(VMCB_PAGE, 4096 + -(-msr.PERMISSION_MAP_SIZE // 4096) * 4096, UC_PROT_ALL)
+        engine.mem_write(VMCB_PAGE + _VMCB_PERMISSIONS, struct.pack("<Q", _MSR_MAP))
+        engine.mem_write(_MSR_MAP, _PERMISSIONS)
         ctypes.c_uint64.from_address(env + _VMCB).value = VMCB_PAGE
+        self.exit_at_pause(False)
 
     def _see(self, env: int) -> None:
         """Lay the members over registers at a host address."""
@@ -165,9 +177,14 @@ class Overlay:
             self.interrupt(place.vector)
 
     def exit_at_pause(self, on: bool) -> None:
-        """Let PAUSE call UC_HOOK_INTR with `PAUSE_EXIT`, or do nothing."""
+        """Let PAUSE call UC_HOOK_INTR with `PAUSE_EXIT`, or do nothing; RDMSR and WRMSR call it with `MSR_EXIT`."""
         self.regs.hflags |= _SVM_GUEST
-        self._intercept.value = _PAUSE_INTERCEPT if on else 0
+        self._intercept.value = _MSR_INTERCEPT | (_PAUSE_INTERCEPT if on else 0)
+
+    @property
+    def invalid_address(self) -> int:
+        """The guest-physical address at which nothing was, after a run that ended for that."""
+        return int(self._invalid_address.value)
 
     # Interrupts
 

@@ -9,16 +9,28 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
+from unicorn import (
+    UC_ARCH_X86,
+    UC_ERR_READ_UNMAPPED,
+    UC_ERR_WRITE_UNMAPPED,
+    UC_HOOK_INSN,
+    UC_HOOK_INTR,
+    UC_MODE_64,
+    UC_PROT_ALL,
+    Uc,
+    UcError,
+)
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
 from hypervisor.cpu import stores
 from hypervisor.cpu.abort import raise_instead
+from hypervisor.cpu.msr import HYPERCALL_PAGE
 from hypervisor.cpu.overlay import (
     CODE,
     ENV,
     ENV_SIZE,
+    MSR_EXIT,
     PAUSE_EXIT,
     RAX,
     RBX,
@@ -217,6 +229,38 @@ def _written_code() -> bool:
     return bool((overlay.general[RCX], overlay.general[RAX]) == (2, 3))
 
 
+def _holes() -> bool:
+    """a read and a write where nothing is"""
+    engine, overlay = machine("48 8b 03 48 89 03 48 89 03 f4")  # mov rax, [rbx]; mov [rbx], rax twice; hlt
+    overlay.general[RBX] = 0x3F76_5438
+    errors: list[tuple[int, int, int]] = []
+    for _ in range(2):
+        try:
+            engine.emu_start(CODE + 3 * len(errors), 0)
+        except UcError as error:
+            errors.append((error.errno, overlay.invalid_address, overlay.regs.rip - CODE))
+    wanted = [(UC_ERR_READ_UNMAPPED, 0x3F76_5438, 0), (UC_ERR_WRITE_UNMAPPED, 0x3F76_5438, 10)]
+    return errors == wanted and overlay.halted
+
+
+def _model_specific_registers() -> bool:
+    """the exits for MSRs that are not the emulator's, and none for those that are"""
+    engine, overlay = machine(
+        "0f 32 0f 30 b9 02 01 00 c0 0f 30 f4"
+    )  # rdmsr; wrmsr; mov ecx, KERNEL_GS_BASE; wrmsr; hlt
+    exits = []
+
+    def leave(engine: Uc, vector: int, _: Any) -> None:
+        exits.append((vector, overlay.error_code.value))
+        overlay.regs.rip += 2
+
+    engine.hook_add(UC_HOOK_INTR, leave)
+    overlay.general[RAX], overlay.general[RDX], overlay.general[RCX] = 7, 0, HYPERCALL_PAGE
+    engine.emu_start(CODE, 0)
+    return exits == [(MSR_EXIT, 0), (MSR_EXIT, 1)] and overlay.kernel_gs.value == 7
+
+
 _CHECKS = (
     _registers, _system_registers, _faults, _whole_blocks, _halts, _interrupts, _turns, _no_task, _written_code,
+    _holes, _model_specific_registers,
 )  # fmt: skip

@@ -30,14 +30,13 @@ from unicorn import x86_const as x86
 
 from hypervisor.cpu.apic import LocalAPIC, Processors
 from hypervisor.cpu.code import TranslatedCode
+from hypervisor.cpu.holes import Holes
 from hypervisor.cpu.overlay import PAUSE_EXIT, Overlay, Parked, close_engine
 from hypervisor.cpu.vcpu import VCPU, Outcome, Platform, new_engine
-from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
+from hypervisor.memory.guest_memory import PAGE, Memory
 
 _SIGNATURE_LEAF = 1
 _PAUSE = b"\x90"
-_LONGEST = 15
-"""Bytes of an instruction."""
 
 
 class SharedPlatform(Platform, Processors, Protocol):
@@ -58,7 +57,7 @@ class SharedEngine:
     ) -> None:
         self.engine = engine = new_engine(memory, code_cache, ranges)
         self.overlay = Overlay(engine)
-        self.overlay.exit_at_pause(False)
+        self.holes = Holes(engine)
         self.code = TranslatedCode(engine, memory, ranges)
         self.mapped: set[int] = set()
         self.apic_address: int | None = None
@@ -118,6 +117,7 @@ class SharingVCPU(VCPU):
         self._begin(number, memory, platform, self._parked, shared.mapped)
         self._shared = shared
         self._translated = shared.code
+        self._holes = shared.holes
         self.apic = apic
         self.gave_up = False
         """True when the last run ended because the guest waits for another vCPU."""
@@ -183,22 +183,9 @@ class SharingVCPU(VCPU):
             return
         overlay = self.overlay
         overlay.exception_is_int.value = 0
-        overlay.regs.rip += self._length_of_pause()
+        overlay.regs.rip += self.length_of(_PAUSE)
         overlay.exit_at_pause(False)
         self.give_up()
-
-    def _length_of_pause(self) -> int:
-        """Return the bytes of the PAUSE at RIP, two and any prefixes; 0 where they cannot be read, to run it again."""
-        at = self.overlay.regs.rip
-        if self.overlay.cr[0] & 1 == 0 or not self.overlay.regs.hflags & 0x8000:
-            at = at + self.overlay.segments[1].base & 0xFFFFFFFF
-        for length in range(2, _LONGEST + 1):
-            try:
-                if self.read(at + length - 1, 1) == _PAUSE:
-                    return length
-            except BadAddress:
-                break
-        return 0
 
     # Interrupts
 

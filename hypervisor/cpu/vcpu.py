@@ -16,12 +16,37 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
 
-from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, Uc, UcError
+from unicorn import (
+    UC_ARCH_X86,
+    UC_ERR_FETCH_PROT,
+    UC_ERR_FETCH_UNMAPPED,
+    UC_ERR_READ_UNMAPPED,
+    UC_ERR_WRITE_UNMAPPED,
+    UC_HOOK_INSN,
+    UC_HOOK_INSN_INVALID,
+    UC_HOOK_INTR,
+    UC_MODE_64,
+    UC_PROT_ALL,
+    Uc,
+    UcError,
+)
 from unicorn import x86_const as x86
 
+from hypervisor.cpu import paging
 from hypervisor.cpu.code import TranslatedCode
-from hypervisor.cpu.exceptions import DOUBLE_FAULT, INVALID_OPCODE, WITH_ERROR_CODE, Undeliverable, deliver
+from hypervisor.cpu.exceptions import (
+    DOUBLE_FAULT,
+    GENERAL_PROTECTION,
+    INVALID_OPCODE,
+    WITH_ERROR_CODE,
+    Undeliverable,
+    deliver,
+)
+from hypervisor.cpu.holes import Holes
+from hypervisor.cpu.msr import NoRegister
 from hypervisor.cpu.overlay import (
+    CS,
+    MSR_EXIT,
     R8,
     R10,
     R11,
@@ -36,13 +61,18 @@ from hypervisor.cpu.overlay import (
     hook_error,
 )
 from hypervisor.cpu.proof import self_check
+from hypervisor.errors import EPERM
 from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 self_check()
 
 _VMCALL, _VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
-_FRAME_MASK = 0x000F_FFFF_FFFF_F000
-_ALL = (1 << 64) - 1
+_RDMSR, _WRMSR = b"\x0f\x32", b"\x0f\x30"
+_LONGEST = 15
+"""Bytes of an instruction."""
+_ALL, _LOW = (1 << 64) - 1, (1 << 32) - 1
+_CODE64 = 1 << 15
+"""hflags' CS64."""
 _IF, _RF = 1 << 9, 1 << 16
 
 
@@ -56,7 +86,7 @@ class Outcome(Enum):
     OFF = "off"
     """HLT with interrupts off: this CPU will never go on."""
     CRASHED = "crashed"
-    """A fault that cannot be delivered, or an access to where nothing is: see `VCPU.crash`."""
+    """A fault that cannot be delivered: see `VCPU.crash`."""
 
 
 class Platform(Protocol):
@@ -67,6 +97,12 @@ class Platform(Protocol):
 
     def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """Return EAX, EBX, ECX and EDX of a leaf."""
+
+    def read_msr(self, cpu: VCPU, number: int) -> int:
+        """Return a model-specific register that is not of `msr.NATIVE`. Raises NoRegister for #GP."""
+
+    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
+        """Write a model-specific register that is not of `msr.NATIVE`. Raises NoRegister for #GP."""
 
     def port_in(self, cpu: VCPU, port: int, size: int) -> int:
         """Read an I/O port of 1, 2 or 4 bytes."""
@@ -103,6 +139,7 @@ class VCPU:
         engine = new_engine(memory, code_cache, ranges)
         self._begin(number, memory, platform, Overlay(engine), set())
         self._translated = TranslatedCode(engine, memory, ranges)
+        self._holes = Holes(engine)
         hook = engine.hook_add
         hook(UC_HOOK_INTR, self._on_exception)
         hook(UC_HOOK_INSN_INVALID, self._on_invalid)
@@ -137,7 +174,10 @@ class VCPU:
         self.running = True
         try:
             while not self._stop:
-                self.engine.emu_start(regs.rip, 0)
+                try:
+                    self.engine.emu_start(regs.rip, 0)
+                except UcError as error:
+                    self._meet(error)
                 if self.crash:
                     return Outcome.CRASHED
                 # A halt goes before a stop that came at the same time: the next run would begin behind it.
@@ -145,14 +185,23 @@ class VCPU:
                 if overlay.halted and not (overlay.interrupt_pending and regs.eflags & _IF):
                     return Outcome.HALTED if regs.eflags & _IF else Outcome.OFF
                 # Else a stop that was meant for an earlier run, or a halt that an interrupt ends: go on.
-        except UcError as error:
-            if (raised := hook_error(self.engine)) is not None:
-                raise raised from None
-            self.crash = f"{error} at RIP {regs.rip:#x}"
-            return Outcome.CRASHED
         finally:
             self.running = self._stop = False
         return Outcome.STOPPED
+
+    def _meet(self, error: UcError) -> None:
+        """Go on after an access to where nothing is (`holes`), or crash for any other error of Unicorn's."""
+        if (raised := hook_error(self.engine)) is not None:
+            raise raised from None
+        try:
+            if error.errno == UC_ERR_READ_UNMAPPED:
+                self._holes.show(self.overlay.invalid_address)
+            elif error.errno in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
+                self.raise_exception(GENERAL_PROTECTION, 0)
+            elif error.errno != UC_ERR_WRITE_UNMAPPED:
+                raise error
+        except UcError as unknown:
+            self.crash = f"{unknown} at RIP {self.overlay.regs.rip:#x}"
 
     def stop(self) -> None:
         """Make `run` come back soon, from any thread. Repeat it until it has: a stop can be lost at a start."""
@@ -223,6 +272,7 @@ class VCPU:
         """
         if frame not in self._mapped:
             host = self.memory.address + self.memory.extra[frame]
+            self._holes.hide(frame * PAGE)
             try:
                 self.engine.mem_map_ptr(frame * PAGE, PAGE, UC_PROT_ALL, host)
             except UcError as error:
@@ -255,23 +305,16 @@ class VCPU:
 
     def translate(self, address: int, root: int | None = None) -> int:
         """Return the physical address of a virtual one. Raises BadAddress."""
-        cr = self.overlay.cr
+        overlay = self.overlay
+        cr = overlay.cr
         if not cr[0] & 0x8000_0000:
             return address
-        words, size = self.memory.words, self.memory.size
-        table = (cr[3] if root is None else root) & _FRAME_MASK
-        for shift in (39, 30, 21, 12):
-            at = table + (address >> shift & 511) * 8
-            if at + 8 > size:
-                break
-            entry = words[at >> 3]
-            if not entry & 1:
-                break
-            table = entry & _FRAME_MASK
-            if shift == 12 or (entry & 0x80 and shift != 39):
-                inside = (1 << shift) - 1
-                return (table & ~inside) | (address & inside)
-        raise BadAddress(f"virtual address {address:#x} is not mapped")
+        table = cr[3] if root is None else root
+        if overlay.efer.value & 0x400:
+            return paging.walk64(self.memory, table, address)
+        if cr[4] & 0x20:
+            return paging.walk_pae(self.memory, table, address)
+        return paging.walk32(self.memory, table, address, large=bool(cr[4] & 0x10))
 
     def read(self, address: int, length: int) -> bytes:
         """Return a copy of a virtual range. Raises BadAddress."""
@@ -295,6 +338,9 @@ class VCPU:
     # What Unicorn calls
 
     def _on_exception(self, engine: Uc, vector: int, _: Any) -> None:
+        if vector == MSR_EXIT:
+            self.on_msr()
+            return
         overlay = self.overlay
         if self._stop and overlay.interrupt_pending:
             # Taking the interrupt may be what faults. Unicorn then tries again at once, and looks for a stop later.
@@ -324,26 +370,68 @@ class VCPU:
         self.engine.emu_stop()
 
     def _on_invalid(self, engine: Uc, _: Any) -> bool:
-        overlay = self.overlay
-        regs = overlay.regs
         try:
-            code = self.read(regs.rip, 3)
+            code = self.read(self.linear_rip, 3)
         except BadAddress:
             code = b""
-        if code in (_VMCALL, _VMMCALL) and not regs.hflags & 3:
+        if code in (_VMCALL, _VMMCALL):
             self._hypercall()
-            regs.rip += 3
+            self.overlay.regs.rip += 3
         else:
             self.raise_exception(INVALID_OPCODE)
         return True
 
     def _hypercall(self) -> None:
-        general = self.general
-        if self.overlay.regs.hflags & 0x8000:  # HF_CS64: the 64-bit calling convention of public/arch-x86/xen-x86_64.h
+        overlay, general = self.overlay, self.general
+        if overlay.regs.hflags & 3 or not overlay.cr[0] & 1:  # not for users, nor in real mode (hvm_hypercall of Xen)
+            general[RAX] = -EPERM & _ALL
+            return
+        if self.wide:  # the 64-bit calling convention of public/arch-x86/xen-x86_64.h
             arguments = (general[RDI], general[RSI], general[RDX], general[R10], general[R8])
         else:
-            arguments = tuple(general[number] & 0xFFFFFFFF for number in (RBX, RCX, RDX, RSI, RDI))
-        general[RAX] = self.platform.hypercall(self, general[RAX] & 0xFFFFFFFF, arguments) & _ALL
+            arguments = tuple(general[number] & _LOW for number in (RBX, RCX, RDX, RSI, RDI))
+        general[RAX] = self.platform.hypercall(self, general[RAX] & _LOW, arguments) & _ALL
+
+    def on_msr(self) -> None:
+        """Do an RDMSR or WRMSR of a register that the emulator does not have."""
+        overlay, general = self.overlay, self.general
+        overlay.exception_is_int.value = 0
+        number = general[RCX] & _LOW
+        write = bool(overlay.error_code.value)
+        try:
+            if write:
+                self.platform.write_msr(self, number, (general[RDX] & _LOW) << 32 | general[RAX] & _LOW)
+            else:
+                value = self.platform.read_msr(self, number)
+                general[RAX], general[RDX] = value & _LOW, value >> 32
+        except NoRegister:
+            self.raise_exception(GENERAL_PROTECTION, 0)
+        else:
+            overlay.regs.rip += self.length_of(_WRMSR if write else _RDMSR)
+
+    @property
+    def wide(self) -> bool:
+        """True while 64-bit code runs, not that of 32 or 16 bits."""
+        return bool(self.overlay.regs.hflags & _CODE64)
+
+    @property
+    def linear_rip(self) -> int:
+        """Where the instruction at RIP is in the linear address space."""
+        regs = self.overlay.regs
+        if self.wide:
+            return int(regs.rip)
+        return int(regs.rip + self.overlay.segments[CS].base & _LOW)
+
+    def length_of(self, code: bytes) -> int:
+        """Return the bytes of the instruction at RIP, prefixes and this code; 0, to run it again, if not readable."""
+        at = self.linear_rip
+        for length in range(len(code), _LONGEST + 1):
+            try:
+                if self.read(at + length - len(code), len(code)) == code:
+                    return length
+            except BadAddress:
+                break
+        return 0
 
     def _on_syscall(self, engine: Uc, _: Any) -> None:
         """SYSCALL (Intel SDM volume 2): Unicorn adds the instruction's length to RIP afterwards."""

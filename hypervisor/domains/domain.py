@@ -16,6 +16,7 @@ from enum import Enum, IntEnum
 from typing import Protocol
 from weakref import proxy
 
+from hypervisor.cpu import hypercall_page, msr
 from hypervisor.cpu.cpuid import Policy
 from hypervisor.cpu.shared import SharedEngine
 from hypervisor.cpu.tsc import Clock
@@ -132,6 +133,8 @@ class Domain:
         self.at_end: list[Callable[[], None]] = []
         """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
         self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
+        self.hypercall_page = hypercall_page.hvm()
+        """What a guest's page for hypercalls is filled with."""
         self._deferred: deque[Callable[[], None]] = deque()
         self._overwritten: set[tuple[int, int]] = set()
         self._watchdogs = Watchdogs()
@@ -155,6 +158,22 @@ class Domain:
     def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """Answer CPUID."""
         return self.policy.leaf(cpu.number, leaf, subleaf)
+
+    def read_msr(self, cpu: VCPU, number: int) -> int:
+        """Answer RDMSR. Raises NoRegister."""
+        return msr.read(number, cpu.number)
+
+    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
+        """Do a WRMSR. Raises NoRegister."""
+        if number != msr.HYPERCALL_PAGE:
+            msr.write(number, value)
+            return
+        with self.machine.lock:
+            if value % PAGE or not self.physmap.holds(value // PAGE):
+                raise msr.NoRegister(number)
+            self.memory.write(value, self.hypercall_page)
+            self.overwritten([(value, value + PAGE)])
+            self._forget_code()
 
     def port_in(self, cpu: VCPU, port: int, size: int) -> int:
         """Read a port: nothing is there, so all lines are high."""

@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.errors import E2BIG, EFAULT, EINVAL, ENOSYS, XenError
-from hypervisor.hypercalls import console_io, event_channel_op, grant_table_op, hvm_op, memory_op, sched_op, vcpu_op
+from hypervisor.hypercalls import (
+    console_io,
+    event_channel_op,
+    grant_table_op,
+    hvm_op,
+    memory_op,
+    narrow,
+    sched_op,
+    vcpu_op,
+)
 from hypervisor.hypercalls import version as xen_version
 from hypervisor.memory.guest_memory import BadAddress
 
@@ -81,4 +90,10 @@ def dispatcher(table: Mapping[int, Hypercall]) -> Callable[[Domain, VCPU, int, S
 
 
 dispatch = dispatcher(TABLE)
-"""Does the hypercalls of HVM and PVH domains."""
+"""Does the hypercalls of HVM and PVH domains in 64-bit mode."""
+_narrow = dispatcher(narrow.TABLE)
+
+
+def serve(domain: Domain, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
+    """Do a hypercall of an HVM or PVH domain in any mode."""
+    return (dispatch if cpu.wide else _narrow)(domain, cpu, number, arguments)

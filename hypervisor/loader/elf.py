@@ -28,9 +28,8 @@ _NOTES_BYTES = 1 << 16
 _ADDRESSES = 1 << 52
 """End of physical addresses on x86-64."""
 
-_FILE_HEADER = struct.Struct("<4sBBB9xHHIQQQIHHH6x")
-_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
-_CLASS64, _LITTLE_ENDIAN, _VERSION, _EXECUTABLE, _SHARED, _X86_64 = 2, 1, 1, 2, 3, 62
+_IDENT = struct.Struct("<4sBBB9xHHI")
+_LITTLE_ENDIAN, _VERSION, _EXECUTABLE, _SHARED = 1, 1, 2, 3
 _LOAD, _NOTE = 1, 4
 
 FEATURES = (
@@ -41,6 +40,28 @@ FEATURES = (
     *("direct_mapped", "runstate_phys_area", "vcpu_time_phys_area", "dm_msix_all_writes"),
 )
 """XENFEAT names by bit number (public/features.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Width:
+    """The form of the files of one word size."""
+
+    bits: int
+    machine: int
+    """EM_386 or EM_X86_64."""
+    file_header: struct.Struct
+    """What follows `_IDENT`: e_entry, e_phoff, e_phentsize, e_phnum."""
+    program_header: struct.Struct
+    """p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align, but for `order`."""
+    order: tuple[int, ...]
+    """Where those are in the file's header."""
+
+
+_WIDTHS = {
+    1: _Width(32, 3, struct.Struct("<II10xHH6x"), struct.Struct("<IIIIIIII"), (0, 6, 1, 2, 3, 4, 5, 7)),
+    2: _Width(64, 62, struct.Struct("<QQ14xHH6x"), struct.Struct("<IIQQQQQQ"), (0, 1, 2, 3, 4, 5, 6, 7)),
+}
+"""By EI_CLASS."""
 
 
 class LoadError(Exception):
@@ -100,8 +121,10 @@ class Kernel:
     """A parsed kernel. Its segments are sorted by physical address, do not overlap, and lie in the file."""
 
     image: memoryview = field(repr=False)
+    bits: int
+    """32 or 64."""
     entry: int
-    """e_entry, which no Xen entry uses; neither is it checked."""
+    """e_entry; it is not checked."""
     segments: tuple[Segment, ...]
     notes: Notes
 
@@ -121,23 +144,28 @@ class Kernel:
 
 
 def parse(image: Image) -> Kernel:
-    """Return the kernel in an ELF64 x86-64 executable, position-independent or not. Raises LoadError."""
+    """Return the kernel in an ELF executable for x86, position-independent or not. Raises LoadError."""
     view = memoryview(image).cast("B")
-    if len(view) < _FILE_HEADER.size or bytes(view[:4]) != MAGIC:
+    if bytes(view[:4]) != MAGIC:
         raise LoadError("the kernel is not an ELF file")
-    _, width, order, ident_version, kind, machine, version, entry, table, _, _, _, entry_size, count = (
-        _FILE_HEADER.unpack_from(view)
-    )
-    if (width, order, ident_version, machine, version) != (_CLASS64, _LITTLE_ENDIAN, _VERSION, _X86_64, _VERSION):
-        raise LoadError("the kernel is not an ELF file for x86-64")
+    if len(view) < _IDENT.size:
+        raise LoadError("the kernel's ELF header is cut off")
+    _, kind_of_file, order, ident_version, kind, machine, version = _IDENT.unpack_from(view)
+    width = _WIDTHS.get(kind_of_file)
+    if width is None or (order, ident_version, machine, version) != (_LITTLE_ENDIAN, _VERSION, width.machine, _VERSION):
+        raise LoadError("the kernel is not an ELF file for x86")
     if kind not in (_EXECUTABLE, _SHARED):
         raise LoadError("the kernel is not an executable ELF file")
-    if entry_size != _PROGRAM_HEADER.size or not 0 < count <= _PROGRAM_HEADERS:
+    if len(view) < _IDENT.size + width.file_header.size:
+        raise LoadError("the kernel's ELF header is cut off")
+    entry, table, entry_size, count = width.file_header.unpack_from(view, _IDENT.size)
+    if entry_size != width.program_header.size or not 0 < count <= _PROGRAM_HEADERS:
         raise LoadError(f"the kernel has {count} program headers of {entry_size} bytes")
     if table + count * entry_size > len(view):
         raise LoadError("the kernel's program headers are cut off")
-    headers = list(_PROGRAM_HEADER.iter_unpack(view[table : table + count * entry_size]))
-    return Kernel(view, entry, _segments(headers, len(view)), _notes(headers, view))
+    found = width.program_header.iter_unpack(view[table : table + count * entry_size])
+    headers = [tuple(header[at] for at in width.order) for header in found]
+    return Kernel(view, width.bits, entry, _segments(headers, len(view)), _notes(headers, view))
 
 
 def _segments(headers: list[tuple[int, ...]], length: int) -> tuple[Segment, ...]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 from unicorn import x86_const as x86
 
+from hypervisor.cpu import hypercall_page
 from hypervisor.cpu.overlay import CS, RDX, RSI, RSP
 from hypervisor.domains.domain import Domain
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
@@ -108,6 +109,8 @@ def build(
         raise LoadError(f"a PV domain with {ram} bytes of RAM has not {memory.size} bytes of memory")
     image = _placed(elf.parse(bzimage.extract(content(kernel))))
     ramdisk = b"" if initrd is None else content(initrd)
+    if image.bits != 64:
+        raise LoadError("the kernel has 32 bits; PV domains here are of 64 bits")
     line = _line(command_line)
     plan = _Plan(image, ram, len(ramdisk))
     entry = image.notes.entry
@@ -125,7 +128,7 @@ def build(
     _page_tables(memory, plan)
     memory.write(plan.start_info * PAGE, _start_info(plan, area, line, len(ramdisk)))
     if image.notes.hypercall_page is not None:
-        memory.write(image.notes.hypercall_page - plan.base, hypercall_page())
+        memory.write(image.notes.hypercall_page - plan.base, hypercall_page.paravirtual())
     return PVImage(
         area=area,
         entry=entry,
@@ -270,18 +273,6 @@ def _start_info(plan: _Plan, area: Area, line: bytes, ramdisk: int) -> bytes:
     )
 
 
-def hypercall_page() -> bytes:
-    """Return Xen's page of 32-byte calls, by number: SYSCALL with RCX and R11 kept; 23, iret, does not come back."""
-    page = bytearray()
-    for number in range(PAGE // 32):
-        if number == 23:  # push rcx; push r11; push rax; mov eax, 23; syscall
-            call = bytes.fromhex("51 41 53 50 b8") + struct.pack("<I", number) + bytes.fromhex("0f 05")
-        else:  # push rcx; push r11; mov eax, number; syscall; pop r11; pop rcx; ret
-            call = bytes.fromhex("51 41 53 b8") + struct.pack("<I", number) + bytes.fromhex("0f 05 41 5b 59 c3")
-        page += call.ljust(32, b"\xcc")
-    return bytes(page)
-
-
 # The domain and its CPUs
 
 
@@ -296,7 +287,7 @@ def adopt(domain: Domain, area: Area) -> PageTables:
     for vcpu in domain.vcpus:
         assert isinstance(vcpu.cpu, PVCPU)
         vcpu.cpu.attach(area, tables, domain.events)
-    domain.hypercall_table = dispatch
+    domain.hypercall_table, domain.hypercall_page = dispatch, hypercall_page.paravirtual()
     domain.policy = PVPolicy(domain.clock.hz, len(domain.vcpus))
     domain.ranges = domain.physmap.ranges = ((0, area.ram),)
     domain.physmap.foreign = area.foreign

@@ -210,7 +210,11 @@ def content(source: Source) -> Image:
 
 
 def _entry(kernel: Kernel, regions: tuple[MemoryRange, ...]) -> int:
-    """Return the PVH entry of a kernel all of whose segments lie in low RAM. Raises LoadError."""
+    """Return the PVH entry of a kernel all of whose segments lie in low RAM. Raises LoadError.
+
+    PVH enters kernels of 32 and 64 bits alike, in 32-bit mode. One of 32 bits without the note is entered where its
+    ELF header says, as Xen enters the firmware of HVM domains (xg_dom_hvmloader.c), in the same state.
+    """
     low = [region for region in regions if region.kind == RAM and region.end <= LOW_END]
     for segment in kernel.segments:
         if not any(region.start <= segment.physical and segment.end <= region.end for region in low):
@@ -218,6 +222,8 @@ def _entry(kernel: Kernel, regions: tuple[MemoryRange, ...]) -> int:
                 f"the kernel wants {segment.size} bytes at {segment.physical:#x}, where the domain has no RAM"
             )
     entry = kernel.notes.phys32_entry
+    if entry is None and kernel.bits == 32:
+        entry = kernel.entry
     if entry is None:
         raise LoadError("the kernel has no PVH entry (note PHYS32_ENTRY)")
     if not kernel.holds(entry):

@@ -36,6 +36,12 @@ class Physmap:
         self._memory = memory
         self._may_grow, self._show, self._overwritten = may_grow, show, overwritten
 
+    def holds(self, frame: int) -> bool:
+        """Tell whether a frame is RAM with memory of the domain's own."""
+        start = frame * PAGE
+        ram = any(low <= start < high for low, high in self.ranges)
+        return ram and frame not in self.ballooned and frame not in self._memory.foreign
+
     def release(self, frame: int, count: int) -> bool:
         """Give frames to the host (balloon up), if no other domain is concerned. Raises BadAddress."""
         self._check(frame, count)

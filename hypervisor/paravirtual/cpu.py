@@ -29,7 +29,7 @@ from typing import Any
 from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, Uc
 from unicorn import x86_const as x86
 
-from hypervisor.cpu.overlay import CS, DS, ES, FS, GS, R8, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP, SS
+from hypervisor.cpu.overlay import CS, DS, ES, FS, GS, MSR_EXIT, R8, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP, SS
 from hypervisor.cpu.vcpu import VCPU, Outcome, Platform
 from hypervisor.domains.event_channel import EventChannels
 from hypervisor.memory.guest_memory import BadAddress, Memory
@@ -325,6 +325,8 @@ class PVCPU(VCPU):
     # Exceptions
 
     def _on_exception(self, engine: Uc, vector: int, _: Any) -> None:
+        if vector == MSR_EXIT:
+            return self.on_msr()
         overlay, regs = self.overlay, self._regs
         overlay.old_exception.value = -1  # else the next fault would count as one during this one
         if overlay.exception_is_int.value:

@@ -19,8 +19,8 @@ class PVPolicy(Policy):
         eax, ebx, ecx, edx = Policy.leaf(self, number, leaf, subleaf)
         if leaf == 1:
             edx &= ~_HIDDEN_EDX
-        elif leaf == XEN_LEAVES + 2:  # one page of hypercalls, no MSR for it; ECX: MMU_PT_UPDATE_PRESERVE_AD
-            eax, ebx, ecx = 1, 0, 1
+        elif leaf == XEN_LEAVES + 2:  # ECX: MMU_PT_UPDATE_PRESERVE_AD
+            ecx = 1
         elif leaf == XEN_LEAVES + 4:
             eax, ebx, ecx, edx = 0, 0, 0, 0
         return eax, ebx, ecx, edx

@@ -33,6 +33,23 @@ def elf(headers: list[bytes], body: bytes = b"", *, kind: int = 2, machine: int 
     return ident + fixed + b"".join(headers) + body
 
 
+def elf32(
+    headers: list[tuple[int, int, int, int, int]], body: bytes = b"", *, machine: int = 3, entry: int = 0
+) -> bytes:
+    """Return an ELF file of 32 bits: headers of kind, offset, address, sizes in the file and in memory."""
+    ident = b"\x7fELF" + bytes([1, 1, 1]) + bytes(9)
+    fixed = struct.pack("<HHIIIIIHHHHHH", 2, machine, 1, entry, 52, 0, 0, 52, 32, len(headers), 0, 0, 0)
+    packed = (struct.pack("<IIIIIIII", kind, at, to, to, size, full, 7, 4) for kind, at, to, size, full in headers)
+    return ident + fixed + b"".join(packed) + body
+
+
+def kernel32(code: bytes, notes: bytes = b"", *, entry: int = 0, physical: int = 0x100000) -> bytes:
+    """Return a kernel of 32 bits with one segment and some notes."""
+    start = 52 + 32 * 2
+    headers = [(LOAD, start, physical, len(code), len(code)), (NOTE, start + len(code), 0, len(notes), len(notes))]
+    return elf32(headers, code + notes, entry=entry)
+
+
 def body_offset(headers: int) -> int:
     return 64 + 56 * headers
 

@@ -312,13 +312,17 @@ def test_a_hypercall_gives_its_arguments_and_takes_the_result(cpu: VCPU) -> None
     assert cpu.general[RAX] == (1 << 64) - 38
 
 
-def test_user_code_cannot_make_hypercalls(cpu: VCPU) -> None:
+@pytest.mark.parametrize("call", ["0f 01 c1", "0f 01 d9"], ids=["vmcall", "vmmcall"])
+def test_user_code_cannot_make_hypercalls(cpu: VCPU, call: str) -> None:
+    """Xen's hvm_hypercall answers -EPERM; it does not fault."""
     gate(cpu, 6, DATA)
     cpu.memory.write(DATA, b"\xf4")
-    load(cpu, "0f 01 c1")
+    load(cpu, call + "0f 0b")
     user_mode(cpu)
     assert cpu.run() is Outcome.OFF
     assert cpu.platform.hypercalls == []
+    assert cpu.general[RAX] == 2**64 - 1
+    assert frame(cpu, 5)[0] == CODE + 3
 
 
 def test_cpuid_and_ports_ask_the_platform(cpu: VCPU) -> None:
@@ -380,3 +384,23 @@ def test_code_that_the_guest_writes_over_itself_is_seen(cpu: VCPU) -> None:
     load(cpu, "c6 05 01 00 00 00 02 b0 01 f4")
     assert cpu.run() is Outcome.OFF
     assert cpu.general[RAX] & 0xFF == 2
+
+
+def test_code_at_virtual_address_zero_runs(cpu: VCPU) -> None:
+    """Unicorn takes the address at which a run is to end for no code."""
+    cpu.memory.write(0, bytes.fromhex("b8 05 00 00 00 f4"))  # mov eax, 5; hlt
+    load(cpu, "31 c9 ff e1")  # xor ecx, ecx; jmp rcx
+    assert cpu.run() is Outcome.OFF
+    assert (cpu.general[RAX], cpu.overlay.regs.rip) == (5, 6)
+
+
+def test_a_jump_to_zero_where_nothing_is_mapped_is_a_page_fault(cpu: VCPU) -> None:
+    """A kernel that calls a function that it does not have."""
+    cpu.memory.write(0x4000, struct.pack("<512Q", 0, *(number << 12 | 7 for number in range(1, 512))))
+    cpu.memory.write_u64(0x3000, 0x4000 | 7)
+    gate(cpu, 14, DATA)
+    cpu.memory.write(DATA, b"\xf4")
+    load(cpu, "31 c9 ff e1")  # xor ecx, ecx; jmp rcx
+    cpu.overlay.cr[2] = 7
+    assert cpu.run() is Outcome.OFF
+    assert (cpu.overlay.regs.rip, cpu.overlay.cr[2], frame(cpu, 2)[1]) == (DATA + 1, 0, 0)

@@ -9,7 +9,7 @@ from hypervisor.loader import bzimage
 from hypervisor.loader.elf import FEATURES, LoadError, load, parse, zero
 from hypervisor.memory.guest_memory import PAGE, Memory
 from tests.guests.conftest import KERNEL_PACKAGE, fetched
-from tests.unit.loader_images import LOAD, NOTE, body_offset, elf, header, kernel, note
+from tests.unit.loader_images import LOAD, NOTE, body_offset, elf, elf32, header, kernel, kernel32, note
 
 CODE = bytes(range(256))
 
@@ -131,9 +131,24 @@ def test_notes_aligned_to_eight_bytes_are_found():
     assert parsed.notes.phys32_entry == 0x100000
 
 
+def test_a_kernel_of_32_bits_is_parsed_as_one_of_64():
+    """The order of a program header's members is another."""
+    parsed = parse(kernel32(CODE, note(18, struct.pack("<I", 0x100002)), entry=0x100001))
+    assert (parsed.bits, parsed.entry, parsed.notes.phys32_entry) == (32, 0x100001, 0x100002)
+    (segment,) = parsed.segments
+    assert (segment.physical, segment.virtual, segment.file_size, segment.size) == (
+        0x100000,
+        0x100000,
+        *[len(CODE)] * 2,
+    )
+    assert parsed.image[segment.offset : segment.offset + len(CODE)] == CODE
+    assert parse(kernel(CODE)).bits == 64
+
+
 BAD = {
-    "not an ELF file": [b"", b"\x7fELF", b"MZ" + bytes(100)],
-    "not an ELF file for x86-64": [elf([], machine=3), elf([], width=1)],
+    "not an ELF file": [b"", b"\x7fEL", b"MZ" + bytes(100)],
+    "ELF header is cut off": [b"\x7fELF", elf([])[:63], elf32([])[:51]],
+    "not an ELF file for x86": [elf([], machine=3), elf([], width=1), elf([], width=3), elf32([], machine=8)],
     "not an executable": [elf([header(LOAD, 0, 0, 1, 1)], kind=1), elf([header(LOAD, 0, 0, 1, 1)], kind=4)],
     "program headers of": [elf([]), elf([header(LOAD, 0, 0, 1, 1)] * 65)],
     "program headers are cut off": [elf([header(LOAD, 0, 0, 1, 1)])[:-1]],

@@ -4,10 +4,13 @@ import struct
 
 import pytest
 
+from hypervisor.domains.domain import Reason, State
 from hypervisor.loader import pv
 from hypervisor.loader.elf import LoadError
 from hypervisor.memory.guest_memory import PAGE, Memory
-from tests.unit.loader_images import kernel, note
+from hypervisor.paravirtual.cpu import PVCPU
+from tests.machines import machine
+from tests.unit.loader_images import kernel, kernel32, note
 
 MIB = 1 << 20
 RAM = 8 * MIB
@@ -75,6 +78,7 @@ def test_hypercall_page_is_filled_where_the_kernel_wants_it() -> None:
     ("image", "options", "why"),
     [
         (kernel(b"\xf4"), {}, "no PV entry"),
+        (kernel32(b"\xf4"), {}, "has 32 bits"),
         (pv_kernel(entry=0x300000), {}, "outside of the kernel"),
         (pv_kernel(hypercall_page=0x400000), {}, "hypercall page"),
         (pv_kernel(paddr_offset=0x200000), {}, "PADDR_OFFSET"),
@@ -99,3 +103,22 @@ def test_sizes_that_no_domain_can_have_are_refused(ram: int) -> None:
     """Less than 4 MiB, parts of pages, more than Linux's p2m can tell of."""
     with pytest.raises(LoadError):
         pv.ranges(ram)
+
+
+@pytest.mark.parametrize("base", [0, BASE], ids=hex)
+@pytest.mark.parametrize("entry", [0, 0x1000], ids=hex)
+def test_a_kernel_runs_where_it_is_linked_at_address_zero_too(base: int, entry: int) -> None:
+    """As GRUB's images do: virtual base and entry 0."""
+    # mov rax, sched_op; mov rdi, shutdown; lea rsi, the word behind; syscall; a word: reboot
+    code = bytes.fromhex("48c7c01d000000 48c7c702000000 488d3502000000 0f05 01000000")
+    notes = note(1, struct.pack("<Q", base + entry)) + note(3, struct.pack("<Q", base))
+    with machine(64 << 20) as host:
+        domain = host.create(pv.ranges(RAM), cpu=PVCPU)
+        image = pv.build(domain.memory, kernel(bytes(entry) + code, notes, physical=0), None, "", ram=RAM)
+        pv.attach(domain, image, 1, 2)
+        cpu = domain.vcpus[0].cpu
+        assert isinstance(cpu, PVCPU)
+        pv.enter(cpu, image)
+        domain.vcpus[0].up, domain.pauses, domain.state = True, 0, State.RUNNING
+        domain.run()
+        assert (domain.state, domain.reason, domain.crash) == (State.SHUTDOWN, Reason.REBOOT, "")

@@ -11,7 +11,7 @@ from hypervisor.cpu.vcpu import VCPU, Outcome
 from hypervisor.loader import acpi, pvh
 from hypervisor.loader.elf import LoadError
 from hypervisor.memory.guest_memory import PAGE, Memory
-from tests.unit.loader_images import ENTRY, compressed, elf, header, kernel, note, pvh_kernel
+from tests.unit.loader_images import ENTRY, compressed, elf, header, kernel, kernel32, note, pvh_kernel
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -255,11 +255,11 @@ def test_each_cpu_sees_its_own_local_apic(ram):
 
 
 def test_the_hole_holds_no_memory_for_the_guest():
-    """Reading it ends the guest, as any address without memory does."""
+    """Reading it gives all ones, as any address without memory does."""
     memory = pvh.allocate(4 * GIB)
     cpu, outcome, _ = run(memory, "a1 00 00 00 f0 f4")  # mov eax, [0xf0000000]; hlt
-    assert outcome is Outcome.CRASHED
-    assert "UNMAPPED" in cpu.crash
+    assert outcome is Outcome.OFF
+    assert cpu.general[RAX] == 0xFFFFFFFF
 
 
 def test_memory_on_both_sides_of_the_hole_stays_the_domains():
@@ -274,3 +274,18 @@ def test_memory_on_both_sides_of_the_hole_stays_the_domains():
 def test_the_entry_is_the_notes_not_the_files():
     """e_entry is for other loaders."""
     assert build(Memory(RAM)).entry == ENTRY
+
+
+def test_a_kernel_of_32_bits_is_entered_by_its_note():
+    """PVH enters all kernels in 32-bit mode."""
+    image = kernel32(b"\xf4" * 64, note(18, struct.pack("<I", 0x100020)), entry=0x100010)
+    memory = Memory(RAM)
+    assert build(memory, image).entry == 0x100020
+    assert memory.read(0x100000, 64) == b"\xf4" * 64
+
+
+def test_a_kernel_of_32_bits_without_a_note_is_entered_where_its_header_says():
+    """So Xen enters the firmware of HVM domains."""
+    assert build(Memory(RAM), kernel32(b"\xf4" * 64, entry=0x100010)).entry == 0x100010
+    with pytest.raises(LoadError, match="lies outside of the kernel"):
+        build(Memory(RAM), kernel32(b"\xf4" * 64, entry=0x200000))
