@@ -190,6 +190,27 @@ class Addresses:
 
 
 @dataclass(frozen=True, slots=True)
+class Processor:
+    """The CPU that a host's guests find, each of them alike.
+
+    `flags` are Linux's names. `features` are four words in hexadecimal, ECX and EDX of CPUID leaves 1 and 0x80000001;
+    the other two are Xen's featuresets (public/arch-x86/cpufeatureset.h) for paravirtual guests and for all others.
+    """
+
+    vendor: str
+    name: str
+    family: int
+    model: int
+    stepping: int
+    mhz: int
+    """0 where it is not known."""
+    flags: str
+    features: str
+    features_pv: str
+    features_hvm: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
     """Whether a disk or card is connected to its driver, and its counters since it was plugged."""
 

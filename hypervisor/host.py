@@ -8,8 +8,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from hypervisor.console_ring import ConsoleRing
+from hypervisor.cpu import cpuid
 from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domains.domain import Domain, Machine, State
@@ -33,11 +35,19 @@ class Host(Machine):
     """A host of `memory` bytes and `pcpus` physical CPUs; guests run once `start` was called.
 
     Without `start` nothing runs by itself: `step` runs guests on the caller's thread, for tests that want
-    the same every time. `time_of_day_ns` is the wall clock.
+    the same every time. `time_of_day_ns` is the wall clock, `cpu_name` what guests find their CPUs called.
     """
 
-    def __init__(self, memory: int, pcpus: int | None = None, time_of_day_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        memory: int,
+        pcpus: int | None = None,
+        time_of_day_ns: Callable[[], int] = time.time_ns,
+        *,
+        cpu_name: str = "",
+    ) -> None:
         self.memory = memory
+        self._brand = cpuid.brand(cpu_name)
         self.lock = threading.RLock()
         self.domains: dict[int, Domain] = {}
         self.xenstore = Store()
@@ -105,6 +115,7 @@ class Host(Machine):
                     made.close()
                 raise
             domain.hypercall_table = serve
+            domain.policy = replace(domain.policy, brand=self._brand)
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE
             self.scheduler.add(domain)

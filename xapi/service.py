@@ -40,7 +40,7 @@ from xapi.http import tls
 from xapi.http.budget import Budget, affordable
 from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
-from xapi.inventory import declaration, fresh, management, product, scale
+from xapi.inventory import declaration, fresh, management, processors, product, scale
 from xapi.inventory.storage import renew_drivers
 from xapi.lexical import moment
 from xapi.log.keeping import Keeping
@@ -157,6 +157,7 @@ class XapiService(MultiService):
         if why:
             log.warn("guests cannot run here: {why}; all else is served", why=why)
         product.offer_guests(self.daemon.db, not why)
+        processors.tell(self.daemon.db)
 
     def _names(self) -> list[str]:
         """Return what clients of TLS may call this daemon."""
@@ -332,7 +333,7 @@ def _make_backend(store: Store, host: Any, threads: Threads, storage: LocalStora
     """Return an emulated host with the memory that its record says, running."""
     metrics = store.host_metrics.get(host.metrics)
     memory = metrics.memory_total if metrics is not None else 0
-    return make_host(memory, threads, storage, config.network_boot)
+    return make_host(memory, threads, storage, config.network_boot, host.cpu_info.get("modelname", ""))
 
 
 def _first_inventory(store: Store, config: Config, declared: Any, reactor: Any) -> Iterator[Any]:

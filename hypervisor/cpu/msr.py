@@ -9,6 +9,7 @@ did.
 from __future__ import annotations
 
 from hypervisor.cpu import tsc
+from hypervisor.cpu.cpuid import HYPERCALL_PAGE
 
 SYSTEM_CALLS = (0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084)
 """STAR, LSTAR, CSTAR, FMASK."""
@@ -20,8 +21,6 @@ NATIVE = frozenset(
     }
 )
 """The registers that the emulator reads and writes without us."""
-HYPERCALL_PAGE = 0x40000000
-"""Where a guest writes the address of the page that is to hold the hypercalls (public/arch-x86/cpuid.h)."""
 
 _RANGES = (0, 0xC0000000, 0xC0010000)
 _RANGE_SIZE = 0x2000

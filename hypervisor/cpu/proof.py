@@ -25,7 +25,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from hypervisor.cpu import stores
 from hypervisor.cpu.abort import raise_instead
-from hypervisor.cpu.msr import HYPERCALL_PAGE
+from hypervisor.cpu.cpuid import HYPERCALL_PAGE
 from hypervisor.cpu.overlay import (
     CODE,
     ENV,

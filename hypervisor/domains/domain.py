@@ -17,7 +17,7 @@ from typing import Protocol
 from weakref import proxy
 
 from hypervisor.cpu import hypercall_page, msr
-from hypervisor.cpu.cpuid import Policy
+from hypervisor.cpu.cpuid import HYPERCALL_PAGE, Policy
 from hypervisor.cpu.shared import SharedEngine
 from hypervisor.cpu.tsc import Clock
 from hypervisor.cpu.vcpu import VCPU, Outcome
@@ -165,7 +165,7 @@ class Domain:
 
     def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
         """Do a WRMSR. Raises NoRegister."""
-        if number != msr.HYPERCALL_PAGE:
+        if number != HYPERCALL_PAGE:
             msr.write(number, value)
             return
         with self.machine.lock:

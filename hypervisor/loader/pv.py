@@ -288,7 +288,7 @@ def adopt(domain: Domain, area: Area) -> PageTables:
         assert isinstance(vcpu.cpu, PVCPU)
         vcpu.cpu.attach(area, tables, domain.events)
     domain.hypercall_table, domain.hypercall_page = dispatch, hypercall_page.paravirtual()
-    domain.policy = PVPolicy(domain.clock.hz, len(domain.vcpus))
+    domain.policy = PVPolicy(domain.clock.hz, len(domain.vcpus), brand=domain.policy.brand)
     domain.ranges = domain.physmap.ranges = ((0, area.ram),)
     domain.physmap.foreign = area.foreign
     return tables

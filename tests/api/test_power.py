@@ -118,6 +118,24 @@ def seen(pool: Pool, vm: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str
     return states
 
 
+@pytest.mark.parametrize(("kind", "features"), [("pvh", "features_hvm"), ("pv", "features_pv")])
+def test_a_running_vm_tells_the_cpu_that_it_was_started_on(pool: Pool, vm: Any, kind: str, features: str) -> None:
+    """In xapi's keys; what it has at its start it keeps while it runs."""
+    with pool.db.atomic():
+        vm.domain_type = kind
+    pool("VM.start", vm._ref, False, False)
+    info = next(iter(pool.db.pool)).cpu_info
+    assert vm.last_boot_CPU_flags == {"vendor": info["vendor"], "features": info[features]}
+    assert len(info[features].split("-")) == 18
+    with pool.db.atomic():
+        next(iter(pool.db.pool)).cpu_info = info | {features: "0"}
+    pool("VM.hard_reboot", vm._ref)
+    assert vm.last_boot_CPU_flags["features"] == info[features]
+    pool("VM.hard_shutdown", vm._ref)
+    pool("VM.start", vm._ref, False, False)
+    assert vm.last_boot_CPU_flags["features"] == "0"
+
+
 def test_a_start_is_a_few_changes(pool: Pool, vm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each derives lists and makes events. The VM runs before its operation is over, as in xapi."""
     network = next(iter(pool.db.network))

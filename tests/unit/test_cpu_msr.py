@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.cpu import context, hypercall_page, msr
+from hypervisor.cpu import context, cpuid, hypercall_page, msr
 from hypervisor.cpu.overlay import RAX, RCX, RDX, RSP, long_mode
 from hypervisor.cpu.vcpu import Outcome
 from hypervisor.domains.domain import Domain
@@ -126,7 +126,7 @@ def test_the_page_is_filled_where_the_guest_wants_it_and_works(domain: Domain) -
     """xen_version(0) by its entry, as Linux before 6.1 and XTF do it."""
     at = CALLS + 17 * 32
     call = "0f 30 48 31 ff b8" + struct.pack("<I", at).hex() + "ff d0 f4"  # wrmsr; xor rdi, rdi; call the entry
-    assert not run(domain, call, msr.HYPERCALL_PAGE, CALLS)
+    assert not run(domain, call, cpuid.HYPERCALL_PAGE, CALLS)
     assert domain.memory.read(CALLS, PAGE) == hypercall_page.hvm()
     assert domain.vcpus[0].cpu.general[RAX] == 4 << 16 | 17
 
@@ -139,7 +139,7 @@ def test_the_page_may_be_wanted_again_where_code_has_run(domain: Domain) -> None
         domain.memory.write(CALLS, bytes.fromhex("b8 07 00 00 00 c3").ljust(32, b"\xcc") * 128)  # mov eax, 7; ret
         assert not run(domain, code[code.index("48 31") :])
         assert domain.vcpus[0].cpu.general[RAX] == 7
-        assert not run(domain, code, msr.HYPERCALL_PAGE, CALLS)
+        assert not run(domain, code, cpuid.HYPERCALL_PAGE, CALLS)
         assert domain.vcpus[0].cpu.general[RAX] == 4 << 16 | 17
 
 
@@ -152,12 +152,12 @@ def test_iret_has_no_entry_in_the_page() -> None:
 
 @pytest.mark.parametrize("place", [CALLS + 1, MEMORY, 1 << 40, (1 << 64) - PAGE], ids=hex)
 def test_a_place_that_is_no_frame_of_the_guest_is_a_fault(domain: Domain, place: int) -> None:
-    assert run(domain, WRMSR + HALT, msr.HYPERCALL_PAGE, place)
+    assert run(domain, WRMSR + HALT, cpuid.HYPERCALL_PAGE, place)
 
 
 def test_a_frame_that_was_given_back_is_no_place(domain: Domain) -> None:
     domain.memory.write(DATA + 0x100, struct.pack("<QQIIH", DATA + 0x200, 1, 0, 0, DOMID_SELF))
     domain.memory.write(DATA + 0x200, struct.pack("<Q", CALLS // PAGE))
     assert memory_op(domain, domain.vcpus[0].cpu, [1, DATA + 0x100]) == 1
-    assert run(domain, WRMSR + HALT, msr.HYPERCALL_PAGE, CALLS)
+    assert run(domain, WRMSR + HALT, cpuid.HYPERCALL_PAGE, CALLS)
     assert domain.memory.read(CALLS, PAGE) == bytes(PAGE)

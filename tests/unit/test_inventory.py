@@ -550,6 +550,8 @@ def test_a_host_may_have_no_local_storage():
         ("[[host]]\ncpus = 0", "host[0].cpus: 0 is not within 1 to 1024"),
         ("[[host]]\nsockets = 3", "host[0].sockets: 4 CPUs do not fill 3 sockets"),
         ("[[host]]\ncpu_mhz = 0", "host[0].cpu_mhz: 0 is not positive"),
+        (f"[[host]]\ncpu_model = '{'x' * 48}'", "host[0].cpu_model: not up to 47 characters"),
+        ("[[host]]\ncpu_model = 'Z80  A'", "host[0].cpu_model: not up to 47 characters"),
         ("[[host]]\nmemory = '512 MiB'", "host[0].memory: less than 1 GiB"),
         ("[[host]]\nmemory = '2 GiB'", "host[0].control_domain_memory: not within 0 and half"),
         ("[[host]]\nlocal_storage_type = 'nfs'", "host[0].local_storage_type: not one of ext, lvm, file"),

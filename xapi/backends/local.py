@@ -45,7 +45,8 @@ DETACH = 30.0
 
 
 class LocalBackend:
-    """One emulated host. `network_boot` is what its network offers to domains that boot from it."""
+    """One emulated host. `network_boot` is what its network offers to domains that boot from it, `cpu_name` what guests
+    find their CPUs called."""
 
     def __init__(
         self,
@@ -55,9 +56,10 @@ class LocalBackend:
         *,
         pcpus: int | None = None,
         network_boot: str = DEMO,
+        cpu_name: str = "",
     ) -> None:
         self.storage = storage
-        self.toolstack = Toolstack(Host(memory, pcpus), repositories=storage.repositories)
+        self.toolstack = Toolstack(Host(memory, pcpus, cpu_name=cpu_name), repositories=storage.repositories)
         self.toolstack.attention = self._heard
         self._threads = threads
         self._network_boot = _kernel(DirectBoot(network_boot)) if network_boot else None

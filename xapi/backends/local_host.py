@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.cpu.support import why_no_guests
+from hypervisor.processor import processor
 from xapi.backends.guestless import GuestlessBackend
 from xapi.backends.local_storage import LocalStorage
 from xapi.backends.threads import Threads
@@ -12,17 +13,20 @@ from xapi.backends.threads import Threads
 if TYPE_CHECKING:
     from xapi.backends.local import LocalBackend
 
-__all__ = ["make_host", "why_no_guests"]
+__all__ = ["make_host", "processor", "why_no_guests"]
 
 
 def make_host(
-    memory: int, threads: Threads, storage: LocalStorage, network_boot: str
+    memory: int, threads: Threads, storage: LocalStorage, network_boot: str, cpu_name: str = ""
 ) -> LocalBackend | GuestlessBackend:
-    """Return a host with some memory, running; `network_boot` is what its network offers to domains that boot so."""
+    """Return a host with some memory, running; `network_boot` is what its network offers to domains that boot so.
+
+    `cpu_name` is what guests find their CPUs called, "" for the usual name.
+    """
     if why := why_no_guests():
         return GuestlessBackend(memory, storage, why)
     from xapi.backends.local import LocalBackend
 
-    backend = LocalBackend(memory, threads, storage, network_boot=network_boot)
+    backend = LocalBackend(memory, threads, storage, network_boot=network_boot, cpu_name=cpu_name)
     backend.start()
     return backend

@@ -70,8 +70,10 @@ class Host:
     address: str = "127.0.0.1"
     cpus: int = 4
     sockets: int = 1
-    cpu_model: str = "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz"
+    cpu_model: str = "Kronos virtual CPU"
+    """What guests find their CPUs called: CPUID has room for 47 characters of ASCII."""
     cpu_mhz: int = 2394
+    """Counts only where no guests can run: elsewhere it is the machine's own."""
     memory: Size = 16 * GIB
     control_domain_memory: Size = 2 * GIB
     local_storage: Size = 200 * GIB
@@ -355,6 +357,11 @@ def _check_host(host: Host, path: str, networks: set[str]) -> None:
     _require(1 <= host.cpus <= 1024, f"{path}.cpus", f"{host.cpus} is not within 1 to 1024")
     whole = host.sockets >= 1 and host.cpus % host.sockets == 0
     _require(whole, f"{path}.sockets", f"{host.cpus} CPUs do not fill {host.sockets} sockets")
+    _require(
+        len(host.cpu_model) <= 47 and bool(re.fullmatch(r"[!-~]+( [!-~]+)*", host.cpu_model)),
+        f"{path}.cpu_model",
+        "not up to 47 characters of ASCII in words with one space between them, which is what a CPU can say",
+    )
     _require(host.cpu_mhz >= 1, f"{path}.cpu_mhz", f"{host.cpu_mhz} is not positive")
     _require(host.memory >= GIB, f"{path}.memory", "less than 1 GiB")
     spare = 0 < host.control_domain_memory <= host.memory // 2

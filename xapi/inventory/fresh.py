@@ -26,7 +26,8 @@ from xapi.inventory.declaration import (
     nic_network,
     sr_names,
 )
-from xapi.inventory.hosts import add_host, pool_cpu_info
+from xapi.inventory.hosts import add_host
+from xapi.inventory.processors import pool_cpu_info
 from xapi.inventory.product import RESTRICTIONS
 from xapi.inventory.storage import NO_SPACE, account, add_drivers, add_host_storage, add_sr, add_tools_sr
 from xapi.inventory.templates import (

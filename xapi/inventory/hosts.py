@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from xapi.inventory.declaration import Host, HostNIC, nic_device, nic_network
-from xapi.inventory.product import BIOS, FEATURES, FLAGS, PRODUCT
+from xapi.inventory.processors import cpu_info, of_one_cpu
+from xapi.inventory.product import BIOS, PRODUCT
 from xapi.inventory.templates import MIB, Rows
-from xapi.store.memory import Store
 from xapi.vms.consoles import PROTOCOLS, Door
 from xapi.vms.devices import mac_address
 from xapi.vms.memory import memory_overhead
@@ -39,7 +39,7 @@ def add_host(rows: Rows, host: Host, networks: Mapping[str, Any], now: datetime)
         metrics=metrics._ref,
         tags=host.tags,
         other_config={**keys, **host.other_config},
-        cpu_info=_cpu_info(host),
+        cpu_info=cpu_info(host.cpu_model, host.cpus, host.sockets, host.cpu_mhz),
         memory_overhead=overhead,
         boot_free_mem=host.memory - overhead - host.control_domain_memory,
         iscsi_iqn=iqn,
@@ -56,43 +56,9 @@ def add_host(rows: Rows, host: Host, networks: Mapping[str, Any], now: datetime)
     return row
 
 
-def _cpu_info(host: Host) -> dict[str, str]:
-    return {
-        "cpu_count": str(host.cpus),
-        "socket_count": str(host.sockets),
-        "threads_per_core": "1",
-        "nr_nodes": "1",
-        "vendor": "GenuineIntel",
-        "speed": f"{host.cpu_mhz}.000",
-        "modelname": host.cpu_model,
-        "family": "6",
-        "model": "79",
-        "stepping": "1",
-        "flags": FLAGS,
-        "features": "7ffefbff-bfebfbff-00000021-2c100800",
-        "features_pv": FEATURES,
-        "features_hvm": FEATURES,
-        "features_pv_host": FEATURES,
-        "features_hvm_host": FEATURES,
-    }
-
-
 def _add_cpus(rows: Rows, host: Any, declared: Host) -> None:
-    info = host.cpu_info
     for number in range(declared.cpus):
-        rows.create(
-            "host_cpu",
-            host=host._ref,
-            number=number,
-            vendor=info["vendor"],
-            modelname=info["modelname"],
-            speed=declared.cpu_mhz,
-            family=int(info["family"]),
-            model=int(info["model"]),
-            stepping=info["stepping"],
-            flags=info["flags"],
-            features=info["features"],
-        )
+        rows.create("host_cpu", host=host._ref, number=number, **of_one_cpu(host.cpu_info))
 
 
 def _add_control_domain(rows: Rows, host: Any, declared: Host, now: datetime) -> str:
@@ -174,11 +140,3 @@ def _add_nic(rows: Rows, host: Any, nic: HostNIC, at: int, network: Any, now: da
         DNS=nic.dns,
         properties={"gro": "on"},
     )
-
-
-def pool_cpu_info(store: Store) -> dict[str, str]:
-    """Return what the CPUs of all hosts have in common, and how many there are."""
-    hosts = [host.cpu_info for host in store.host]
-    counts = {key: str(sum(int(info[key]) for info in hosts)) for key in ("cpu_count", "socket_count")}
-    common = ("vendor", "features_pv", "features_hvm", "features_pv_host", "features_hvm_host")
-    return {**counts, **{key: hosts[0][key] for key in common}}

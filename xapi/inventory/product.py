@@ -1,7 +1,4 @@
-"""What a host says of itself: an XCP-ng host, because clients choose their code paths by `software_version`.
-
-The CPU features are those of the CPU that a host declares by default.
-"""
+"""What a host says of itself: an XCP-ng host, because clients choose their code paths by `software_version`."""
 
 from __future__ import annotations
 
@@ -57,15 +54,6 @@ LICENSE = {
     "expiry": "20991231T23:59:59Z",
     **dict.fromkeys(("productcode", "serialnumber", "company", "name"), ""),
 }
-FEATURES = (
-    "1fc9cbf5-f6f83203-2991cbf5-00000123-00000001-001c0fbb-00000000-00000000-"
-    "00001000-9c000400-00000000-00000000-00000000-00000000-00000000-00000000-00000000-00000000"
-)
-FLAGS = (
-    "fpu de tsc msr pae mce cx8 apic sep mca cmov pat clflush acpi mmx fxsr sse sse2 ht syscall nx rdtscp lm "
-    "constant_tsc rep_good nopl cpuid pni pclmulqdq ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes xsave avx "
-    "f16c rdrand hypervisor lahf_lm abm cpuid_fault fsgsbase bmi1 avx2 bmi2 erms xsaveopt"
-)
 BIOS = {
     "bios-vendor": "Kronos",
     "bios-version": "1.0",

@@ -14,7 +14,8 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from xapi.inventory.declaration import Host
-from xapi.inventory.hosts import add_host, pool_cpu_info
+from xapi.inventory.hosts import add_host
+from xapi.inventory.processors import pool_cpu_info
 from xapi.inventory.storage import add_host_storage, add_pbd
 from xapi.inventory.templates import Rows, add_card, add_drive, add_image, create_vm, default_templates
 from xapi.store.memory import Store

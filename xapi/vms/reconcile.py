@@ -20,7 +20,7 @@ from xapi.lexical import moment
 from xapi.operations.claim import changed
 from xapi.types import NULL
 from xapi.vms import guest_metrics
-from xapi.vms.domains import position
+from xapi.vms.domains import domain_kind, position
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -119,6 +119,8 @@ class Reconciler:
 
     def _lives(self, vm: VM, host: Any, state: DomainState) -> None:
         begins = vm.domid != state.domid or vm.power_state not in ("Running", "Paused")
+        if vm.power_state == "Halted" or not vm.last_boot_CPU_flags:
+            vm.last_boot_CPU_flags = self._cpu_flags(vm)
         vm.power_state = "Paused" if state.power is Power.PAUSED else "Running"
         vm.domid, vm.resident_on = state.domid, host._ref
         if begins:
@@ -135,6 +137,12 @@ class Reconciler:
                 metrics.last_updated = moment(self._clock.seconds())
         self._devices(vm, state)
         guest_metrics.update(self._db, vm, state.guest, moment(self._clock.seconds()))
+
+    def _cpu_flags(self, vm: VM) -> dict[str, str]:
+        """Return the CPU that a guest finds as it boots: what all hosts of the pool have, for its kind of domain."""
+        info = next(iter(self._db.pool)).cpu_info
+        features = info.get("features_pv" if domain_kind(vm) == "pv" else "features_hvm", "")
+        return {"vendor": info.get("vendor", ""), "features": features}
 
     def _devices(self, vm: VM, state: DomainState) -> None:
         """Make currently_attached true of each drive and card."""
