@@ -41,6 +41,15 @@ def postgresql() -> Iterator[Server]:
     binaries = _binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL server: neither /usr/lib/postgresql/*/bin nor PATH has initdb")
+    server = made(binaries)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def made(binaries: Path) -> Server:
+    """Return a server that runs."""
     user = _user()
     # Not under pytest's own directory, which only root may enter; and short, for the socket's name.
     directory = Path(tempfile.mkdtemp(prefix="kronos-pg-", dir="/tmp"))
@@ -48,11 +57,7 @@ def postgresql() -> Iterator[Server]:
         os.chown(directory, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
     server = Server(binaries, directory, user)
     server.create()
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(directory)
+    return server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
