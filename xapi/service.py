@@ -33,7 +33,7 @@ from xapi import addresses, certificates, datamodel, garbage, hosts
 from xapi.backends.local_host import make_host, why_no_guests
 from xapi.backends.local_storage import LocalStorage
 from xapi.backends.threads import Threads
-from xapi.config import IN_MEMORY, Config, ConfigError, address_of
+from xapi.config import IN_MEMORY, Config, ConfigError, address_of, version
 from xapi.daemon import SWEEP, Daemon, make_store
 from xapi.directory import Directory
 from xapi.http import tls
@@ -204,6 +204,7 @@ class XapiService(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """Stop listening, let running work end, and write what is queued."""
+        log.info("Stopping")
         children = super().stopService()  # type: ignore[no-untyped-call]
         return Deferred.fromCoroutine(self._end(children))
 
@@ -299,6 +300,11 @@ def make_service(
         daemon.sessions.directory = directory
     if invented is not None:
         announce(f"root's password is {invented} (kept in {config.state / 'root-password'})")
+    log.info(
+        "Kronos {version}: state {state}, {database}, hosts: {hosts}, VMs: {vms}",
+        version=version(), state=config.state, database=config.database_url.partition(":")[0], hosts=len(store.host),
+        vms=sum(not (vm.is_a_template or vm.is_control_domain) for vm in store.VM),
+    )  # fmt: skip
     service = XapiService(config, state, daemon, writer, pool, reactor, alone)
     service.growth = growth
     service.programs = programs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
+from twisted.logger import formatEvent, globalLogPublisher
 
+from hypervisor.api import Shutdown
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
 from xapi import errors
@@ -261,6 +264,60 @@ def test_a_name_cannot_forge_a_line(pool: Pool, heard: Heard) -> None:
     pool("VM.set_name_label", vm._ref, 'a"\n2026-01-31T09:05:07.000Z info     root logged in \x9b31m\u202e')
     assert len(heard.said) == 1
     assert r'value="a\"\n2026-01-31T09:05:07.000Z info     root logged in \x9b31m\u202e"' in heard.said[0]
+
+
+# What becomes of guests
+
+
+@pytest.fixture
+def life(pool: Pool) -> Iterator[list[str]]:
+    """What modules say by their loggers, with levels."""
+    said: list[str] = []
+
+    def observe(event: Any) -> None:
+        if event["log_namespace"].startswith("xapi"):
+            said.append(f"{event['log_level'].name} {formatEvent(event)}")
+
+    globalLogPublisher.addObserver(observe)
+    yield said
+    globalLogPublisher.removeObserver(observe)
+
+
+def test_a_guest_s_begin_and_end_are_lines(pool: Pool, life: list[str]) -> None:
+    """Where it lives and as what; and that it has ended."""
+    vm = running(pool)
+    pool("VM.hard_shutdown", vm._ref)
+    host = next(iter(pool.db.host))
+    name = f'VM "guest" ({vm.uuid})'
+    assert life == [
+        f'info {name} lives as domain 1 on host "{host.name_label}" ({host.uuid}): pvh, 1 vCPUs, 64 MiB',
+        f"info {name}: domain 1 has ended, it is Halted",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        (Shutdown.POWEROFF, "info {}: its guest, domain 1, powered off"),
+        (Shutdown.REBOOT, "info {}: its guest, domain 1, asked for a reboot"),
+        (Shutdown.CRASH, "warn {}: its guest, domain 1, crashed"),
+        (Shutdown.WATCHDOG, "warn {}: its guest, domain 1, did not feed its watchdog"),
+    ],
+)
+def test_what_ended_a_guest_is_a_line(pool: Pool, life: list[str], why: Shutdown, said: str) -> None:
+    """A crash is a warning: nobody asked for it."""
+    vm = running(pool)
+    life.clear()
+    pool.backend.goes_down(vm.uuid, why)
+    pool.turn()
+    assert life[0] == said.format(f'VM "guest" ({vm.uuid})')
+
+
+def test_a_session_that_idles_away_is_a_line(pool: Pool, life: list[str]) -> None:
+    """No call ends it."""
+    pool.clock.advance(24 * 3600 + 1)
+    pool.daemon.sessions.sweep()
+    assert life == [f'info "root"\'s session ends, {lines.trackid(pool.session)}: idle']
 
 
 # What is never said

@@ -12,6 +12,7 @@ from xapi.alerts import alert
 from xapi.call import Call, Origin
 from xapi.errors import Fault
 from xapi.lexical import moment
+from xapi.log.guests import named
 from xapi.operations.claim import claim
 from xapi.storage import unfinished
 from xapi.types import NULL
@@ -57,7 +58,7 @@ async def follow(daemon: Daemon, ref: str, reason: Shutdown) -> None:
             else:
                 await power.end(call, vm)
     except Fault as fault:
-        log.error("{vm} went down and could not be followed: {fault}", vm=vm.uuid, fault=fault)
+        log.error("{vm} went down and could not be followed: {fault}", vm=named(vm), fault=fault)
     finally:
         daemon.tasks.drop(call.task)
 
@@ -130,6 +131,6 @@ async def _start_automatic(daemon: Daemon) -> None:
             async with claim(call, "start", vm):
                 await power.begin(call, vm, choose_host(daemon.db, vm))
         except Fault as fault:
-            log.error("{vm} does not start with its host: {fault}", vm=vm.uuid, fault=fault)
+            log.error("{vm} does not start with its host: {fault}", vm=named(vm), fault=fault)
         finally:
             daemon.tasks.drop(call.task)

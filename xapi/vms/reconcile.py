@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from hypervisor.api import Disk, DomainState, Power, Shutdown, disk_name
 from xapi.errors import Fault
 from xapi.lexical import moment
+from xapi.log import guests
 from xapi.operations.claim import changed
 from xapi.types import NULL
 from xapi.vms import guest_metrics
@@ -81,6 +82,7 @@ class Reconciler:
             await changed(self._db, self._clock, lambda: not self._is_held(vm), _LOOK)
         state = await self.look(vm)
         if state is not None and state.shutdown is not None and vm._ref in self._db.VM:
+            guests.went_down(vm, state)
             await self.follow(vm._ref, state.shutdown)
 
     def _is_held(self, vm: Any) -> bool:
@@ -124,6 +126,7 @@ class Reconciler:
         vm.power_state = "Paused" if state.power is Power.PAUSED else "Running"
         vm.domid, vm.resident_on = state.domid, host._ref
         if begins:
+            guests.begins(vm, host, state)
             vm.scheduled_to_be_resident_on = NULL
             vm.memory_target = state.memory_target
             self._consoles.open(vm, host)
@@ -161,6 +164,7 @@ class Reconciler:
 
 def halt(db: Store, vm: VM, power_state: str = "Halted") -> None:
     """Write what is true of a VM without a domain: Halted, or Suspended, which keeps what resume needs."""
+    guests.ends(vm, power_state)
     vm.power_state = "Suspended" if power_state == "Suspended" else "Halted"
     vm.domid, vm.resident_on, vm.scheduled_to_be_resident_on = -1, NULL, NULL
     for console in list(vm.consoles):
