@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from xapi.log.files import RotatedFile
@@ -88,12 +89,15 @@ class Trail:
         ]
         if plan.makes and named and isinstance(named[0][1], Mapping):
             named = [(name, value) for name, value in named[0][1].items() if name not in plan.secret_members]
-        found = list(self._arguments(plan.name, named))
+        found = list(self._arguments(plan.name, named, plan.targets))
         if plan.name == "VBD.destroy" and (vbd := self._db.VBD.get(params[0] if params else "")) is not None:
             found += self._arguments(plan.name, [("VDI", vbd.VDI)])
         return found
 
-    def _arguments(self, call: str, named: list[tuple[str, Any]]) -> Iterator[Argument]:
+    def _arguments(
+        self, call: str, named: list[tuple[str, Any]], targets: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[Argument]:
+        """Yield what is written of arguments; `targets` has the classes that are known of them, which is quick."""
         for name, value in named:
             if name in _ALWAYS or name in _SHOWN.get(call, ()):
                 if isinstance(value, Mapping):
@@ -101,14 +105,14 @@ class Trail:
                 else:
                     text = value if isinstance(value, str) else rpc_text(value)
                     yield name, self.names.without_sessions(text), "", ""
-            elif isinstance(value, str) and (known := self._object(call, name, value)) is not None:
+            elif isinstance(value, str) and (known := self._object(call, name, value, targets)) is not None:
                 yield name, self.names.without_sessions(known.name), known.uuid, known.ref
 
-    def _object(self, call: str, name: str, value: str) -> Named | None:
+    def _object(self, call: str, name: str, value: str, targets: Mapping[str, str]) -> Named | None:
         """Return what a value refers to, by reference or uuid; one that is gone has neither name nor uuid."""
         if value in self._db.session:
             return Named("session", "", "", trackid(value))
-        known = self.names.find(value)
+        known = self.names.of(targets.get(name, ""), value) or self.names.find(value)
         if known is None:
             return Named("", "", "", value) if value.startswith("OpaqueRef:") and value != NULL else None
         if call in _SUBJECTS and name == "self":

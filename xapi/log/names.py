@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from xapi.store.memory import Store
 
 
+UUID = 36
+"""Characters of a uuid."""
+
+
 class Named(NamedTuple):
     """An object that is, or was, there."""
 
@@ -37,10 +41,15 @@ class Names:
 
     def find(self, key: str) -> Named | None:
         """Return the object with a reference or a uuid, of whatever class but session."""
-        for table in self._tables:
-            row: Any = table.get(key) or (None if table._by_uuid is None else table._by_uuid.get(key))
-            if row is not None:
-                return None if table.name == "session" else self.of(table.name, row._ref)
+        if key.startswith("OpaqueRef:"):
+            for table in self._tables:
+                if key in table.rows:
+                    return self.of(table.name, key)
+        elif len(key) == UUID:
+            for table in self._tables:
+                row = table.with_uuid(key)
+                if row is not None:
+                    return self.of(table.name, row._ref)
         return None
 
     def show(self, ref: str) -> str:

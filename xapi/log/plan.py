@@ -58,7 +58,7 @@ class Plan:
 
     __slots__ = (
         "_references", "changes", "declared_secret", "is_login", "makes", "name", "parameters", "secret_members",
-        "secrets_of", "show", "waits_for_events",
+        "secrets_of", "show", "targets", "waits_for_events",
     )  # fmt: skip
 
     def __init__(self, message: Message, model: Model) -> None:
@@ -72,6 +72,12 @@ class Plan:
         self.declared_secret = [secrets_of is _texts for secrets_of in self.secrets_of]
         self.makes = message.kind == "make"
         self.secret_members = _secret_members(message.class_name, model) if self.makes else frozenset()
+        self.targets = {
+            parameter.name: parameter.type.target
+            for parameter in message.parameters
+            if isinstance(parameter.type, RefType)
+        }
+        """The class of each parameter that is a reference."""
         self._references = [
             (number, parameter.name, parameter.type.target)
             for number, parameter in enumerate(message.parameters)

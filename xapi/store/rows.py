@@ -115,9 +115,13 @@ class Table(Generic[R]):
         """Return the object, or None for null and for what does not exist."""
         return self.rows.get(ref)
 
+    def with_uuid(self, value: str) -> R | None:
+        """Return the object with this uuid, or None."""
+        return None if self._by_uuid is None else self._by_uuid.get(value)
+
     def by_uuid(self, value: str) -> R:
         """Return the object with this uuid. Raises UUID_INVALID."""
-        row = self._by_uuid.get(value) if self._by_uuid is not None else None
+        row = self.with_uuid(value)
         if row is None:
             raise errors.UUID_INVALID(self.name, value)
         return row
