@@ -52,7 +52,6 @@ class Log:
         self.level = LEVELS[level]
         self._stream = Stream("the log", FORMAT[form], sink)
         self.writer = Writer(self._stream, seconds)
-        os.register_at_fork(after_in_child=self.writer.forget)
 
     def put(self, seconds: float, level: int, name: str, render: Render, values: tuple[Any, ...]) -> None:
         """Write a line: what `render` makes of `values` on the writer's thread. From any thread."""
@@ -131,6 +130,7 @@ def open_log(level: str = "info", form: str = "text", file: Path | None = None) 
     ours.setLevel(log.level)
     threading.excepthook = partial(_thread_failed, log)
     sys.excepthook = partial(_failed, log, sys.excepthook)
+    os.register_at_fork(after_in_child=log.writer.forget)
     atexit.register(log.close)
     _open.append(log)
     return log
