@@ -23,6 +23,7 @@ import pytest
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.host import Host
 from hypervisor.pv.block_queue import DiskThreads
+from hypervisor.scheduling.scheduler import Entity, Scheduler
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.machines import machine
 
@@ -257,3 +258,17 @@ def make_linux(
     ramdisk = tmp_path_factory.mktemp("linux") / "initrd"
     ramdisk.write_bytes(initrd(linux_files))
     return functools.partial(Linux, toolstack, linux_files.kernel, ramdisk)
+
+
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> list[Entity]:
+    """What pCPUs run from now on, slice by slice. What that costs is for the benchmarks to tell."""
+    ran: list[Entity] = []
+    run = Scheduler._run_slice
+
+    def noted(scheduler: Scheduler, entity: Entity) -> None:
+        ran.append(entity)
+        run(scheduler, entity)
+
+    monkeypatch.setattr(Scheduler, "_run_slice", noted)
+    return ran
