@@ -238,10 +238,9 @@ def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
         host, port = address
         kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
         return kind(reactor, port, backlog=BACKLOG, interface=host)
-    if text.startswith(("tcp:", "tcp6:", "ssl:", "unix:")) and ":backlog=" not in text:
-        text = f"{text}:backlog={BACKLOG}"
+    has_own = ":backlog=" in text or not text.startswith(("tcp:", "tcp6:", "ssl:", "unix:"))
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, text if has_own else f"{text}:backlog={BACKLOG}")
     except (ValueError, TypeError, IndexError, KeyError, OSError) as error:
         raise ConfigError(f"endpoint {text}: {error}") from error
     return endpoint
