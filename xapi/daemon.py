@@ -27,6 +27,7 @@ from xapi.vms import lifecycle, memory
 from xapi.vms.consoles import Consoles
 from xapi.vms.metrics import Sampler
 from xapi.vms.reconcile import Reconciler
+from xapi.vms.schedules import Schedules
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from xapi.store.memory import Journal
 
 SWEEP = 60.0
-"""Seconds between two looks for sessions and tasks that are over."""
+"""Seconds between two looks for sessions and tasks that are over, and for snapshots that are due."""
 
 
 def make_store(
@@ -88,6 +89,7 @@ class Daemon:
         self.reconciler = Reconciler(db, clock, self.backends, self.consoles)
         self.reconciler.follow = lambda vm, reason: lifecycle.follow(self, vm, reason)
         self.networks = Networks(db, self.backends)
+        self.schedules = Schedules(self)
         self.metrics = Sampler(db, clock, self.backends)
         self.storage = Storage(storage_directory)
         self.plugins = plugins or Plugins(Path("/dev/null"), Path("/dev/null"), run_nothing)
@@ -122,6 +124,7 @@ class Daemon:
         hosts.started(self.db)
 
     def sweep(self) -> None:
-        """Forget what is over."""
+        """Forget what is over, and begin what is due."""
         self.sessions.sweep()
         self.tasks.sweep()
+        self.schedules.look()
