@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -78,3 +79,5 @@ def _end(reactor: Any, thread: threading.Thread) -> None:
     if thread.is_alive():
         reactor.callFromThread(reactor.stop)
         thread.join(END)
+    # Twisted keeps a descriptor for when there is none left, to the very end.
+    warnings.filterwarnings("ignore", "unclosed file .*/dev/null", ResourceWarning)

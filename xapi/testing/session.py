@@ -72,7 +72,11 @@ class _Methods:
 def login(url: str, user: str, password: str) -> Any:
     """Return a session that is logged in."""
     made: Any = Session(url) if XenAPI is None else XenAPI.Session(url, ignore_ssl=True)
-    made.login_with_password(user, password, VERSION, ORIGINATOR)
+    try:
+        made.login_with_password(user, password, VERSION, ORIGINATOR)
+    except BaseException:
+        close(made)
+        raise
     return made
 
 
