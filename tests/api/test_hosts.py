@@ -217,6 +217,9 @@ def test_small_questions_have_their_answers(pool: Pool, host: Any) -> None:
     assert pool("host.get_uncooperative_resident_VMs", host._ref) == ()
     assert pool("host.is_in_emergency_mode") is False
     assert pool("pool.recover_slaves") == ()
+    assert pool("pool.get_license_state", ref) == {"edition": host.edition, "expiry": "20991231T23:59:59Z"}
+    host.license_params = {}
+    assert pool("pool.get_license_state", ref)["expiry"] == "never"
     assert pool("host.get_sched_gran", host._ref) == "cpu"
     assert pool.fails("host.set_sched_gran", host._ref, "core") == ["OPERATION_NOT_ALLOWED", "Disabled by xapi.conf"]
     pool("host.sync_data", host._ref)

@@ -226,3 +226,11 @@ def set_uefi_certificates(call: Call, self: Ref[records.pool], value: str) -> No
 def recover_slaves(call: Call) -> tuple[Ref[records.host], ...]:
     """Return no supporter that has been told anew who the coordinator is: one daemon has no others."""
     return ()
+
+
+@message("pool.get_license_state")
+def get_license_state(call: Call, self: Ref[records.pool]) -> Mapping[str, str]:
+    """Return the edition of the hosts, and when the first of their licences ends."""
+    edition = call.db.host[call.db.pool[self].master].edition
+    ends = [host.license_params.get("expiry") for host in call.db.host if host.edition == edition]
+    return {"edition": edition, "expiry": min(filter(None, ends), default="never")}
