@@ -153,6 +153,7 @@ class Dispatcher:
         self._extension = Method(self.methods["host.call_extension"].message, _extend, False, daemon.model)
         self._extension.result = Untyped()
         self._calls = daemon.calls
+        self._seconds = daemon.calls.seconds
         for method in self.methods.values():
             method.noted = self._calls.notes(method.plan)
 
@@ -162,7 +163,7 @@ class Dispatcher:
         A change is durable when the result is there. Raises Fault; the Deferred fails with nothing else.
         """
         calls = self._calls
-        begun = calls.seconds()
+        begun = self._seconds()
         try:
             method, call, params, arguments, is_async = self._accept(name, params, origin)
         except Fault as fault:
@@ -180,7 +181,7 @@ class Dispatcher:
             (entry or Entry(calls, method.plan, call, params, arguments, begun)).follow(result)
         elif entry is not None:
             entry.done(result)
-        elif calls.seconds() - begun >= SLOW:
+        elif self._seconds() - begun >= SLOW:
             Entry(calls, method.plan, call, params, arguments, begun).done(result)
         return method, result
 
