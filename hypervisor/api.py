@@ -22,7 +22,7 @@ class HostError(Exception):
 
 
 class Power(Enum):
-    """Whether a domain runs."""
+    """Whether a domain runs; one that has shut down can be paused as well, to be kept for whoever looks at it."""
 
     PAUSED = "paused"
     RUNNING = "running"
@@ -37,11 +37,12 @@ class Shutdown(Enum):
     SUSPEND = "suspend"
     CRASH = "crash"
     WATCHDOG = "watchdog"
+    SOFT_RESET = "soft_reset"
 
 
 @dataclass(frozen=True, slots=True)
 class DirectBoot:
-    """A kernel started by its own entry point: `kind` is ``pvh`` or ``pv``; paths are the host's."""
+    """A kernel started by its own entry point: `kind` is ``pvh``, ``pv_in_pvh`` or ``pv``; paths are the host's."""
 
     kernel: str
     ramdisk: str = ""
@@ -229,7 +230,7 @@ class DomainState:
     shutdown: Shutdown | None
     crash: str
     kind: str
-    """How it was booted: ``pvh`` or ``pv``."""
+    """What it is: ``pv``, ``pvh``, ``pv_in_pvh``, or ``hvm`` where firmware has booted it."""
     memory_actual: int
     memory_target: int
     memory_max: int
@@ -244,6 +245,17 @@ class DomainState:
     devices: tuple[DeviceState, ...]
     guest: Mapping[str, str]
     """What the guest says of itself in xenstore, below attr/, data/, control/feature-* and drivers/."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a host says of a uuid: the state of its domain, None when there is none.
+
+    Of two that a host has said of a uuid that with the higher `sequence` is the newer one, in whatever order they come.
+    """
+
+    sequence: int
+    state: DomainState | None
 
 
 class ByteStream(Protocol):
@@ -332,8 +344,8 @@ class Backend(Protocol):
     def storage(self) -> Storage:
         """The repositories that the host can reach."""
 
-    async def stat(self, uuid: str) -> DomainState | None:
-        """Return a domain's state, or None when there is none."""
+    async def stat(self, uuid: str) -> Truth:
+        """Return what is true of a domain, also that there is none."""
 
     async def domains(self) -> list[str]:
         """Return the uuids of all domains."""
@@ -347,7 +359,7 @@ class Backend(Protocol):
     async def network(self, name: str, addresses: Addresses | None) -> None:
         """Have a network of this name, with this address service or with none."""
 
-    async def build(self, config: DomainConfig, *, paused: bool = False) -> DomainState:
+    async def build(self, config: DomainConfig, *, paused: bool = False) -> Truth:
         """Make a domain with its devices and let it run, unless it is to be `paused`; return what is true then."""
 
     async def suspend(self, uuid: str, image: str) -> None:
@@ -356,14 +368,14 @@ class Backend(Protocol):
     async def resume(self, uuid: str) -> None:
         """Let a suspended domain go on where it is."""
 
-    async def restore(self, config: DomainConfig, image: str, *, paused: bool = False) -> DomainState:
-        """Make a domain as `build` does, but from a saved image: a file that the host can reach."""
+    async def restore(self, config: DomainConfig, image: str) -> Truth:
+        """Make a domain as `build` does, paused, from a saved image: a file that the host can reach."""
 
-    async def unpause(self, uuid: str) -> None:
-        """Let a domain run."""
+    async def unpause(self, uuid: str) -> Truth:
+        """Let a domain run; return what is true of it then."""
 
-    async def pause(self, uuid: str) -> None:
-        """Hold a domain where it is."""
+    async def pause(self, uuid: str) -> Truth:
+        """Hold a domain where it is, also one that is down; return what is true of it then."""
 
     async def destroy(self, uuid: str) -> None:
         """End a domain, whatever it does."""
@@ -371,7 +383,7 @@ class Backend(Protocol):
     async def shutdown(self, uuid: str, how: Shutdown) -> None:
         """Ask the guest to go down; returns when it is down."""
 
-    async def plug(self, uuid: str, device: Device) -> DomainState:
+    async def plug(self, uuid: str, device: Device) -> Truth:
         """Offer a device to a domain that runs; return what is true of it then."""
 
     async def unplug(self, uuid: str, device: Device, force: bool) -> None:

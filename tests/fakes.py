@@ -13,15 +13,18 @@ from twisted.internet.defer import Deferred
 from hypervisor.api import (
     NIC,
     Addresses,
+    Boot,
     Change,
     Device,
     DeviceState,
     Disk,
     DomainConfig,
     DomainState,
+    Firmware,
     HostError,
     Power,
     Shutdown,
+    Truth,
 )
 from xapi.call import Call
 from xapi.daemon import Daemon
@@ -75,6 +78,11 @@ class FakeBackend:
         """True for guests that take no request."""
         self._attention: list[Callable[[str], None]] = []
         self._next = 1
+        self.sequence = 0
+        self.start_time = 1_769_850_000.0
+        """When all domains began, in seconds since 1970."""
+        self.kind = ""
+        """What all domains are said to be, where it is not what they were asked to be."""
 
     async def _asked(self, name: str) -> None:
         self.calls.append(name)
@@ -101,16 +109,24 @@ class FakeBackend:
         domain.state, domain.shutdown = Power.SHUTDOWN, why
         self.attention(uuid)
 
-    async def stat(self, uuid: str) -> DomainState | None:
+    async def stat(self, uuid: str) -> Truth:
+        truth = self.truth(uuid)
+        if "stat" in self.held:  # it is on its way while the domain goes on
+            await self.held["stat"]
+        return truth
+
+    def truth(self, uuid: str) -> Truth:
+        self.sequence += 1
         domain = self.doms.get(uuid)
-        if domain is None:
-            return None
+        return Truth(self.sequence, None if domain is None else self._state(uuid, domain))
+
+    def _state(self, uuid: str, domain: FakeDomain) -> DomainState:
         vcpus = domain.config.vcpus if domain.vcpus is None else domain.vcpus
         return DomainState(
-            uuid, domain.domid, domain.state, domain.shutdown, "", "pvh",
+            uuid, domain.domid, domain.state, domain.shutdown, "", self.kind or kind(domain.config.boot),
             domain.target if domain.actual is None else domain.actual, domain.target,
             domain.config.memory_max, vcpus, (domain.cpu_time,) * max(domain.config.vcpus, domain.config.vcpus_max),
-            {"running": domain.cpu_time, "runnable": 0.0, "blocked": 9.0, "offline": 0.0}, 1_769_850_000.0,
+            {"running": domain.cpu_time, "runnable": 0.0, "blocked": 9.0, "offline": 0.0}, self.start_time,
             tuple(DeviceState(each, True, domain.counters.get(at, {})) for at, each in domain.devices.items()),
             dict(domain.guest),
         )  # fmt: skip
@@ -129,17 +145,17 @@ class FakeBackend:
         await self._asked("network")
         self.networks[name] = addresses
 
-    async def build(self, config: DomainConfig, *, paused: bool = False) -> DomainState:
+    async def build(self, config: DomainConfig, *, paused: bool = False) -> Truth:
         await self._asked("build")
         return await self._make(config, paused)
 
-    async def restore(self, config: DomainConfig, image: str, *, paused: bool = False) -> DomainState:
+    async def restore(self, config: DomainConfig, image: str) -> Truth:
         await self._asked("restore")
         if not Path(image).exists():
             raise HostError("bad_image", f"{image}: No such file or directory")
-        return await self._make(config, paused)
+        return await self._make(config, True)
 
-    async def _make(self, config: DomainConfig, paused: bool) -> DomainState:
+    async def _make(self, config: DomainConfig, paused: bool) -> Truth:
         if config.uuid in self.doms:
             raise HostError("exists", config.uuid)
         domain = FakeDomain(config, self._next, target=config.memory_target)
@@ -151,20 +167,18 @@ class FakeBackend:
         self.doms[config.uuid] = domain
         if not paused:
             await self.unpause(config.uuid)
-        return await self._state(config.uuid)
+        return self.truth(config.uuid)
 
-    async def _state(self, uuid: str) -> DomainState:
-        state = await self.stat(uuid)
-        assert state is not None
-        return state
-
-    async def unpause(self, uuid: str) -> None:
+    async def unpause(self, uuid: str) -> Truth:
         await self._asked("unpause")
-        self._domain(uuid).state = Power.RUNNING
+        domain = self._domain(uuid)
+        domain.state = Power.RUNNING if domain.shutdown is None else Power.SHUTDOWN
+        return self.truth(uuid)
 
-    async def pause(self, uuid: str) -> None:
+    async def pause(self, uuid: str) -> Truth:
         await self._asked("pause")
         self._domain(uuid).state = Power.PAUSED
+        return self.truth(uuid)
 
     async def destroy(self, uuid: str) -> None:
         await self._asked("destroy")
@@ -194,13 +208,13 @@ class FakeBackend:
         domain = self._domain(uuid)
         domain.state, domain.shutdown = Power.RUNNING, None
 
-    async def plug(self, uuid: str, device: Device) -> DomainState:
+    async def plug(self, uuid: str, device: Device) -> Truth:
         await self._asked("plug")
         devices = self._domain(uuid).devices
         if (type(device), device.number) in devices:
             raise HostError("device_exists", str(device.number))
         devices[type(device), device.number] = device
-        return await self._state(uuid)
+        return self.truth(uuid)
 
     async def unplug(self, uuid: str, device: Device, force: bool) -> None:
         await self._asked("unplug")
@@ -229,6 +243,11 @@ class FakeBackend:
 
     async def console(self, uuid: str) -> FakeConsole:
         return FakeConsole(self, self._domain(uuid))
+
+
+def kind(boot: Boot) -> str:
+    """Return what a domain is that boots so."""
+    return "hvm" if isinstance(boot, Firmware) else boot.kind
 
 
 class FakeConsole:

@@ -87,10 +87,11 @@ class Daemon:
         self.backends = Backends(make_backend, self._attend)
         self.consoles = Consoles(db)
         self.reconciler = Reconciler(db, clock, self.backends, self.consoles)
-        self.reconciler.follow = lambda vm, reason: lifecycle.follow(self, vm, reason)
+        self.reconciler.follow = lambda vm: lifecycle.follow(self, vm)
+        db.unsettled = self.reconciler.unsettled
         self.networks = Networks(db, self.backends)
         self.schedules = Schedules(self)
-        self.metrics = Sampler(db, clock, self.backends)
+        self.metrics = Sampler(db, clock, self.backends, self.reconciler.truths)
         self.storage = Storage(storage_directory)
         self.plugins = plugins or Plugins(Path("/dev/null"), Path("/dev/null"), run_nothing)
         self.calls = calls or Calls(db, clock.seconds)
@@ -128,3 +129,4 @@ class Daemon:
         self.sessions.sweep()
         self.tasks.sweep()
         self.schedules.look()
+        self.reconciler.sweep()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hypervisor.api import DomainConfig, DomainState, Power, Shutdown
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain, Reason
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
@@ -18,7 +18,7 @@ _REASONS = {
     Reason.SUSPEND: Shutdown.SUSPEND,
     Reason.CRASH: Shutdown.CRASH,
     Reason.WATCHDOG: Shutdown.WATCHDOG,
-    Reason.SOFT_RESET: Shutdown.REBOOT,
+    Reason.SOFT_RESET: Shutdown.SOFT_RESET,
 }
 _RUN_STATES = ("running", "runnable", "blocked", "offline")
 
@@ -30,7 +30,7 @@ class Guest:
     domain: Domain
     config: DomainConfig
     kind: str
-    """``pvh`` or ``pv``."""
+    """As `DomainState` has it."""
     console: Console
     store: StoreRing
     control: Control
@@ -47,29 +47,26 @@ class Guest:
         return f"/local/domain/{self.domain.domid}"
 
     def state(self) -> DomainState:
-        """Return what is true of it now."""
+        """Return what is true of it now; under the lock of the domain's machine, and not after its end."""
         domain, config = self.domain, self.config
-        with domain.machine.lock:
-            self.looked_at = True
-            shutdown = _REASONS[domain.reason] if domain.reason is not None else None
-            power = Power.SHUTDOWN if shutdown else Power.PAUSED if domain.state is State.PAUSED else Power.RUNNING
-            times = [domain.runstate_times(number) for number in range(len(domain.vcpus))]
-            return DomainState(
-                uuid=config.uuid,
-                domid=domain.domid,
-                power=power,
-                shutdown=shutdown,
-                crash=domain.crash,
-                kind=self.kind,
-                memory_actual=domain.memory.present * PAGE,
-                memory_target=self.target,
-                memory_max=config.memory_max,
-                vcpus=sum(vcpu.up for vcpu in domain.vcpus),
-                cpu_time=tuple(vcpu.cpu_time for vcpu in domain.vcpus),
-                run_times={
-                    name: sum(each[at] for each in times) / len(times) / 1e9 for at, name in enumerate(_RUN_STATES)
-                },
-                start_time=self.start_time,
-                devices=tuple(self.devices.states()),
-                guest=self.control.metrics().values,
-            )
+        self.looked_at = True
+        shutdown = _REASONS[domain.reason] if domain.reason is not None else None
+        power = Power.PAUSED if domain.pauses else Power.SHUTDOWN if shutdown else Power.RUNNING
+        times = [domain.runstate_times(number) for number in range(len(domain.vcpus))]
+        return DomainState(
+            uuid=config.uuid,
+            domid=domain.domid,
+            power=power,
+            shutdown=shutdown,
+            crash=domain.crash,
+            kind=self.kind,
+            memory_actual=domain.memory.present * PAGE,
+            memory_target=self.target,
+            memory_max=config.memory_max,
+            vcpus=sum(vcpu.up for vcpu in domain.vcpus),
+            cpu_time=tuple(vcpu.cpu_time for vcpu in domain.vcpus),
+            run_times={name: sum(each[at] for each in times) / len(times) / 1e9 for at, name in enumerate(_RUN_STATES)},
+            start_time=self.start_time,
+            devices=tuple(self.devices.states()),
+            guest=self.control.metrics().values,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from hypervisor.api import BootLoader, DirectBoot, DomainConfig, Firmware, HostError
+from hypervisor.api import Boot, BootLoader, DirectBoot, DomainConfig, Firmware, HostError
 from hypervisor.disks.disk import Disk
 from hypervisor.firmware import boot as firmware
 from hypervisor.firmware.errors import BootError
@@ -17,8 +17,22 @@ def kernel(config: DomainConfig, repositories: Repositories) -> tuple[firmware.B
     """Return the kernel to load, and by which entry: ``pvh`` or ``pv``. Raises HostError."""
     boot = config.boot
     if isinstance(boot, DirectBoot):
-        return _offered(boot), boot.kind
-    return _found(config, repositories), boot.kind if isinstance(boot, BootLoader) else "pvh"
+        return _offered(boot), entry(boot)
+    return _found(config, repositories), entry(boot)
+
+
+def entry(boot: Boot) -> str:
+    """Return by which of its entries a kernel is started: ``pv``, or ``pvh`` for all else."""
+    return "pv" if not isinstance(boot, Firmware) and boot.kind == "pv" else "pvh"
+
+
+def kind(boot: Boot, entered: str) -> str:
+    """Return what a domain is whose kernel was started by an entry, maybe before it was saved."""
+    if entered == "pv":
+        return "pv"
+    if isinstance(boot, Firmware):
+        return "hvm"
+    return "pv_in_pvh" if boot.kind == "pv_in_pvh" else "pvh"
 
 
 def _found(config: DomainConfig, repositories: Repositories) -> firmware.Boot:
@@ -36,7 +50,7 @@ def _found(config: DomainConfig, repositories: Repositories) -> firmware.Boot:
                 if not found[False]:
                     raise BootError("there is no disk")
                 return firmware.pygrub(
-                    found[False][0], boot.arguments, boot.append, kind=boot.kind, memory=config.memory_max
+                    found[False][0], boot.arguments, boot.append, kind=entry(boot), memory=config.memory_max
                 )
             assert isinstance(boot, Firmware)
             network = None if boot.network is None else _offered(boot.network)

@@ -6,11 +6,12 @@ for is told by a callback, on some thread, and the caller decides how long to wa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from hypervisor.api import Change, Device, DomainConfig, DomainState, HostError, Shutdown
+from hypervisor.api import Change, Device, DomainConfig, HostError, Shutdown, Truth
 from hypervisor.domains.domain import Domain, State
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
@@ -23,7 +24,7 @@ from hypervisor.toolstack import builder, home, images
 from hypervisor.toolstack.control import Control, Request
 from hypervisor.toolstack.devices import Devices
 from hypervisor.toolstack.guest import Guest
-from hypervisor.toolstack.kernels import kernel
+from hypervisor.toolstack.kernels import kernel, kind
 from hypervisor.toolstack.networks import Networks
 
 
@@ -37,7 +38,11 @@ class Toolstack:
         self.guests: dict[str, Guest] = {}
         self.attention: Callable[[str], None] = _nobody
         """Called with a uuid, on any thread and under the host's lock, when something about that domain has changed."""
-        self._building: set[str] = set()
+        self._sequence = 0
+        self._changing: set[str] = set()
+        """Domains that are being made or ended."""
+        self._settled = threading.Condition(host.lock)
+        self._stopped = False
         self._disk_threads = DiskThreads()
         host.listen(self._changed)
 
@@ -47,7 +52,10 @@ class Toolstack:
         self.networks.start()
 
     def stop(self) -> None:
-        """Destroy all domains and end the threads."""
+        """Destroy all domains, also those that are being made, and end the threads; none can be made any more."""
+        with self.host.lock:
+            self._stopped = True
+            self._settled.wait_for(lambda: not self._changing)
         for uuid in list(self.guests):
             self.destroy(uuid)
         self.networks.stop()
@@ -59,10 +67,10 @@ class Toolstack:
     def build(self, config: DomainConfig) -> Guest:
         """Make a domain, paused, with everything connected. Raises HostError, with nothing left behind."""
         with self._making(config.uuid) as undo:
-            boot, kind = kernel(config, self.repositories)
-            build = builder.begin(self.host, config, kind)
+            boot, entry = kernel(config, self.repositories)
+            build = builder.begin(self.host, config, entry)
             undo.callback(self.host.destroy, build.domain)
-            guest = self._join(undo, config, kind, build.domain, build.load(boot), build.attach)
+            guest = self._join(undo, config, entry, build.domain, build.load(boot), build.attach)
             with self.host.lock:
                 build.enter()
             return self._made(undo, guest)
@@ -70,34 +78,43 @@ class Toolstack:
     def restore(self, config: DomainConfig, path: Path) -> Guest:
         """Make a domain, paused, whose guest goes on from an image. Raises HostError, with nothing left behind."""
         with self._making(config.uuid) as undo:
-            domain, kind, said = images.read(self.host, config, path)
+            domain, entry, said = images.read(self.host, config, path)
             undo.callback(self.host.destroy, domain)
             build = builder.RestoredBuild(domain)
-            guest = self._join(undo, config, kind, domain, build.frames(), build.attach)
+            guest = self._join(undo, config, entry, domain, build.frames(), build.attach)
             self._write(guest, said)
             return self._made(undo, guest)
 
     def _making(self, uuid: str) -> ExitStack:
         """Return what undoes the steps of making a domain, unless it ends well. Raises HostError."""
         with self.host.lock:
-            if uuid in self.guests or uuid in self._building:
+            if self._stopped:
+                raise HostError("stopped", "the host goes down")
+            if uuid in self.guests or uuid in self._changing:
                 raise HostError("exists", f"domain {uuid} exists already")
-            self._building.add(uuid)
+            self._changing.add(uuid)
         undo = ExitStack()
-        undo.callback(self._building.discard, uuid)
+        undo.callback(self._settle, uuid)
         return undo
 
     def _made(self, undo: ExitStack, guest: Guest) -> Guest:
-        self.guests[guest.config.uuid] = guest
-        undo.pop_all()
-        self._building.discard(guest.config.uuid)
+        with self.host.lock:
+            self.guests[guest.config.uuid] = guest
+            undo.pop_all()
+            self._settle(guest.config.uuid)
         return guest
+
+    def _settle(self, uuid: str) -> None:
+        """Let a domain that was made or ended be asked for again."""
+        with self.host.lock:
+            self._changing.discard(uuid)
+            self._settled.notify_all()
 
     def _join(
         self,
         undo: ExitStack,
         config: DomainConfig,
-        kind: str,
+        entry: str,
         domain: Domain,
         frames: tuple[int, int],
         attach: Callable[[int, int], None],
@@ -122,8 +139,8 @@ class Toolstack:
             lambda: self.attention(config.uuid),
         )
         undo.callback(devices.close)
-        started = self.host.time_of_day() / 1e9
-        guest = Guest(domain, config, kind, console, store, control, devices, config.memory_target, started)
+        started, what = self.host.time_of_day() / 1e9, kind(config.boot, entry)
+        guest = Guest(domain, config, what, console, store, control, devices, config.memory_target, started)
         display = () if config.display is None else (config.display,)
         described: tuple[Device, ...] = (*config.disks, *config.nics, *display)
         for each in described:
@@ -146,10 +163,12 @@ class Toolstack:
 
     # What is true
 
-    def state(self, uuid: str) -> DomainState | None:
-        """Return what is true of a domain now, or None when there is none."""
-        guest = self.guests.get(uuid)
-        return None if guest is None else guest.state()
+    def state(self, uuid: str) -> Truth:
+        """Return what is true of a domain now."""
+        with self.host.lock:
+            self._sequence += 1
+            guest = self.guests.get(uuid)
+            return Truth(self._sequence, None if guest is None else guest.state())
 
     def _changed(self, domain: Domain) -> None:
         """Ask for attention to a domain that shut down, or whose number of vCPUs is another since somebody looked."""
@@ -169,7 +188,7 @@ class Toolstack:
     def pause(self, uuid: str) -> None:
         """Hold a domain where it is."""
         domain = self.guest(uuid).domain
-        if domain.state is not State.PAUSED:
+        if not domain.pauses:
             self.host.pause(domain)
 
     def request(self, uuid: str, how: Shutdown, acknowledged: Callable[[], None] = lambda: None) -> Request:
@@ -250,16 +269,27 @@ class Toolstack:
     # Ends
 
     def destroy(self, uuid: str) -> None:
-        """End a domain, whatever it does, and free all that it had. Harmless when there is none."""
-        guest = self.guests.pop(uuid, None)
-        if guest is not None:
+        """End a domain, whatever it does, and free all that it had. Harmless when there is none.
+
+        From its first moment on the domain is none of the host's any more.
+        """
+        with self.host.lock:
+            guest = self.guests.pop(uuid, None)
+            if guest is None:
+                return
+            self._changing.add(uuid)
+        with ExitStack() as steps:  # the last first, and all of them, whatever becomes of one
+            steps.callback(self.attention, uuid)
+            steps.callback(self._settle, uuid)
+            steps.callback(self.host.destroy, guest.domain)
+            steps.callback(self._forget, guest.domain)
+            steps.callback(guest.devices.close)
+            steps.callback(self._hang_up, guest)
             self.host.pause(guest.domain)
-            with self.host.lock:
-                guest.control.close()
-            guest.devices.close()
-            self._forget(guest.domain)
-            self.host.destroy(guest.domain)
-            self.attention(uuid)
+
+    def _hang_up(self, guest: Guest) -> None:
+        with self.host.lock:
+            guest.control.close()
 
     def _forget(self, domain: Domain) -> None:
         with self.host.lock:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import DirectBoot, Display, HostError, Shutdown
+from hypervisor.api import DirectBoot, Display, Firmware, HostError, Shutdown
 from tests.conftest import Pool
 from xapi.errors import Fault
 from xapi.types import NULL
@@ -250,28 +250,133 @@ def test_an_object_that_stays_held_is_told_in_the_end(pool: Pool, vm: Any) -> No
         (Shutdown.REBOOT, "actions_after_reboot", "destroy", "Halted"),
         (Shutdown.CRASH, "actions_after_crash", "destroy", "Halted"),
         (Shutdown.CRASH, "actions_after_crash", "restart", "Running"),
-        (Shutdown.WATCHDOG, "actions_after_crash", "restart", "Running"),
+        (Shutdown.CRASH, "actions_after_crash", "coredump_and_restart", "Running"),
+        (Shutdown.CRASH, "actions_after_crash", "coredump_and_destroy", "Halted"),
+        (Shutdown.WATCHDOG, "actions_after_reboot", "restart", "Running"),
+        (Shutdown.WATCHDOG, "actions_after_reboot", "destroy", "Halted"),
+        (Shutdown.SOFT_RESET, "actions_after_softreboot", "soft_reboot", "Running"),
+        (Shutdown.SOFT_RESET, "actions_after_softreboot", "destroy", "Halted"),
+        (Shutdown.SUSPEND, "actions_after_shutdown", "restart", "Halted"),
     ],
 )
 def test_a_guest_that_goes_down_by_itself_is_followed(
     pool: Pool, why: Shutdown, field: str, action: str, after: str
 ) -> None:
-    """As the VM's actions say."""
-    vm = running(pool, **{field: action})
+    """As the VM's actions say. Only a crash is told of: what a guest does by itself is no news, as in xapi."""
+    vm = running(pool, domain_type="pv", **{field: action})
     domid = vm.domid
     pool.backend.goes_down(vm.uuid, why)
     pool.turn()
     assert vm.power_state == after
     assert vm.domid != domid
-    assert ("VM_CRASHED" in alerts(pool)) is (why in (Shutdown.CRASH, Shutdown.WATCHDOG))
+    assert alerts(pool)[1:] == (["VM_CRASHED"] if why is Shutdown.CRASH else [])
 
 
-def test_a_preserved_domain_stays(pool: Pool) -> None:
-    """For whoever wants to look at it."""
-    vm = running(pool, actions_after_crash="preserve")
+@pytest.mark.parametrize("field", ["actions_after_shutdown", "actions_after_reboot", "actions_after_crash"])
+def test_a_preserved_domain_stays_paused(pool: Pool, field: str) -> None:
+    """For whoever wants to look at it; it is followed once."""
+    vm = running(pool, **{field: "preserve"})
+    why = {"shutdown": Shutdown.POWEROFF, "reboot": Shutdown.REBOOT, "crash": Shutdown.CRASH}
+    pool.backend.goes_down(vm.uuid, why[field.rpartition("_")[2]])
+    pool.turn()
+    told = alerts(pool)
+    pool.backend.attention(vm.uuid)
+    pool.turn()
+    assert (vm.power_state, vm.domid, alerts(pool)) == ("Paused", pool.backend.doms[vm.uuid].domid, told)
+    pool("VM.unpause", vm._ref)
+    assert vm.power_state == "Running"
+    pool("VM.hard_shutdown", vm._ref)
+    assert (vm.power_state, pool.backend.doms) == ("Halted", {})
+
+
+def test_a_guest_that_crashes_soon_after_its_start_is_not_started_again(pool: Pool) -> None:
+    """It would crash again, for ever."""
+    vm = running(pool, actions_after_crash="restart")
+    pool.backend.start_time = pool.clock.seconds() - 119
     pool.backend.goes_down(vm.uuid, Shutdown.CRASH)
     pool.turn()
-    assert vm.uuid in pool.backend.doms
+    assert (vm.power_state, pool.backend.doms) == ("Halted", {})
+
+
+@pytest.mark.parametrize("why", [Shutdown.REBOOT, Shutdown.WATCHDOG])
+def test_a_guest_that_reboots_soon_after_its_start_waits(pool: Pool, why: Shutdown) -> None:
+    """A guest that reboots for ever does so once in 15 seconds."""
+    vm = running(pool, actions_after_reboot="restart")
+    domid, pool.backend.start_time = vm.domid, pool.clock.seconds() - 119
+    pool.backend.goes_down(vm.uuid, why)
+    pool.turn()
+    pool.clock.advance(14.9)
+    assert (vm.power_state, vm.domid) == ("Running", domid)
+    pool.clock.advance(0.1)
+    pool.turn()
+    assert vm.power_state == "Running"
+    assert vm.domid == pool.backend.doms[vm.uuid].domid != domid
+
+
+def test_a_call_prevails_over_a_guest_that_waits_to_reboot(pool: Pool) -> None:
+    """Nothing is started again that a client has shut down."""
+    vm = running(pool, actions_after_reboot="restart")
+    pool.backend.start_time = pool.clock.seconds()
+    pool.backend.goes_down(vm.uuid, Shutdown.REBOOT)
+    pool.turn()
+    pool("VM.hard_shutdown", vm._ref)
+    pool.clock.advance(15)
+    pool.turn()
+    assert (vm.power_state, pool.backend.doms) == ("Halted", {})
+
+
+def test_a_guest_that_goes_down_while_it_is_followed_is_followed_again(pool: Pool) -> None:
+    """News of the new domain comes while the old one is still dealt with."""
+    vm = running(pool, actions_after_reboot="restart")
+    held = pool.backend.held["build"] = Deferred()
+    pool.backend.goes_down(vm.uuid, Shutdown.REBOOT)
+    pool.turn()
+    attention = pool.backend.truth
+
+    def dies_at_once(uuid: str) -> Any:
+        truth = attention(uuid)
+        pool.backend.goes_down(uuid, Shutdown.POWEROFF)
+        pool.backend.truth = attention  # type: ignore[method-assign]
+        return truth
+
+    pool.backend.truth = dies_at_once  # type: ignore[method-assign]
+    del pool.backend.held["build"]
+    held.callback(None)
+    pool.turn()
+    assert (vm.power_state, pool.backend.doms) == ("Halted", {})
+
+
+def test_the_net_of_ha_forgets_a_guest_that_went_down_by_itself_where_the_pool_says_so(pool: Pool) -> None:
+    """As in xapi."""
+    next(iter(pool.db.pool)).ha_reboot_vm_on_internal_shutdown = False
+    vm = running(pool, ha_always_run=True, actions_after_shutdown="destroy")
+    pool.backend.goes_down(vm.uuid, Shutdown.POWEROFF)
+    pool.turn()
+    assert (vm.power_state, vm.ha_always_run) == ("Halted", False)
+
+
+@pytest.mark.parametrize(("policy", "kind"), [("", "pv"), ("BIOS order", "hvm")])
+def test_a_vm_of_unspecified_type_becomes_what_its_boot_policy_says(pool: Pool, policy: str, kind: str) -> None:
+    """Record, domain and metrics agree, as in xapi (ensure_domain_type_is_specified)."""
+    vm = running(pool, domain_type="unspecified", HVM_boot_policy=policy)
+    boot = pool.backend.doms[vm.uuid].config.boot
+    assert vm.domain_type == kind == ("hvm" if isinstance(boot, Firmware) else boot.kind)
+    assert pool.db.VM_metrics[vm.metrics].current_domain_type == kind
+
+
+@pytest.mark.parametrize("kind", ["hvm", "pv", "pvh", "pv_in_pvh"])
+def test_metrics_say_what_the_domain_is(pool: Pool, kind: str) -> None:
+    """Not what it was to be."""
+    pool.backend.kind = kind
+    metrics = pool.db.VM_metrics[running(pool).metrics]
+    assert (metrics.current_domain_type, metrics.hvm) == (kind, kind != "pv")
+
+
+def test_a_pv_guest_in_a_pvh_domain_is_asked_for_as_one(pool: Pool) -> None:
+    """Or the domain could not say what it is."""
+    vm = running(pool, domain_type="pv_in_pvh")
+    boot = pool.backend.doms[vm.uuid].config.boot
+    assert isinstance(boot, DirectBoot) and boot.kind == "pv_in_pvh"
 
 
 def test_a_domain_that_vanished_halts_its_vm(pool: Pool) -> None:
@@ -342,7 +447,7 @@ def images(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the memory of suspended VMs be kept in a file."""
 
     async def make(call: Any, vm: Any, host: Any) -> Any:
-        return pool.db.VDI.create(type="suspend"), str(tmp_path / "image")
+        return pool.db.VDI.create(type="suspend", SR=next(iter(pool.db.SR))._ref), str(tmp_path / "image")
 
     async def written(call: Any, vdi: Any) -> None:
         assert (tmp_path / "image").exists()

@@ -51,7 +51,7 @@ def test_all_vcpus_are_online(two: Linux, four: Linux, toolstack: Toolstack) -> 
         assert linux.run("nproc") == str(count)
         cores = linux.run("cat /sys/devices/system/cpu/cpu*/topology/core_id").split()
         assert len(set(cores)) == count and linux.run("grep -c 'siblings.*: '$(nproc) /proc/cpuinfo") == str(count)
-        state = toolstack.state(linux.uuid)
+        state = toolstack.state(linux.uuid).state
         assert state is not None and state.vcpus == len(state.cpu_time) == count
 
 
@@ -91,7 +91,7 @@ def test_a_vcpu_goes_and_comes_back(two: Linux, toolstack: Toolstack) -> None:
     """By the guest's own choice, or since it is asked to; the toolstack sees it."""
 
     def online() -> int:
-        state = toolstack.state(two.uuid)
+        state = toolstack.state(two.uuid).state
         assert state is not None
         return state.vcpus
 

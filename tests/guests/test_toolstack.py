@@ -89,7 +89,7 @@ class Running:
 
     @property
     def state(self):  # type: ignore[no-untyped-def]
-        return self.toolstack.state(self.uuid)
+        return self.toolstack.state(self.uuid).state
 
 
 def nothing_is_left(toolstack: Toolstack, memory: int) -> None:
@@ -436,7 +436,7 @@ def test_a_domain_with_nothing_to_boot_runs_and_says_so(toolstack: Toolstack, or
     toolstack.unpause(described.uuid)
     assert heard.wait(SECONDS)
     assert b"No bootable device" in bytes(guest.console.history)
-    state = toolstack.state(described.uuid)
+    state = toolstack.state(described.uuid).state
     assert state is not None
     assert state.power is Power.RUNNING
 

@@ -27,6 +27,10 @@ class Backends:
             backend.listen(self._attention)
         return backend
 
+    def by_host(self) -> dict[str, Backend]:
+        """Return those that there are, by their hosts' references."""
+        return dict(self._made)
+
     def made(self) -> list[Backend]:
         """Return those that there are."""
         return list(self._made.values())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import NoReturn
 
-from hypervisor.api import Addresses, Change, Device, DomainConfig, DomainState, HostError, Shutdown, Storage
+from hypervisor.api import Addresses, Change, Device, DomainConfig, HostError, Shutdown, Storage, Truth
 
 
 class GuestlessBackend:
@@ -15,6 +16,7 @@ class GuestlessBackend:
         self.storage = storage
         self._memory = memory
         self._why = why
+        self._sequence = count(1)
 
     def stop(self) -> None:
         """Do nothing: there is nothing to end."""
@@ -22,9 +24,9 @@ class GuestlessBackend:
     def listen(self, attention: Callable[[str], None]) -> None:
         """Do nothing: no domain ever changes."""
 
-    async def stat(self, uuid: str) -> DomainState | None:
-        """Return None: there is no domain."""
-        return None
+    async def stat(self, uuid: str) -> Truth:
+        """Return that there is no domain."""
+        return Truth(next(self._sequence), None)
 
     async def domains(self) -> list[str]:
         """Return that there are none."""
@@ -48,7 +50,7 @@ class GuestlessBackend:
         """Raise HostError ``no_guests``."""
         raise HostError("no_guests", self._why)
 
-    async def restore(self, config: DomainConfig, image: str, *, paused: bool = False) -> NoReturn:
+    async def restore(self, config: DomainConfig, image: str) -> NoReturn:
         """Raise HostError ``no_guests``."""
         raise HostError("no_guests", self._why)
 

@@ -20,11 +20,11 @@ from hypervisor.api import (
     Device,
     DirectBoot,
     DomainConfig,
-    DomainState,
     Firmware,
     HostError,
     Power,
     Shutdown,
+    Truth,
 )
 from hypervisor.guests import DEMO_KERNEL
 from hypervisor.host import Host
@@ -96,12 +96,10 @@ class LocalBackend:
 
     # What is true
 
-    async def stat(self, uuid: str) -> DomainState | None:
-        """Return a domain's state, or None when there is none."""
-        if uuid not in self.toolstack.guests:
-            return None
-        state: DomainState | None = await self._threads.run(self.toolstack.state, uuid)
-        return state
+    async def stat(self, uuid: str) -> Truth:
+        """Return what is true of a domain, also that there is none."""
+        truth: Truth = await self._threads.run(self.toolstack.state, uuid)
+        return truth
 
     async def domains(self) -> list[str]:
         """Return the uuids of all domains."""
@@ -141,46 +139,42 @@ class LocalBackend:
         """Have a network of this name, with this address service or with none."""
         await self._threads.run(self.toolstack.networks.serve, name, addresses)
 
-    async def build(self, config: DomainConfig, *, paused: bool = False) -> DomainState:
+    async def build(self, config: DomainConfig, *, paused: bool = False) -> Truth:
         """Make a domain with its devices, and let it run unless it is to be `paused`."""
         boot = config.boot
         if isinstance(boot, DirectBoot):
             config = replace(config, boot=_kernel(boot))
         elif isinstance(boot, Firmware):
             config = replace(config, boot=replace(boot, network=self._network_boot))
-        return await self._make(config.uuid, paused, lambda: self.toolstack.build(config))
 
-    async def restore(self, config: DomainConfig, image: str, *, paused: bool = False) -> DomainState:
-        """Make a domain from a saved image, and let it run unless it is to be `paused`."""
-        return await self._make(config.uuid, paused, lambda: self.toolstack.restore(config, Path(image)))
-
-    async def _make(self, uuid: str, paused: bool, make: Callable[[], object]) -> DomainState:
-        def made() -> None:
-            make()
+        def build() -> None:
+            self.toolstack.build(config)
             if not paused:
-                self.toolstack.unpause(uuid)
+                self.toolstack.unpause(config.uuid)
 
-        return await self._change(uuid, made)
+        return await self._change(config.uuid, build)
 
-    async def _change(self, uuid: str, change: Callable[[], object]) -> DomainState:
+    async def restore(self, config: DomainConfig, image: str) -> Truth:
+        """Make a domain from a saved image, paused."""
+        return await self._change(config.uuid, lambda: self.toolstack.restore(config, Path(image)))
+
+    async def _change(self, uuid: str, change: Callable[[], object]) -> Truth:
         """Change a domain and look at it, in one go: each way to a thread and back waits for others that run."""
 
-        def changed() -> DomainState | None:
+        def changed() -> Truth:
             change()
             return self.toolstack.state(uuid)
 
-        state: DomainState | None = await self._do(uuid, changed)
-        if state is None:
-            raise HostError("no_domain", f"there is no domain {uuid}")
-        return state
+        truth: Truth = await self._do(uuid, changed)
+        return truth
 
-    async def unpause(self, uuid: str) -> None:
+    async def unpause(self, uuid: str) -> Truth:
         """Let a domain run."""
-        await self._do(uuid, self.toolstack.unpause, uuid)
+        return await self._change(uuid, lambda: self.toolstack.unpause(uuid))
 
-    async def pause(self, uuid: str) -> None:
+    async def pause(self, uuid: str) -> Truth:
         """Hold a domain where it is."""
-        await self._do(uuid, self.toolstack.pause, uuid)
+        return await self._change(uuid, lambda: self.toolstack.pause(uuid))
 
     async def destroy(self, uuid: str) -> None:
         """End a domain, whatever it does."""
@@ -192,16 +186,16 @@ class LocalBackend:
         request = await self._do(uuid, self.toolstack.request, uuid, how, self._firing(heard))
         down: Deferred[None] = Deferred()
         self._down.setdefault(uuid, []).append(down)
-        if (state := await self.stat(uuid)) is None or state.power is Power.SHUTDOWN:
+        if (state := (await self.stat(uuid)).state) is None or state.power is Power.SHUTDOWN:
             _fire(down)
         down.addCallback(lambda _: _fire(heard))
         try:
             await self._within(heard, ACKNOWLEDGE, "not_acknowledged", f"the guest has not heard of {how.value}")
             await down
         finally:
-            waiting = self._down.get(uuid, [])
-            if down in waiting:
-                waiting.remove(down)
+            waiting = [each for each in self._down.pop(uuid, ()) if each is not down]
+            if waiting:
+                self._down[uuid] = waiting
             await self._do(uuid, self._withdraw, request)
 
     def _withdraw(self, request: Any) -> None:
@@ -238,7 +232,7 @@ class LocalBackend:
     async def suspend(self, uuid: str, image: str) -> None:
         """Have the guest suspend itself, and write it into a file; it stays suspended."""
         await self.shutdown(uuid, Shutdown.SUSPEND)
-        state = await self.stat(uuid)
+        state = (await self.stat(uuid)).state
         if state is None or state.shutdown is not Shutdown.SUSPEND:
             raise HostError("not_suspended", "the guest went down instead of suspending itself")
         await self._do(uuid, self.toolstack.save, uuid, Path(image))
@@ -249,7 +243,7 @@ class LocalBackend:
 
     # Devices and settings
 
-    async def plug(self, uuid: str, device: Device) -> DomainState:
+    async def plug(self, uuid: str, device: Device) -> Truth:
         """Offer a device to a domain that runs."""
         return await self._change(uuid, lambda: self.toolstack.plug(uuid, device))
 

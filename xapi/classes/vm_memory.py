@@ -166,7 +166,7 @@ async def wait_memory_target_live(call: Call, self: VM) -> None:
         if row.is_control_domain:
             return  # it has no balloon
         for _ in range(PATIENCE + 1):
-            state = await backend(call, row).stat(row.uuid)
+            state = (await backend(call, row).stat(row.uuid)).state
             if state is None:
                 raise errors.VM_BAD_POWER_STATE(self, "running", "halted")
             if abs(state.memory_actual - state.memory_target) <= TOLERANCE:

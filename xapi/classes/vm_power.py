@@ -54,8 +54,8 @@ async def pause(call: Call, vm: VM) -> None:
     """Hold a running VM where it is."""
     row = call.db.VM[vm]
     async with claim(call, "pause", row, patience=SHORT):
-        await power.backend(call, row).pause(row.uuid)
-        await call.daemon.reconciler.look(row)
+        await power.pause(call, row)
+    alert(call.db, call.now, "VM_PAUSED", "VM", row, f"VM '{row.name_label}' (uuid: {row.uuid}) paused")
 
 
 @message("VM.unpause")
@@ -63,8 +63,8 @@ async def unpause(call: Call, vm: VM) -> None:
     """Let a paused VM go on."""
     row = call.db.VM[vm]
     async with claim(call, "unpause", row, patience=SHORT):
-        await power.backend(call, row).unpause(row.uuid)
-        await call.daemon.reconciler.look(row)
+        await power.unpause(call, row)
+    alert(call.db, call.now, "VM_UNPAUSED", "VM", row, f"VM '{row.name_label}' (uuid: {row.uuid}) unpaused")
 
 
 # Shutdown
@@ -136,11 +136,9 @@ async def suspend(call: Call, vm: VM) -> None:
     async with claim(call, "suspend", row):
         with making(call) as unfinished:
             vdi = await power.save(call, row)
-            await power.leave(call, row, vdi)
+            await power.leave(call, row, vdi, unfinished)
             with call.db.atomic():
-                row.suspend_VDI = vdi._ref
                 halt(call.db, row, "Suspended")
-                unfinished.done()
                 alert(call.db, call.now, "VM_SUSPENDED", "VM", row, f"VM '{row.name_label}' suspended")
 
 
@@ -169,7 +167,7 @@ async def power_state_reset(call: Call, vm: VM) -> None:
         if row.is_control_domain:
             raise errors.CANNOT_RESET_CONTROL_DOMAIN(vm)
         host = call.db.host.get(row.resident_on)
-        if host is not None and await call.daemon.backends.of(host).stat(row.uuid) is not None:
+        if host is not None and (await call.daemon.backends.of(host).stat(row.uuid)).state is not None:
             raise errors.DOMAIN_EXISTS(vm, str(row.domid))
         if row.power_state == "Suspended":
             await power.discard_suspended(call, row)

@@ -21,6 +21,7 @@ _WHY = {
     Shutdown.SUSPEND: "is suspended",
     Shutdown.CRASH: "crashed",
     Shutdown.WATCHDOG: "did not feed its watchdog",
+    Shutdown.SOFT_RESET: "asked for a soft reset",
 }
 
 

@@ -104,6 +104,9 @@ class Store(Tables):
         """Why changes to durable objects are refused at present, if they are."""
         self.forget: Callable[[Row], None] = lambda row: None
         """Called for each row whose rendered fragments are stale."""
+        self.unsettled: Callable[[], None] = lambda: None
+        """Called when changes have been undone that were accepted, and when changes are accepted again after that:
+        what they say of things outside must be looked at."""
         self.uuids = random_uuids()
         """Those of new objects, and of their references."""
         self._call_soon = call_soon
@@ -381,10 +384,12 @@ class Store(Tables):
         for _, tell in waiting:
             tell(refusal)
         self._tell_soon()
+        self.unsettled()
 
     def recovered(self) -> None:
         """Hear from the journal that it can write again."""
         self.refusal = None
+        self.unsettled()
 
     def _tell_soon(self) -> None:
         if not self._telling:

@@ -84,16 +84,15 @@ def boot(vm: VM, guest_directory: Path) -> Boot:
     kind = domain_kind(vm)
     if kind == "hvm":
         return Firmware(vm.HVM_boot_params.get("order", BOOT_ORDER).lower() or BOOT_ORDER)
-    entry = "pv" if kind == "pv" else "pvh"
     if vm.PV_bootloader:
         if vm.PV_bootloader.rpartition("/")[2] != "pygrub":
             raise errors.UNKNOWN_BOOTLOADER(vm._ref, vm.PV_bootloader)
-        return BootLoader(vm.PV_bootloader_args, vm.PV_args, entry)
+        return BootLoader(vm.PV_bootloader_args, vm.PV_args, kind)
     if not vm.PV_kernel:
         raise errors.BOOTLOADER_FAILED(vm._ref, "neither PV_bootloader nor PV_kernel is set")
     ramdisk = str(_kernel(vm, vm.PV_ramdisk, guest_directory)) if vm.PV_ramdisk else ""
     kernel = DEMO if vm.PV_kernel == DEMO else str(_kernel(vm, vm.PV_kernel, guest_directory))
-    return DirectBoot(kernel, ramdisk, vm.PV_args, entry)
+    return DirectBoot(kernel, ramdisk, vm.PV_args, kind)
 
 
 def domain_kind(vm: VM) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from hypervisor.api import Shutdown
+from hypervisor.api import DomainState, Shutdown
 from xapi.alerts import alert
 from xapi.call import Call, Origin
 from xapi.errors import Fault
@@ -18,7 +19,7 @@ from xapi.storage import unfinished
 from xapi.types import NULL
 from xapi.vms import power
 from xapi.vms.placement import choose_host
-from xapi.vms.reconcile import halt
+from xapi.vms.reconcile import halt, is_up, lose
 
 if TYPE_CHECKING:
     from xapi.daemon import Daemon
@@ -26,37 +27,90 @@ if TYPE_CHECKING:
 
 log = Logger()
 
+SOON = 120.0
+"""Seconds after its start within which a guest that goes down does so too soon, as in xenopsd."""
+WAIT = 15.0
+"""Seconds that a guest waits which reboots too soon."""
+
 
 def own_call(daemon: Daemon, name: str) -> Call:
     """Return a call that the toolstack makes itself, with a task of its own; end it with `done`."""
     return Call(daemon, daemon.dispatcher.methods[name].message, name, None, Origin(trusted=True))
 
 
-async def follow(daemon: Daemon, ref: str, reason: Shutdown) -> None:
-    """Do what a VM's actions say, after its guest has gone down by itself."""
+async def follow(daemon: Daemon, ref: str) -> None:
+    """Do what a VM's actions say, after its guest has gone down by itself; as xenopsd does it.
+
+    A guest that crashes soon after its start is not started again, and one that reboots soon waits a while. While
+    changes are refused it stays as it is: it is looked at again when they are not.
+    """
     vm: Any = daemon.db.VM.get(ref)
-    if vm is None:
+    state = None if vm is None else await _is_down(daemon, vm)
+    if state is None or vm._ref not in daemon.db.VM or daemon.db.refusal is not None:
         return
-    crashed = reason in (Shutdown.CRASH, Shutdown.WATCHDOG)
-    if crashed:
+    lived = daemon.clock.seconds() - state.start_time
+    if state.shutdown is Shutdown.CRASH:
+        said = f"VM '{vm.name_label}' crashed" + (f": {state.crash}" if state.crash else "")
+        alert(daemon.db, moment(daemon.clock.seconds()), "VM_CRASHED", "VM", vm, said)
+    action = _action(vm, state)
+    if action == "restart" and state.shutdown is Shutdown.CRASH and lived < SOON:
+        log.warn("{vm} crashed {lived:.1f} s after its start: it is not started again", vm=vm.uuid, lived=lived)
+        action = "destroy"
+    if action == "restart" and lived < SOON:
+        log.info("{vm} went down {lived:.1f} s after its start: it waits", vm=vm.uuid, lived=lived)
+        await deferLater(daemon.clock, WAIT)
+    await _act(daemon, vm, action)
+
+
+def _action(vm: Any, state: DomainState) -> str:
+    """Return what is to be done with a domain that is down: destroy, restart or preserve.
+
+    Memory is dumped for nobody: a coredump action is its second half, as in xenopsd. There is no way to restart a
+    guest inside its domain, so a soft reboot is a restart.
+    """
+    action: str
+    if state.shutdown is Shutdown.CRASH:
         action = vm.actions_after_crash
-        alert(daemon.db, moment(daemon.clock.seconds()), "VM_CRASHED", "VM", vm, f"VM '{vm.name_label}' crashed")
+    elif state.shutdown in (Shutdown.REBOOT, Shutdown.WATCHDOG):
+        action = vm.actions_after_reboot
+    elif state.shutdown is Shutdown.SOFT_RESET:
+        action = vm.actions_after_softreboot
+    elif state.shutdown is Shutdown.SUSPEND:
+        log.warn("{vm} has suspended itself, and nobody asked it to", vm=vm.uuid)
+        action = "destroy"
     else:
-        action = vm.actions_after_reboot if reason is Shutdown.REBOOT else vm.actions_after_shutdown
-    if "preserve" in action:
-        return  # its domain stays for whoever wants to look at it
-    restart = "restart" in action
-    call = own_call(daemon, "VM.hard_reboot" if restart else "VM.hard_shutdown")
+        action = vm.actions_after_shutdown
+    if action == "preserve":
+        return "preserve"
+    return "restart" if "restart" in action or action == "soft_reboot" else "destroy"
+
+
+async def _is_down(daemon: Daemon, vm: Any) -> DomainState | None:
+    """Return what is true of a VM's domain if it is down, and nobody has seen to that."""
+    host = daemon.db.host.get(vm.resident_on)
+    state = None if host is None else (await daemon.backends.of(host).stat(vm.uuid)).state
+    return state if state is not None and not is_up(state) else None
+
+
+_MESSAGES = {"restart": "hard_reboot", "preserve": "pause", "destroy": "hard_shutdown"}
+
+
+async def _act(daemon: Daemon, vm: Any, action: str) -> None:
+    """Do something with a VM whose domain is down, unless a call that went before has."""
+    operation = _MESSAGES[action]
+    call = own_call(daemon, f"VM.{operation}")
     try:
-        async with claim(call, "hard_reboot" if restart else "hard_shutdown", vm):
-            host = daemon.db.host.get(vm.resident_on)
-            state = None if host is None else await daemon.backends.of(host).stat(vm.uuid)
-            if state is None or state.shutdown is None:
-                return  # a call that went before has dealt with it
-            if restart:
-                await power.again(call, vm)
+        async with claim(call, operation, vm):
+            if await _is_down(daemon, vm) is None:
+                return
+            if action == "restart":
+                await power.again(call, vm, alerted="")
+            elif action == "preserve":
+                await power.pause(call, vm)  # its domain stays for whoever wants to look at it
             else:
-                await power.end(call, vm)
+                if not call.pool.ha_reboot_vm_on_internal_shutdown:
+                    vm.ha_always_run = False
+                await power.end(call, vm, alerted="")
     except Fault as fault:
         log.error("{vm} went down and could not be followed: {fault}", vm=named(vm), fault=fault)
     finally:
@@ -86,7 +140,7 @@ def forget_lost_domains(daemon: Daemon) -> list[str]:
                     held.current_operations = {}
         for vm in list(db.VM):
             if vm.power_state in ("Running", "Paused") and not vm.is_control_domain:
-                halt(db, vm)
+                lose(db, vm)
                 lost.append(vm._ref)
             elif vm.scheduled_to_be_resident_on in db.host:
                 vm.scheduled_to_be_resident_on = NULL

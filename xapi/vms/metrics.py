@@ -24,8 +24,10 @@ from xapi.vms.data_sources import Look, Source, of_domain, of_host, rate, shares
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
+    from hypervisor.api import Truth
     from xapi.backends import Backends
     from xapi.store.memory import Store
+    from xapi.vms.truths import Truths
 
 log = Logger()
 
@@ -36,10 +38,11 @@ EVERY = 5.0
 class Sampler:
     """Looks at the domains of all hosts, and keeps what the last two looks have shown."""
 
-    def __init__(self, db: Store, clock: IReactorTime, backends: Backends) -> None:
+    def __init__(self, db: Store, clock: IReactorTime, backends: Backends, truths: Truths) -> None:
         self._db = db
         self._clock = clock
         self._backends = backends
+        self._truths = truths
         self._looks: dict[str, tuple[Look | None, Look]] = {}
         """The last two at each VM, by its uuid."""
         self._hosts: dict[str, dict[str, Source]] = {}
@@ -72,11 +75,14 @@ class Sampler:
 
     async def _stat(self, host: Any, vm: Any) -> Look | None:
         try:
-            state = await self._backends.of(host).stat(vm.uuid)
+            truth: Truth = await self._backends.of(host).stat(vm.uuid)
         except (Fault, HostError):
             return None  # nobody acts for the host, or it does not answer
+        state = truth.state
         if state is None or state.power is Power.SHUTDOWN or vm._ref not in self._db.VM:
             return None
+        if state.domid != vm.domid or not self._truths.may_write(vm, host, truth):
+            return None  # of another domain than the rows are, or of an earlier time
         return Look(self._clock.seconds(), state)
 
     def _forget(self, live: set[str]) -> None:

@@ -5,26 +5,26 @@ The callers hold the VM's operation; see `xapi.operations.claim`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from hypervisor.api import DomainConfig, HostError, Shutdown
+from hypervisor.api import DomainConfig, HostError, Shutdown, Truth
 from xapi import errors
 from xapi.alerts import alert
 from xapi.call import Call
 from xapi.errors import Fault
 from xapi.faults import shortage
-from xapi.operations.claim import SHORT, changed, claims
+from xapi.operations.claim import SHORT, Held, changed, claims
 from xapi.storage.faults import backend_failure
-from xapi.storage.unfinished import making
+from xapi.storage.unfinished import Making, durable, making
 from xapi.types import NULL
 from xapi.vms import guest_metrics
-from xapi.vms.domains import describe
+from xapi.vms.domains import describe, domain_kind
 from xapi.vms.placement import choose_host
 from xapi.vms.reconcile import halt
 
@@ -33,10 +33,24 @@ if TYPE_CHECKING:
 
 log = Logger()
 
+T = TypeVar("T")
+
 
 def backend(call: Call, vm: Any) -> Any:
-    """Return the backend of the host that a VM is on."""
-    return call.daemon.backends.of(call.db.host[vm.resident_on])
+    """Return the backend of the host that a VM is on. Raises VM_BAD_POWER_STATE for one that went down meanwhile."""
+    host = call.db.host.get(vm.resident_on)
+    if host is None:
+        raise errors.VM_BAD_POWER_STATE(vm._ref, "running", vm.power_state.lower())
+    return call.daemon.backends.of(host)
+
+
+async def _to_its_end(step: Callable[[], Awaitable[T]]) -> T:
+    """Do what must be done now; a cancel comes too late, and is ignored. The step does no harm when done again."""
+    while True:
+        try:
+            return await step()
+        except CancelledError:
+            continue
 
 
 def fault_of(error: HostError, vm: Any) -> Fault:
@@ -76,6 +90,7 @@ async def begin(call: Call, vm: Any, host: Any, *, start_paused: bool = False) -
     said = _Alert("VM_STARTED", f"VM '{vm.name_label}' started on host: {host.name_label}")
     with _expected(call.db, vm, host):
         with call.db.atomic():
+            vm.domain_type = domain_kind(vm)
             guest_metrics.forget(call.db, vm)
         await _live(call, vm, host, said, bringing="vm_start", start_paused=start_paused)
 
@@ -87,53 +102,48 @@ def _expected(db: Store, vm: Any, host: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if vm._ref in db.VM:
+        if vm._ref in db.VM and db.refusal is None:  # else the reconciler does it, when it can be written
             vm.scheduled_to_be_resident_on = NULL
 
 
 @dataclass(frozen=True, slots=True)
 class _Alert:
-    """What is told of a VM that lives."""
+    """What is told of a VM that lives; nothing, of no name."""
 
     name: str
     body: str
 
 
 async def _live(
-    call: Call,
-    vm: Any,
-    host: Any,
-    said: _Alert,
-    *,
-    bringing: str = "",
-    image: str = "",
-    start_paused: bool = False,
+    call: Call, vm: Any, host: Any, said: _Alert, *, bringing: str = "", start_paused: bool = False
 ) -> None:
-    """Build or restore a VM's domain with its devices and let it run; no domain is left when it fails.
+    """Build a VM's domain with its devices and let it run; no domain is left when it fails.
 
     `bringing` is the host's operation, when the VM was not on it before. That the VM lives, that nobody holds its
     devices any more, and the alert are one change.
     """
     db = call.db
-    wanted = [(bringing, host)] if bringing else []
-    wanted += [("attach", db.VBD[ref]) for ref in vm.VBDs if not db.VBD[ref].currently_attached]
-    wanted += [("attach", db.VIF[ref]) for ref in vm.VIFs if not db.VIF[ref].currently_attached]
-    async with claims(call, wanted, patience=SHORT) as held:
+    async with claims(call, _to_be_held(db, vm, host, bringing), patience=SHORT) as held:
         with told(vm):
-            config = await _config(call, vm, host, reset=not image)
+            config = await _config(call, vm, host, reset=True)
             backend_ = call.daemon.backends.of(host)
             try:
-                if image:
-                    state = await backend_.restore(config, image, paused=start_paused)
-                else:
-                    state = await backend_.build(config, paused=start_paused)
+                truth = await backend_.build(config, paused=start_paused)
                 with db.atomic():
-                    call.daemon.reconciler.write(vm, host, state)
+                    call.daemon.reconciler.begun(vm, host, truth)
                     held.give_back()
-                    alert(db, call.now, said.name, "VM", vm, said.body)
+                    if said.name:
+                        alert(db, call.now, said.name, "VM", vm, said.body)
             except BaseException:
                 await backend_.destroy(vm.uuid)
                 raise
+
+
+def _to_be_held(db: Store, vm: Any, host: Any, bringing: str) -> list[tuple[str, Any]]:
+    """Return what is held while a VM's domain is made: its host, and the devices that come with it."""
+    wanted = [(bringing, host)] if bringing else []
+    wanted += [("attach", db.VBD[ref]) for ref in vm.VBDs if not db.VBD[ref].currently_attached]
+    return wanted + [("attach", db.VIF[ref]) for ref in vm.VIFs if not db.VIF[ref].currently_attached]
 
 
 async def _config(call: Call, vm: Any, host: Any, *, reset: bool) -> DomainConfig:
@@ -142,6 +152,20 @@ async def _config(call: Call, vm: Any, host: Any, *, reset: bool) -> DomainConfi
     await daemon.networks.join(host, [db.VIF[ref] for ref in vm.VIFs])
     images = await daemon.storage.attach(call, host, vm, reset=reset)
     return describe(db, vm, images, daemon.guest_directory)
+
+
+async def pause(call: Call, vm: Any) -> None:
+    """Hold a VM's guest where it is, and write that it is."""
+    host = call.db.host.get(vm.resident_on)
+    with told(vm):
+        call.daemon.reconciler.write(vm, host, await backend(call, vm).pause(vm.uuid))
+
+
+async def unpause(call: Call, vm: Any) -> None:
+    """Let a VM's guest go on, and write that it does."""
+    host = call.db.host.get(vm.resident_on)
+    with told(vm):
+        call.daemon.reconciler.write(vm, host, await backend(call, vm).unpause(vm.uuid))
 
 
 async def clean(call: Call, vm: Any, how: Shutdown) -> None:
@@ -195,18 +219,20 @@ async def discard_suspended(call: Call, vm: Any) -> None:
     vm.suspend_VDI = NULL
 
 
-async def again(call: Call, vm: Any, *, start_paused: bool = False) -> None:
+async def again(call: Call, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
     """Make a claimed VM's domain anew on the host that it is on; it is halted when that fails."""
+    if call.db.refusal is not None:  # what is made could not be written, and would have to be ended
+        raise call.db.refusal
     host = call.db.host.get(vm.resident_on) or choose_host(call.db, vm)
     await _destroy(call, vm, host)
     with call.db.atomic():
+        vm.domain_type = domain_kind(vm)
         for table, refs in ((call.db.VBD, vm.VBDs), (call.db.VIF, vm.VIFs)):
             for ref in refs:
                 table[ref].currently_attached = False
         guest_metrics.forget(call.db, vm)
     try:
-        said = _Alert("VM_REBOOTED", f"VM '{vm.name_label}' rebooted")
-        await _live(call, vm, host, said, start_paused=start_paused)
+        await _live(call, vm, host, _Alert(alerted, f"VM '{vm.name_label}' rebooted"))
     except BaseException:
         with call.db.atomic():
             halt(call.db, vm)
@@ -223,7 +249,7 @@ async def save(call: Call, vm: Any) -> Any:
             await call.daemon.backends.of(host).suspend(vm.uuid, path)
         await storage.suspend_image_written(call, vdi)
     except BaseException:
-        state = await backend(call, vm).stat(vm.uuid)
+        state = (await backend(call, vm).stat(vm.uuid)).state
         if state is not None and state.shutdown is Shutdown.SUSPEND:
             await backend(call, vm).resume(vm.uuid)
         await storage.destroy(call, vdi)
@@ -231,18 +257,26 @@ async def save(call: Call, vm: Any) -> Any:
     return vdi
 
 
-async def leave(call: Call, vm: Any, vdi: Any) -> None:
-    """End the domain of a VM whose memory is saved. What fails is undone; a cancel comes too late, and is ignored."""
-    host = backend(call, vm)
+async def leave(call: Call, vm: Any, vdi: Any, unfinished: Making) -> None:
+    """End the domain of a VM whose memory is saved, when that is durable. Raises Fault; then the guest goes on.
+
+    A cancel comes too late, and is ignored.
+    """
+    db, host = call.db, backend(call, vm)
     try:
-        try:
-            await host.destroy(vm.uuid)
-        except CancelledError:  # it may be gone already: then the image is all that there is
-            await host.destroy(vm.uuid)
-    except HostError as error:
+        with told(vm):
+            with db.atomic():
+                vm.suspend_VDI = vdi._ref
+                unfinished.done()
+            await _to_its_end(lambda: durable(db))
+            await _to_its_end(lambda: host.destroy(vm.uuid))
+    except Fault:
+        if vm.suspend_VDI != NULL:
+            vm.suspend_VDI = NULL
+            await _to_its_end(lambda: durable(db))  # a guest must not go on from an image that is older than its disks
         await host.resume(vm.uuid)
         await call.daemon.storage.destroy(call, vdi)
-        raise fault_of(error, vm) from error
+        raise
 
 
 async def wake(call: Call, vm: Any, host: Any, *, start_paused: bool = False) -> None:
@@ -252,19 +286,9 @@ async def wake(call: Call, vm: Any, host: Any, *, start_paused: bool = False) ->
         with db.atomic():
             halt(db, vm)
         raise errors.VM_HAS_NO_SUSPEND_VDI(vm._ref)
-    vdi = db.VDI[vm.suspend_VDI]
     said = _Alert("VM_RESUMED", f"VM '{vm.name_label}' resumed on host: {host.name_label}")
-    with _expected(db, vm, host):
-        image = await call.daemon.storage.suspend_image(call, vdi, host)
-        await _live(call, vm, host, said, bringing="vm_resume", image=image, start_paused=start_paused)
-    with making(call) as unfinished:
-        with db.atomic():
-            vm.suspend_VDI = NULL
-            unfinished.replaced([vdi])
-        try:
-            await call.daemon.storage.destroy(call, vdi)
-        except (Fault, CancelledError) as error:  # the VM lives, whatever becomes of the image
-            log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=vdi.uuid, vm=vm.uuid, error=error)
+    with _expected(db, vm, host), making(call) as unfinished:
+        await _go_on(call, vm, host, unfinished, said, bringing="vm_resume", start_paused=start_paused)
 
 
 async def move(call: Call, vm: Any, host: Any) -> None:
@@ -272,19 +296,65 @@ async def move(call: Call, vm: Any, host: Any) -> None:
 
     What fails before its memory is saved leaves it running; afterwards it is suspended, and nothing of it is lost.
     """
-    db, storage = call.db, call.daemon.storage
     where = f"'{host.name_label}' (uuid: {host.uuid})"
     body = f"VM '{vm.name_label}' (uuid: {vm.uuid}) migrated from host {where} to host {where}"
     with making(call) as unfinished:
-        vdi = await save(call, vm)
-        await leave(call, vm, vdi)
-        try:
-            image = await storage.suspend_image(call, vdi, host)
-            await _live(call, vm, host, _Alert("VM_MIGRATED", body), image=image)
-        except BaseException:
+        await leave(call, vm, await save(call, vm), unfinished)
+        await _go_on(call, vm, host, unfinished, _Alert("VM_MIGRATED", body))
+
+
+async def _go_on(
+    call: Call,
+    vm: Any,
+    host: Any,
+    unfinished: Making,
+    said: _Alert,
+    *,
+    bringing: str = "",
+    start_paused: bool = False,
+) -> None:
+    """Let a guest go on from its suspend image, which is destroyed then; it is suspended when that fails."""
+    db, vdi = call.db, call.db.VDI[vm.suspend_VDI]
+    try:
+        image = await call.daemon.storage.suspend_image(call, vdi, host)
+        async with claims(call, _to_be_held(db, vm, host, bringing), patience=SHORT) as held:
+            truth = await _restore(call, vm, host, image, unfinished, held, start_paused=start_paused)
+    except BaseException:
+        if vm._ref in db.VM and db.refusal is None:  # its guest has not run: the image is as good as it was
             with db.atomic():
                 vm.suspend_VDI = vdi._ref
-                halt(db, vm, "Suspended")
                 unfinished.done()
+                halt(db, vm, "Suspended")
+        raise
+    with db.atomic():
+        call.daemon.reconciler.write(vm, host, truth)
+        alert(db, call.now, said.name, "VM", vm, said.body)
+    try:
+        await call.daemon.storage.destroy(call, vdi)
+    except (Fault, CancelledError) as error:  # the VM lives, whatever becomes of the image
+        log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=vdi.uuid, vm=vm.uuid, error=error)
+
+
+async def _restore(
+    call: Call, vm: Any, host: Any, image: str, unfinished: Making, held: Held, *, start_paused: bool
+) -> Truth:
+    """Make a VM's domain from its suspend image; return what is true then. No domain is left when it fails.
+
+    The guest runs when it is durable that the image is out of use: it must not go on twice from one image. A cancel
+    comes too late then, and is ignored.
+    """
+    db, backend_ = call.db, call.daemon.backends.of(host)
+    with told(vm):
+        config = await _config(call, vm, host, reset=False)
+        try:
+            truth: Truth = await backend_.restore(config, image)
+            with db.atomic():
+                call.daemon.reconciler.begun(vm, host, truth)
+                held.give_back()
+                unfinished.replaced([db.VDI[vm.suspend_VDI]])
+                vm.suspend_VDI = NULL
+            await _to_its_end(lambda: durable(db))
+            return truth if start_paused else await _to_its_end(lambda: backend_.unpause(vm.uuid))
+        except BaseException:
+            await backend_.destroy(vm.uuid)
             raise
-        await storage.destroy(call, vdi)

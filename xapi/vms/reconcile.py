@@ -2,26 +2,35 @@
 
 A backend says "look at this domain" (`attention`); messages look themselves before they answer. Either way
 `Reconciler.look` reads the domain's state and writes it into the rows, in one change, so there is one place that
-says what Running means. A guest that goes down by itself, while no operation holds its VM, is followed as the VM's
-actions say.
+says what Running means. A guest that goes down by itself, while no operation makes or ends its domain, is followed as
+the VM's actions say.
+
+Between a look and its writing others work: operations end domains and make new ones, and what several hosts' threads
+have seen comes in any order. So each truth has a sequence, and an older one is never written over a newer
+(`xapi.vms.truths`); and that a VM has no domain is not written while an operation holds it that makes or ends one.
+
+The net below that is `survey`: it looks at every VM and ends domains that no VM claims. It runs when changes have been
+undone that were accepted already, when changes are accepted again after that, and every minute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from hypervisor.api import Disk, DomainState, Power, Shutdown, disk_name
+from hypervisor.api import Disk, DomainState, HostError, Power, Truth, disk_name
+from xapi import errors
 from xapi.errors import Fault
 from xapi.lexical import moment
 from xapi.log import guests
 from xapi.operations.claim import changed
 from xapi.types import NULL
 from xapi.vms import guest_metrics
-from xapi.vms.domains import domain_kind, position
+from xapi.vms.domains import position
+from xapi.vms.truths import Truths
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -35,8 +44,14 @@ log = Logger()
 
 _LOOK = 60.0
 """Seconds between two looks whether an operation still holds a VM whose guest went down."""
+DOMAIN_OPERATIONS = frozenset(
+    ("start", "start_on", "resume", "resume_on", "clean_shutdown", "hard_shutdown", "shutdown", "clean_reboot",
+     "hard_reboot", "suspend", "checkpoint", "pool_migrate", "migrate_send", "reverting", "power_state_reset",
+     "destroy")
+)  # fmt: skip
+"""Those that make or end a VM's domain: what becomes of it is theirs to write."""
 
-Followed = Callable[[str, Shutdown], Awaitable[None]]
+Followed = Callable[[str], Awaitable[None]]
 
 
 class Reconciler:
@@ -47,9 +62,14 @@ class Reconciler:
         self._consoles = consoles
         self._clock = clock
         self._backends = backends
+        self.truths = Truths()
         self._waiting: set[str] = set()
-        self._following: set[str] = set()
+        self._following: dict[str, bool] = {}
+        """Guests that went down and are being followed, and whether attention was asked for meanwhile."""
+        self._surveying = False
         self.follow: Followed = _leave
+
+    # News
 
     def attend(self, uuid: str) -> None:
         """Look at a VM soon; calls until then are one."""
@@ -65,28 +85,31 @@ class Reconciler:
         vm: Any = self._by_uuid(uuid)
         if vm is None:
             return
-        state = await self.look(vm, halting=False)
-        if (state is None or state.shutdown is not None) and uuid not in self._following:
-            self._following.add(uuid)
-            try:
-                await self._follow_down(vm)
-            finally:
-                self._following.discard(uuid)
+        if is_up(await self.look(vm)):
+            return
+        if uuid in self._following:
+            self._following[uuid] = True
+        else:
+            await self._follow_down(vm)
 
     async def _follow_down(self, vm: Any) -> None:
-        """Write that a VM has no guest that runs, and follow one that went down by itself.
-
-        An operation that holds the VM may be what ends its domain, or makes one: it writes what comes of that itself.
-        """
-        while self._is_held(vm):
-            await changed(self._db, self._clock, lambda: not self._is_held(vm), _LOOK)
-        state = await self.look(vm)
-        if state is not None and state.shutdown is not None and vm._ref in self._db.VM:
-            guests.went_down(vm, state)
-            await self.follow(vm._ref, state.shutdown)
+        """Write that a VM has no guest that runs, and follow one that went down by itself."""
+        uuid = vm.uuid
+        self._following[uuid] = False
+        try:
+            while self._is_held(vm):
+                await changed(self._db, self._clock, lambda: not self._is_held(vm), _LOOK)
+            state = await self.look(vm)
+            if state is not None and state.power is Power.SHUTDOWN and vm._ref in self._db.VM:
+                guests.went_down(vm, state)
+                await self.follow(vm._ref)
+        finally:
+            if self._following.pop(uuid):
+                self.attend(uuid)
 
     def _is_held(self, vm: Any) -> bool:
-        return vm._ref in self._db.VM and bool(vm.current_operations)
+        """Tell whether an operation holds a VM that makes or ends its domain."""
+        return vm._ref in self._db.VM and not DOMAIN_OPERATIONS.isdisjoint(vm.current_operations.values())
 
     def _by_uuid(self, uuid: str) -> VM | None:
         try:
@@ -94,35 +117,48 @@ class Reconciler:
         except Fault:
             return None
 
-    async def look(self, vm: Any, *, halting: bool = True) -> DomainState | None:
-        """Make a VM's rows true, but for one without a domain when not `halting`; return its domain's state."""
+    async def look(self, vm: Any) -> DomainState | None:
+        """Make a VM's rows true; return its domain's state."""
         host = self._db.host.get(vm.resident_on)
         if host is None:
             return None
-        state = await self._backends.of(host).stat(vm.uuid)
-        if vm._ref in self._db.VM and vm.resident_on == host._ref:  # it has not ended or moved meanwhile
-            if state is not None:
-                self.write(vm, host, state)
-            elif halting:
-                with self._db.atomic():
-                    halt(self._db, vm)
-        return state
+        truth = await self._backends.of(host).stat(vm.uuid)
+        self.write(vm, host, truth)
+        return truth.state
 
-    def write(self, vm: Any, host: Any, state: DomainState) -> None:
-        """Make the rows of a VM true that is on a host, or expected there: its domain was in this state just now.
+    # Writing
 
-        A guest that is down already when its VM begins to live is followed as any other.
+    def write(self, vm: Any, host: Any, truth: Truth) -> None:
+        """Make the rows of a VM true, unless it has ended, moved, or something newer was written meanwhile."""
+        if vm._ref not in self._db.VM or vm.resident_on != host._ref or not self.truths.may_write(vm, host, truth):
+            return
+        if truth.state is not None:
+            self._write(vm, host, truth, truth.state)
+        elif not self._is_held(vm):
+            lose(self._db, vm)
+
+    def begun(self, vm: Any, host: Any, truth: Truth) -> None:
+        """Write that a VM lives on a host, whose domain the operation that holds it has made. Under `atomic`.
+
+        A guest that is down already is followed when the operation is over. Raises HANDLE_INVALID for a VM that has
+        gone, INTERNAL_ERROR for a domain that has: nothing is there to be written then.
         """
-        begins = vm.resident_on == NULL
-        here = host._ref == (vm.scheduled_to_be_resident_on if begins else vm.resident_on)
-        if vm._ref in self._db.VM and here and (begins or state.power is not Power.SHUTDOWN):
-            with self._db.atomic():
-                self._lives(vm, host, state)
+        if vm._ref not in self._db.VM:
+            raise errors.HANDLE_INVALID("VM", vm._ref)
+        if truth.state is None:
+            raise errors.INTERNAL_ERROR(f"the domain of {vm.uuid} has vanished")
+        if self.truths.may_write(vm, host, truth):
+            self._write(vm, host, truth, truth.state)
+
+    def _write(self, vm: VM, host: Any, truth: Truth, state: DomainState) -> None:
+        with self._db.atomic():
+            self._lives(vm, host, state)
+        self.truths.wrote(vm, host, truth)
 
     def _lives(self, vm: VM, host: Any, state: DomainState) -> None:
         begins = vm.domid != state.domid or vm.power_state not in ("Running", "Paused")
         if vm.power_state == "Halted" or not vm.last_boot_CPU_flags:
-            vm.last_boot_CPU_flags = self._cpu_flags(vm)
+            vm.last_boot_CPU_flags = self._cpu_flags(state.kind)
         vm.power_state = "Paused" if state.power is Power.PAUSED else "Running"
         vm.domid, vm.resident_on = state.domid, host._ref
         if begins:
@@ -135,16 +171,17 @@ class Reconciler:
             metrics.memory_actual = state.memory_actual
             metrics.VCPUs_number = state.vcpus
             if begins:
-                metrics.current_domain_type = vm.domain_type if vm.domain_type != "unspecified" else "pvh"
+                metrics.current_domain_type = cast("Any", state.kind)
+                metrics.hvm = state.kind != "pv"
                 metrics.start_time = moment(state.start_time)
                 metrics.last_updated = moment(self._clock.seconds())
         self._devices(vm, state)
         guest_metrics.update(self._db, vm, state.guest, moment(self._clock.seconds()))
 
-    def _cpu_flags(self, vm: VM) -> dict[str, str]:
+    def _cpu_flags(self, kind: str) -> dict[str, str]:
         """Return the CPU that a guest finds as it boots: what all hosts of the pool have, for its kind of domain."""
         info = next(iter(self._db.pool)).cpu_info
-        features = info.get("features_pv" if domain_kind(vm) == "pv" else "features_hvm", "")
+        features = info.get("features_pv" if kind == "pv" else "features_hvm", "")
         return {"vendor": info.get("vendor", ""), "features": features}
 
     def _devices(self, vm: VM, state: DomainState) -> None:
@@ -160,6 +197,81 @@ class Reconciler:
         for card in vm.VIFs:
             vif = self._db.VIF[card]
             vif.currently_attached = (False, position(vif)) in plugged
+
+    # The net
+
+    def unsettled(self) -> None:
+        """Look at everything soon: rows have changed behind the operations that wrote them, or can again."""
+        self._clock.callLater(0, self._survey, True)
+
+    def sweep(self) -> None:
+        """Look for VMs without a domain, and domains without a VM."""
+        self._survey(False)
+
+    def _survey(self, thorough: bool) -> None:
+        Deferred.fromCoroutine(self.survey(thorough)).addErrback(_report, "all domains")
+
+    async def survey(self, thorough: bool = True) -> None:
+        """Look at all VMs with a domain, or only at those whose domain is lost, and end the domains of none.
+
+        Costs some 0.5 µs a domain, and where it is `thorough` a stat for each, one after another.
+        """
+        if self._surveying and not thorough:
+            return
+        self._surveying = True
+        try:
+            for ref, backend in self._backends.by_host().items():
+                host = self._db.host.get(ref)
+                if host is not None:
+                    uuids = set(await backend.domains())
+                    await self._end_unclaimed(host, backend, uuids)
+                    await self._look_at(host, uuids, thorough)
+        finally:
+            self._surveying = False
+        self._tidy()
+
+    async def _end_unclaimed(self, host: Any, backend: Any, uuids: Iterable[str]) -> None:
+        for uuid in uuids:
+            # What is asked of a domain is done in order: an operation that makes one from now on does so after this.
+            if not self._is_claimed(uuid, host):
+                log.error("domain {uuid} on {host} is no VM's: it is ended", uuid=uuid, host=host.uuid)
+                await backend.destroy(uuid)
+
+    def _is_claimed(self, uuid: str, host: Any) -> bool:
+        """Tell whether a VM is on a host, or an operation may be bringing it there or taking it away."""
+        vm: Any = self._by_uuid(uuid)
+        return vm is not None and (vm.resident_on == host._ref or self._is_held(vm))
+
+    async def _look_at(self, host: Any, uuids: set[str], thorough: bool) -> None:
+        for vm in [self._db.VM[ref] for ref in host.resident_VMs]:
+            if vm.is_control_domain or not (thorough or vm.uuid not in uuids):
+                continue
+            try:
+                if not is_up(await self.look(vm)):
+                    self.attend(vm.uuid)
+            except (Fault, HostError) as error:
+                log.error("{vm} cannot be looked at: {error}", vm=vm.uuid, error=error)
+
+    def _tidy(self) -> None:
+        """Drop what operations could not give back, and what is kept of VMs that have ended."""
+        self.truths.keep({vm._ref for vm in self._db.VM if vm.resident_on != NULL})
+        if self._db.refusal is not None:
+            return
+        with self._db.atomic():
+            for vm in self._db.VM:
+                if vm.scheduled_to_be_resident_on != NULL and not self._is_held(vm):
+                    vm.scheduled_to_be_resident_on = NULL
+
+
+def is_up(state: DomainState | None) -> bool:
+    """Tell whether there is a domain, and it is not down: one that is kept to be looked at counts as up."""
+    return state is not None and state.power is not Power.SHUTDOWN
+
+
+def lose(db: Store, vm: VM) -> None:
+    """Write that the domain of a VM has gone; a guest whose memory is saved is not lost."""
+    with db.atomic():
+        halt(db, vm, "Halted" if vm.suspend_VDI == NULL else "Suspended")
 
 
 def halt(db: Store, vm: VM, power_state: str = "Halted") -> None:
@@ -186,9 +298,12 @@ def halt(db: Store, vm: VM, power_state: str = "Halted") -> None:
     vm.requires_reboot = False
 
 
-async def _leave(ref: str, reason: Shutdown) -> None:
+async def _leave(ref: str) -> None:
     """Follow no guest: until the daemon has said how."""
 
 
 def _report(failure: Any, uuid: str) -> None:
-    log.failure("reconciling {uuid} failed", failure=failure, uuid=uuid)
+    if failure.check(Fault):
+        log.error("{uuid} cannot be reconciled now: {fault}", uuid=uuid, fault=failure.value)
+    else:
+        log.failure("reconciling {uuid} failed", failure=failure, uuid=uuid)

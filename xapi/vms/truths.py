@@ -1,0 +1,30 @@
+"""Which truth is written of each VM's domain: what a host said earlier, and comes later, is never written over it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hypervisor.api import Truth
+
+
+class Truths:
+    """The newest truth that was written of each VM on a host. Costs a number a VM."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, tuple[str, int]] = {}
+        """Host and sequence, by the VM's reference."""
+
+    def may_write(self, vm: Any, host: Any, truth: Truth) -> bool:
+        """Tell whether nothing newer than a truth of a host's is written of a VM."""
+        where, sequence = self._written.get(vm._ref, ("", 0))
+        return where != host._ref or sequence < truth.sequence
+
+    def wrote(self, vm: Any, host: Any, truth: Truth) -> None:
+        """Hear that all of a truth is written."""
+        self._written[vm._ref] = host._ref, truth.sequence
+
+    def keep(self, vms: set[str]) -> None:
+        """Forget all VMs but these."""
+        for ref in self._written.keys() - vms:
+            del self._written[ref]
