@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.logger import globalLogPublisher
 
 from hypervisor.api import HostError, StorageFailure
 from tests.api.conftest import Connection
@@ -95,12 +94,10 @@ def test_the_log_has_the_whole_of_an_error(pool: Pool, monkeypatch: pytest.Monke
     def run(call: Any) -> None:
         raise system(errno.EIO)
 
-    seen: list[Any] = []
-    monkeypatch.setattr(pool.daemon.dispatcher.methods["pool.sync_database"], "function", run)
-    monkeypatch.setattr(pool.daemon.dispatcher.methods["pool.sync_database"], "waits", False)
-    globalLogPublisher.addObserver(seen.append)
-    try:
-        assert pool.fails("pool.sync_database")[0] == "INTERNAL_ERROR"
-    finally:
-        globalLogPublisher.removeObserver(seen.append)
-    assert any("/var/lib/xapi/x.db" in str(event.get("log_failure")) for event in seen)
+    dispatcher = pool.daemon.dispatcher
+    told: list[Any] = []
+    monkeypatch.setattr(dispatcher._calls, "_put", lambda *line: told.append(line))
+    monkeypatch.setattr(dispatcher.methods["pool.sync_database"], "function", run)
+    monkeypatch.setattr(dispatcher.methods["pool.sync_database"], "waits", False)
+    assert pool.fails("pool.sync_database")[0] == "INTERNAL_ERROR"
+    assert any("/var/lib/xapi/x.db" in str(line) for line in told)
