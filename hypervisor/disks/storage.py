@@ -67,6 +67,8 @@ class ImageFile:
         try:
             fd = os.open(path, flags, 0o644)
         except OSError as error:
+            if not writable and error.errno in (errno.EACCES, errno.EPERM):
+                raise DiskError(Kind.IO, f"{path}: may not be read: {error.strerror}") from error
             raise failure(error, path) from error
         try:
             mode = os.fstat(fd).st_mode

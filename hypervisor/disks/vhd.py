@@ -238,9 +238,10 @@ def inspect(path: Path) -> Information:
     try:
         footer, _ = find_footer(file)
         uuid, name = None, ""
-        if footer.kind == form.DIFFERENCING:
+        if footer.kind != form.FIXED:
             header = read_header(file, footer)
-            uuid, name = header.parent_uuid, header.parent_name
+            if footer.kind == form.DIFFERENCING:
+                uuid, name = header.parent_uuid, header.parent_name
         return Information(footer.kind, footer.size, footer.uuid, footer.hidden, file.physical, uuid, name)
     finally:
         file.close()

@@ -52,15 +52,29 @@ class Catalogue:
         """Tell whether a volume is open or a request at work."""
         return bool(self._claimed) or any(one.handles or not one.ready for one in self.records.values())
 
-    def learn(self) -> None:
-        """Take note of files that came or went. Those known do not change but by us, so they are not read again."""
-        found, self.broken = self.layout.read({uuid: record.found for uuid, record in self.records.items()})
-        for uuid, record in list(self.records.items()):
-            if uuid not in found and record.ready and not record.handles and uuid not in self._claimed:
+    def learn(self, *, anew: bool = False) -> None:
+        """Take note of files that came or went.
+
+        Those known do not change but by us, so they are not read again; `anew` they are, for somebody may have spoilt
+        or replaced one, but for those that are open or that a request is at work on.
+        """
+        kept = (uuid for uuid, one in self.records.items() if not anew or self._used(uuid) or one.half_split)
+        known = {uuid: self.records[uuid].found for uuid in kept}
+        found, self.broken = self.layout.read(known)
+        for uuid in list(self.records):
+            if uuid not in found and not self._used(uuid):
                 del self.records[uuid]
         for uuid, one in found.items():
-            if uuid not in self.records:
+            record = self.records.get(uuid)
+            if record is None:
                 self.records[uuid] = Record(one, _BASE if one.hidden else self.layout.description(uuid))
+            elif not self._used(uuid):
+                record.found = one
+
+    def _used(self, uuid: str) -> bool:
+        """Tell whether a volume is being made, open, or claimed by a request."""
+        record = self.records[uuid]
+        return not record.ready or bool(record.handles) or uuid in self._claimed
 
     def get(self, uuid: str) -> Record:
         """Return a volume's record."""

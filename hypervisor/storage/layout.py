@@ -160,6 +160,15 @@ class Layout:
             if match := _IMAGE.fullmatch(name):
                 yield match[1], Format(match[2])
 
+    def strays(self) -> list[str]:
+        """Return the names of files that look like images, but for their names, and so are not shown."""
+        endings = tuple(f".{format.value}" for format in Format)
+        return sorted(
+            name
+            for name in os.listdir(self.path)
+            if name.endswith(endings) and not name.startswith(".") and not _IMAGE.fullmatch(name)
+        )
+
     def inspect(self, uuid: str, format: Format) -> Found:
         """Read what an image tells of itself; it may be in use."""
         path = self.image(uuid, format)
@@ -213,10 +222,11 @@ class Layout:
         names = os.listdir(self.path)
         for name in names:
             if name.startswith(UNFINISHED):
-                (self.path / name).unlink()
+                self._remove(name)
         for name in names:
             if match := _SPLIT.fullmatch(name):
-                self.recover_split(match[1], match[2])
+                with suppress(DiskError):  # damaged: it stays for the next time, and the others are shown
+                    self.recover_split(match[1], match[2])
         found, broken = self.read()
         if not broken:
             for uuid in useless(found):
@@ -225,8 +235,13 @@ class Layout:
         for name in os.listdir(self.path):
             match = _DESCRIPTION.fullmatch(name)
             if match and match[1] not in found and match[1] not in broken:
-                (self.path / name).unlink()
+                self._remove(name)
         self.sync()
+
+    def _remove(self, name: str) -> None:
+        """Remove a file; a directory that somebody has made there stays."""
+        with suppress(IsADirectoryError):
+            (self.path / name).unlink(missing_ok=True)
 
     def recover_split(self, leaf: str, base: str) -> None:
         """Take a split back that did not happen; its copies go first, so that none is without its parent.

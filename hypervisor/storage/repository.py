@@ -102,16 +102,16 @@ class FileRepository:
                 os.rmdir(self.path)
 
     def scan(self) -> list[Volume]:
-        """Look for files that came or went, and return all volumes, hidden ones, too."""
+        """Look at all files anew, and return all volumes that are whole, hidden ones, too; see `damaged`."""
         with self.catalogue.lock, failing(Code.EIO, self.path):
             self._attached()
-            self.catalogue.learn()
+            self.catalogue.learn(anew=True)
             return self.catalogue.volumes()
 
     def damaged(self) -> dict[str, str]:
-        """Return why images cannot be used, by uuid; `delete` gets rid of one."""
-        with self.catalogue.lock:
-            return dict(self.catalogue.broken)
+        """Return why images cannot be used, by uuid, or by the name of a file that is none; `delete` removes one."""
+        with self.catalogue.lock, failing(Code.EIO, self.path):
+            return {**dict.fromkeys(self.layout.strays(), "its name is no uuid"), **self.catalogue.broken}
 
     def space(self) -> Space:
         """Return the file system's size, what of it is not to be had, and the sum of the visible volumes' sizes."""

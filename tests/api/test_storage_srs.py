@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 from tests.api.storage_pool import MIB, NULL_REF, Disks, make_sr
 from xapi import datamodel, registry
@@ -358,6 +359,32 @@ def test_a_scan_sums_up(disks: Disks) -> None:
     disks("SR.scan", disks.sr._ref)
     assert disks.sr.virtual_allocation == 8 * MIB
     assert dict(disks.sr.other_config) == {"k": "v"}
+
+
+def test_a_scan_tells_of_an_image_that_was_spoilt(disks: Disks) -> None:
+    """The others are as before; why is logged, once; a repaired one is back."""
+    told: list[str] = []
+    good, vdi = disks.create(), disks.create()
+    path = disks.folder(disks.sr) / f"{vdi.uuid}.vhd"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)))
+
+    def hear(event: Any) -> None:
+        if event.get("log_level") is LogLevel.warn:
+            told.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(hear)
+    try:
+        for _ in range(2):
+            disks("SR.scan", disks.sr._ref)
+            assert vdi.missing and not good.missing
+    finally:
+        globalLogPublisher.removeObserver(hear)
+    (line,) = told
+    assert line.startswith(f"SR {disks.sr.uuid}: {vdi.uuid} cannot be used: ")
+    path.write_bytes(whole)
+    disks("SR.scan", disks.sr._ref)
+    assert not vdi.missing
 
 
 def test_a_damaged_image_is_missing(disks: Disks) -> None:

@@ -16,6 +16,7 @@ nothing when the daemon starts.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,8 @@ class Storage:
         self._used: dict[str, Repository] = {}
         """By PBD."""
         self._beginning = DeferredLock()
+        self.damaged: dict[str, Mapping[str, str]] = {}
+        """By SR's uuid, what its last scan found that cannot be used, and why."""
 
     # Repositories
 

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from hypervisor.api import Contents, Volume
 from xapi.call import Call
 from xapi.storage import volumes
 from xapi.storage.faults import answering
+
+log = Logger()
 
 BATCH = 200
 """Rows that are written in one turn of the reactor."""
@@ -30,6 +33,7 @@ async def scan(call: Call, sr: Any) -> None:
     generation = db.generation
     with answering():
         contents = await used.storage.scan(used.path)
+    _tell(call, sr, contents)
     snapshots = tuple(volume for volume in contents.volumes if volume.description.is_a_snapshot)
     # Snapshots a second time, when there are rows of all that they can be of.
     for batch in (*_batches(contents.volumes), *_batches(snapshots)):
@@ -46,6 +50,18 @@ async def scan(call: Call, sr: Any) -> None:
         sr.virtual_allocation = volumes.allocation(db, sr.VDIs)
         volumes.write_space(sr, contents.space)
         sr.other_config = {key: value for key, value in sr.other_config.items() if key != "dirty"}
+
+
+def _tell(call: Call, sr: Any, contents: Contents) -> None:
+    """Log what cannot be used and why, once and not with each scan."""
+    told = call.daemon.storage.damaged
+    for location, why in contents.damaged.items():
+        if told.get(sr.uuid, {}).get(location) != why:
+            log.warn("SR {sr}: {location} cannot be used: {why}", sr=sr.uuid, location=location, why=why)
+    if contents.damaged:
+        told[sr.uuid] = contents.damaged
+    else:
+        told.pop(sr.uuid, None)
 
 
 def _miss(call: Call, sr: Any, contents: Contents, generation: int) -> None:
