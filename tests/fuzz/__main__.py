@@ -2,7 +2,7 @@
 
 Each target runs in a process of its own, which it may kill: that is a failure, and so are an exception, a broken
 invariant, a guest that does not stop, and memory that grows. Prints what was run; hypothesis prints how to repeat a
-failure of a state machine, and a case of `code`, `pv-code` and `streams` is repeated by its number:
+failure of a state machine, and a case of `code`, `pv-code`, `ends` and `streams` is repeated by its number:
 ``--first NUMBER code``.
 """
 
@@ -25,6 +25,7 @@ from hypervisor.host import Host
 from tests.fuzz import code, pv_code
 from tests.fuzz.cards import Cards
 from tests.fuzz.displays import Displays
+from tests.fuzz.ends import Ends
 from tests.fuzz.hypercalls import Hypercalls
 from tests.fuzz.pv_grants import PVGrants
 from tests.fuzz.rings import Block, Rings
@@ -74,6 +75,15 @@ def numbered(prepare: Callable[[Host], Callable[[int, float], str]]) -> Callable
     return run
 
 
+def ends(over: Callable[[], bool], first: int) -> Report:
+    """Run cases of `Ends`."""
+    cases = Ends(Host(1 << 30, 2))
+    try:
+        return numbered(lambda _: cases.case)(over, first) | {"steps": steps()}
+    finally:
+        cases.close()
+
+
 def random_code(case: Callable[[Host, int, float], code.Ending]) -> Callable[[Callable[[], bool], int], Report]:
     """Return a target of random code."""
     return numbered(lambda host: lambda number, seconds: case(host, number, seconds).word)
@@ -89,6 +99,7 @@ TARGETS: Mapping[str, Callable[[Callable[[], bool], int], Report]] = {
     "cards": machine(Cards),
     "services": machine(Services),
     "displays": machine(Displays),
+    "ends": ends,
     "streams": numbered(lambda host: Streams(host).case),
 }
 

@@ -6,14 +6,17 @@ import struct
 from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import invariant, rule
 
+from hypervisor.domains.domain import Domain
+from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import PLAIN, Frame
 from hypervisor.network.lock import LockMode
 from hypervisor.network.port import QUEUE_FRAMES, trunk
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import PENDING_FRAMES, Switch
+from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
 from tests.property.test_network import ADDRESS, frames
 from tests.property.test_pv_net import SECRET, SECRET_FRAME, entry, flags, refs, slot, word32
@@ -27,7 +30,7 @@ which = st.integers(0, 1)
 number32 = st.one_of(st.integers(0, 5), st.integers(0, (1 << 32) - 1))
 
 
-class Cards(RuleBasedStateMachine):
+class Cards(Lives):
     """Two hostile guests and an address service."""
 
     def __init__(self) -> None:
@@ -42,6 +45,13 @@ class Cards(RuleBasedStateMachine):
         self.switch.detach(front.peer.port)
         front.memory.frame(SECRET_FRAME)[:] = (SECRET * 300)[:PAGE]
         return front.connect()
+
+    def subject(self, which: int) -> tuple[Host, Domain]:
+        return self.fronts[which].host, self.fronts[which].domain
+
+    def begin_anew(self, which: int) -> None:
+        assert self.fronts[which].device.port not in self.switch.ports
+        self.fronts[which] = self._front(MACS[which])
 
     # Into the rings
 

@@ -17,11 +17,13 @@ from hypervisor.cpu.overlay import R8, RAX, RCX, RDI, RDX, RSI, RSP, VMCB_PAGE, 
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.domains.event_channel import VIRQ_TIMER
 from hypervisor.host import Host
+from hypervisor.pv.console import Console
+from tests.fuzz.lives import is_saved
 
 MEMORY = 4 << 20
 OURS = 0xA00000
 """Where a guest sometimes maps our own page."""
-CODE, STACK, GDT, TSS, IDT, SHARED = 0x100000, 0x180000, 0x195000, 0x196000, 0x9000, 0x1A0
+CODE, STACK, GDT, TSS, IDT, SHARED, CONSOLE = 0x100000, 0x180000, 0x195000, 0x196000, 0x9000, 0x1A0, 0x1A1
 KERNEL_STACK = 0x1B0000
 PATIENCE = 5.0
 """Seconds after which a guest that does not heed a kick has hung its thread."""
@@ -243,7 +245,20 @@ def execute(domain: Domain, seconds: float = 0.01) -> Ending:
 def case(host: Host, number: int, seconds: float = 0.01) -> Ending:
     """Build, run and destroy one case."""
     domain = build(host, number)
+    return lived(host, domain, number, seconds, Console(domain, CONSOLE, domain.events.alloc_unbound(0)))
+
+
+def lived(host: Host, domain: Domain, number: int, seconds: float, console: Console) -> Ending:
+    """Run a guest to whose console somebody types, save or clone it, as its number says, and end it."""
+    rng = random.Random(-number)
+    view = domain.memory.frame(rng.randrange(0x200))
     try:
-        return execute(domain, seconds)
+        console.write(b"typed" * rng.choice([0, 1, 300]))
+        ending = execute(domain, seconds)
+        if rng.random() < 0.1:
+            is_saved(host, domain, clone=rng.random() < 0.5, live=rng.random() < 0.5)
+        console.write(b"typed")
+        return ending
     finally:
         host.destroy(domain)
+        assert console.write(b"late") == 0 and not any(view)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import struct
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import invariant, rule
 
 from hypervisor.api import Area
+from hypervisor.domains.domain import Domain
+from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.framebuffer import Follower
 from hypervisor.pv.keyboard import WAITING_MOST
 from hypervisor.pv.pixels import MOST_AREAS
+from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
 from tests.property.test_pv_display import depths, events, frames, signed, unsigned, untouched
 from tests.unit.display_front import DIRECTORY, DisplayFront, Keys, Screen
@@ -25,7 +28,7 @@ values = st.one_of(
 indexes = st.sampled_from([0, 4, 8, 12])
 
 
-class Displays(RuleBasedStateMachine):
+class Displays(Lives):
     """A guest's screen and keyboard, in domains of their own; `both` is how a rule names one of them."""
 
     def __init__(self) -> None:
@@ -38,6 +41,21 @@ class Displays(RuleBasedStateMachine):
         self.before = [bytes(front.memory.bytes[: 120 * PAGE]) for front in self.both]
         self.followers: list[Follower] = []
         self.told = 0
+
+    def subject(self, which: int) -> tuple[Host, Domain]:
+        return self.both[which].host, self.both[which].domain
+
+    def begin_anew(self, which: int) -> None:
+        """Plug both anew; who looked at the old screen is told, and keys go nowhere."""
+        assert all(follower.ended for follower in self.followers) or which
+        for follower in self.followers:
+            follower.take()
+        screen, keys = self.both
+        assert which == 0 or not keys.device.key(30, True)
+        other = self.both[1 - which]
+        other.host.destroy(other.domain)
+        assert screen.device.snapshot().data == b"" and screen.device.follow(self._changed).ended
+        self._plug()
 
     # The guest
 

@@ -48,9 +48,8 @@ def case(host: Host, number: int, seconds: float = 0.01) -> code.Ending:
             guest.cpu.general[register] = value
     host.unpause(guest.domain)
     try:
-        return code.execute(guest.domain, seconds)
+        return code.lived(host, guest.domain, number, seconds, guest.console)
     finally:
         with host.lock:
             host.xenstore.release(guest.domain.domid)
             host.xenstore.rm(guest.home)
-        host.destroy(guest.domain)

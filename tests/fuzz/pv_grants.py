@@ -6,7 +6,7 @@ import contextlib
 import struct
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import invariant, rule
 
 from hypervisor.cpu.overlay import RAX, RDI, RSI, RSP
 from hypervisor.domains.domain import Domain, State
@@ -16,6 +16,7 @@ from hypervisor.host import Host
 from hypervisor.hypercalls.paravirtual import TABLE, dispatch
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 from hypervisor.paravirtual.area import FRAME_MASK, Area
+from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
 from tests.guests.pv_guest import PVGuest
 from tests.unit.loader_images import kernel, note
@@ -48,17 +49,33 @@ handle = st.one_of(st.integers(0, 5), half)
 ref = st.one_of(st.integers(7, 10), half)
 
 
-class PVGrants(RuleBasedStateMachine):
+class PVGrants(Lives):
     """The attacker runs on its CPU to store words; all else it asks for by hypercalls, or pokes into its memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.host = Host(64 * MIB, 1)
+        self.begin_anew(0)
+
+    def subject(self, which: int) -> tuple[Host, Domain]:
+        return self.host, self.domain
+
+    def begin_anew(self, which: int) -> None:
+        """Let there be an attacker, and its victim where there is none."""
         self.guest = PVGuest(self.host, _KERNEL, ram=RAM)
         self.domain, self.cpu = self.guest.domain, self.guest.cpu
+        self.consoles[self.domain] = self.guest.console
         self.domain.grants.place(0, AREA.grants)
         self.host.unpause(self.domain)
+        if hasattr(self, "victim"):
+            self.host.destroy(self.victim)
         self.victim = self._victim()
+
+    def destroy(self, host: Host, domain: Domain) -> None:
+        host.destroy(domain)
+        with host.lock:
+            host.xenstore.release(domain.domid)
+            host.xenstore.rm(f"/local/domain/{domain.domid}")
 
     def _victim(self) -> Domain:
         made = self.host.create([(0, VICTIM_MEMORY)])
@@ -200,9 +217,13 @@ class PVGrants(RuleBasedStateMachine):
         assert all(pin.domid == domain.domid for pin in pins)
         alive = [each for each in domain.maptrack._mappings.values() if each.grant.table in tables]
         assert sum(sum(pin.uses) for pin in pins) == len(alive)
-        assert len(domain.maptrack) == len(domain.memory.foreign) <= MOST
+        shown = [
+            each for each in domain.maptrack._mappings.values() if each.loan and not each.loan.ended
+        ]  # a freeze has ended them
+        assert len(shown) == len(domain.memory.foreign) and len(domain.maptrack) <= MOST
         assert all(number in AREA.foreign for number in domain.memory.foreign)
-        assert sum(map(len, [*domain.memory.lent.values(), *self.victim.memory.lent.values()])) == len(alive)
+        lent = sum(map(len, [*domain.memory.lent.values(), *self.victim.memory.lent.values()]))
+        assert lent == sum(each in shown for each in alive)
         assert self.victim.memory.lent.keys() <= {READABLE, WRITABLE}
         assert domain.memory.present == AREA.size // PAGE - len(domain.physmap.ballooned)
 

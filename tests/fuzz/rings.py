@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections import deque
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import invariant, rule
 
 from hypervisor.disks.anonymous import AnonymousDisk
+from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv import console
@@ -16,6 +18,7 @@ from hypervisor.pv.console import Console
 from hypervisor.pv.store_ring import StoreRing
 from hypervisor.xenstore.permissions import NONE, Permissions
 from hypervisor.xenstore.wire import MESSAGE_MAX, Type, message
+from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
 from tests.unit.pv_front import GRANT_FRAME, Front, discard, indirect, request
 
@@ -45,29 +48,51 @@ kinds = st.one_of(st.sampled_from([int(kind) for kind in Type]), st.integers(0, 
 transactions = st.one_of(st.just(0), st.integers(0, 12), st.integers(0, (1 << 32) - 1))
 
 
-class Rings(RuleBasedStateMachine):
+class Rings(Lives):
     """Console and xenstore of one domain, beside another whose keys it must not reach."""
 
     def __init__(self) -> None:
         super().__init__()
         self.host = Host(64 * MIB, 1)
-        store = self.host.xenstore
-        self.domain, self.victim = self.host.create([(0, MIB)]), self.host.create([(0, MIB)])
+        self.domain, self.victim = self._home(), self._home()
+        self._join()
+
+    def _home(self) -> Domain:
+        """Make a domain, and its home in xenstore."""
+        store, domain = self.host.xenstore, self.host.create([(0, MIB)])
+        store.introduce(domain.domid)
+        home = f"/local/domain/{domain.domid}"
+        store.write(f"{home}/data", b"")
+        store.set_perms(f"{home}/data", Permissions(domain.domid, NONE))
+        store.write(f"{home}/secret", b"untouched")
+        store.set_perms(f"{home}/secret", Permissions(0, NONE))
+        return domain
+
+    def _join(self) -> None:
+        """Give the domain its rings."""
         self.domain.place_shared_info(SHARED)
-        for domain in (self.domain, self.victim):
-            store.introduce(domain.domid)
-            home = f"/local/domain/{domain.domid}"
-            store.write(f"{home}/data", b"")
-            store.set_perms(f"{home}/data", Permissions(domain.domid, NONE))
-            store.write(f"{home}/secret", b"untouched")
-            store.set_perms(f"{home}/secret", Permissions(0, NONE))
-        events = self.domain.events
+        events, store = self.domain.events, self.host.xenstore
         self.connection = store.connection(self.domain.domid)
         self.store = StoreRing(self.domain, self.connection, STORE, events.alloc_unbound(0))
         self.console = Console(self.domain, CONSOLE, events.alloc_unbound(0))
         self.heard = 0
         self.console.listen(self._hear)
+        self.consoles[self.domain] = self.console
         self.page = self.domain.memory.frame(STORE)
+
+    def subject(self, which: int) -> tuple[Host, Domain]:
+        return self.host, self.domain
+
+    def destroy(self, host: Host, domain: Domain) -> None:
+        host.destroy(domain)
+        with host.lock:
+            host.xenstore.write(f"/local/domain/{domain.domid}/shared/0", b"news")  # which it may have watched
+            host.xenstore.release(domain.domid)
+            host.xenstore.rm(f"/local/domain/{domain.domid}")
+
+    def begin_anew(self, which: int) -> None:
+        self.domain = self._home()
+        self._join()
 
     def _hear(self, data: bytes) -> None:
         self.heard += len(data)
@@ -223,14 +248,30 @@ class _Inner(AnonymousDisk):
         self.size = MIB
 
 
-class Block(RuleBasedStateMachine):
+class Block(Lives):
     """A block front: any ring, grants and keys, while the disk's threads work or do not."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.begin_anew(0)
+
+    def subject(self, which: int) -> tuple[Host, Domain]:
+        return self.front.host, self.front.domain
+
+    def begin_anew(self, which: int) -> None:
         self.disk = _Inner()
         self.front = Front(self.disk).connect()
         self.other = bytes(self.front.memory.frame(900))
+
+    def destroy(self, host: Host, domain: Domain) -> None:
+        """End the domain; what of the disk's work is under way is finished meanwhile."""
+        end = threading.Thread(target=host.destroy, args=(domain,))
+        end.start()
+        while end.is_alive():
+            while self.front.work:
+                self.front.work.popleft()()
+            end.join(0.0005)
+        assert self.front.device.counters.in_flight == 0
 
     @rule(many=st.lists(slots, min_size=1, max_size=34), run=st.booleans())
     def push(self, many: list[bytes], run: bool) -> None:

@@ -128,9 +128,11 @@ class Streams:
             return error.code
         try:
             self._host.unpause(guest.domain)
+            guest.console.write(b"info\r")
             return code.execute(guest.domain, seconds).word
         finally:
             self._toolstack.destroy(UUID)
+            assert guest.console.write(b"late") == 0
 
     def _left(self) -> tuple[int, int, int, list[str]]:
         """Return what a case could leave behind: domains, memory set aside, open files, homes in xenstore."""
