@@ -118,6 +118,7 @@ class Domain:
             lambda frames: machine.may_grow(own, frames),
             lambda frame: own.map_extra(frame),
             lambda ranges: own.overwritten(ranges),
+            lambda at: own.grants.occupies(at) or at == own.events.shared_info,
         )
         self.maptrack = Maptrack(domid, self.physmap)
         self.policy = Policy(self.clock.hz, vcpus)
@@ -408,11 +409,17 @@ class Domain:
         """
         self.events.forget()
         self.maptrack.close()
+        self.memory.call_in()
         self.grants.forget()
         self.grants = GrantTable(self.memory)
         self._watchdogs = Watchdogs()
         for vcpu in self.vcpus:
             vcpu.timer, vcpu.runstate.places = None, ()
+
+    def freeze(self) -> int:
+        """Freeze the memory, see `Memory.freeze`; handles of grants that were mapped stay, their frames are empty."""
+        self.maptrack.empty()
+        return self.memory.freeze()
 
     def let_go(self) -> None:
         """End all that a domain which no thread runs shares with others, and all access to its memory."""

@@ -11,13 +11,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from hypervisor.errors import EINVAL, XenError
+from hypervisor.errors import EBUSY, EINVAL, ERANGE, XenError
 from hypervisor.memory.atomic import clear_bits, set_bits
 from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 MAX_FRAMES = 64
 """Frames of a table, as Xen's default gnttab_max_frames."""
 _V1_ENTRY, _V2_ENTRY, _V2_STATUS = 8, 16, 2
+_RESERVED = 8
+"""Entries of the toolstack's (GNTTAB_NR_RESERVED_ENTRIES), which a change of version keeps."""
 _NOWHERE = -1
 """For a part of the table that the guest has not placed."""
 
@@ -25,7 +27,7 @@ GTF_TYPE, GTF_PERMIT_ACCESS, GTF_ACCEPT_TRANSFER, GTF_TRANSITIVE = 3, 1, 2, 3
 GTF_READONLY, GTF_READING, GTF_WRITING, GTF_SUB_PAGE = 1 << 2, 1 << 3, 1 << 4, 1 << 8
 
 GNTST_OKAY, GNTST_GENERAL_ERROR, GNTST_BAD_DOMAIN, GNTST_BAD_GNTREF, GNTST_BAD_HANDLE = 0, -1, -2, -3, -4
-GNTST_BAD_DEV_ADDR, GNTST_BAD_PAGE, GNTST_BAD_COPY_ARG, GNTST_NO_SPACE = -6, -9, -10, -13
+GNTST_BAD_PAGE, GNTST_BAD_COPY_ARG, GNTST_NO_SPACE = -9, -10, -13
 
 
 class GrantError(Exception):
@@ -79,27 +81,77 @@ class GrantTable:
     """Reference to those who use it now: the mark goes with the last."""
 
     def set_version(self, version: int) -> None:
-        """Choose the layout of entries; refused while grants are in use."""
-        if version not in (1, 2) or (version != self.version and self._in_use):
+        """Choose the layout of entries, as xen/common/grant_table.c does. Raises XenError.
+
+        All entries are empty then but the reserved ones, no others may be in use before. The status words of version 2
+        go with it: the guest's frames for them are empty, and can be placed again when it comes back to that version.
+        """
+        if version not in (1, 2):
             raise XenError(EINVAL)
+        if version == self.version:
+            return
+        if any(ref >= _RESERVED for ref in self._in_use):
+            raise XenError(EBUSY)
+        kept = self._reserved()
+        if version == 1 and any(frame >> 32 for _, _, frame in kept):
+            raise XenError(ERANGE)
+        for at in (*self.frames, *(self.status_frames if version == 1 else ())):
+            self._empty(at)
+        if version == 1:
+            self.status_frames.clear()
         self.version = version
+        if self.frames and self.frames[0] != _NOWHERE:
+            for ref, entry in enumerate(kept):
+                layout, size = ("<HHI", _V1_ENTRY) if version == 1 else ("<HHxxxxQ", _V2_ENTRY)
+                struct.pack_into(layout, self.memory.bytes, self.frames[0] + ref * size, *entry)
+        for ref, pin in self._in_use.items():
+            self._mark(ref, pin)
+
+    def _reserved(self) -> list[tuple[int, int, int]]:
+        """Return flags, domain and frame of the reserved entries, without marks of their use. Raises XenError."""
+        kept = []
+        for ref in range(_RESERVED if self.frames and self.frames[0] != _NOWHERE else 0):
+            if self.version == 1:
+                flags, owner, frame = struct.unpack_from("<HHI", self.memory.bytes, self.frames[0] + ref * _V1_ENTRY)
+            else:
+                flags, owner, frame = struct.unpack_from(
+                    "<HHxxxxQ", self.memory.bytes, self.frames[0] + ref * _V2_ENTRY
+                )
+                if flags & GTF_TYPE == GTF_TRANSITIVE:
+                    raise XenError(ERANGE)
+                if flags & GTF_TYPE != GTF_PERMIT_ACCESS:
+                    flags = owner = frame = 0
+            kept.append((flags & ~(GTF_READING | GTF_WRITING), owner, frame))
+        return kept
+
+    def _empty(self, at: int) -> None:
+        if at != _NOWHERE:
+            self.memory.bytes[at : at + PAGE] = bytes(PAGE)
+
+    def occupies(self, at: int) -> bool:
+        """Tell whether a part of the table begins at an offset into the memory."""
+        return at in self.frames or at in self.status_frames
 
     def place(self, number: int, frame: int, status: bool = False) -> None:
         """Let a frame hold the table's part of this number. Raises XenError, BadAddress.
 
         The table grows to that number at once: Linux places the last part first when it resumes. The parts below
         hold no entries until they are placed. A part placed before keeps its entries, where it was or elsewhere:
-        Linux places all again after a suspend that was cancelled, with grants in use.
+        Linux places all again after a suspend that was cancelled, with grants in use. Where it was is empty then.
         """
         frames = self.status_frames if status else self.frames
-        if not 0 <= number < MAX_FRAMES:
+        if not 0 <= number < MAX_FRAMES or (status and self.version != 2):
             raise XenError(EINVAL)
         offset = self.memory.place_extra(frame)
         frames.extend([_NOWHERE] * (number + 1 - len(frames)))
         before, frames[number] = frames[number], offset
         if before != offset:
             content = bytes(PAGE) if before == _NOWHERE else bytes(self.memory.bytes[before : before + PAGE])
+            self._empty(before)
             self.memory.bytes[offset : offset + PAGE] = content
+        if status and before == _NOWHERE:
+            for ref, pin in self._in_use.items():
+                self._mark(ref, pin)
 
     def forget(self) -> None:
         """Let go of the guest's frames; grants still in use can be ended, and mark nothing any more."""

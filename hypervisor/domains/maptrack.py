@@ -26,6 +26,8 @@ from hypervisor.memory.foreign import Loan
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 from hypervisor.memory.physmap import Physmap
 
+_BUS = 1 << 39
+"""The first frame of bus addresses in translated domains: where they have nothing."""
 MOST = 1024
 """Mappings of a domain: each costs the process up to two of the host kernel's, of which it has 65,530."""
 
@@ -35,9 +37,12 @@ class Mapping:
     """What a handle stands for."""
 
     grant: Grant
-    loan: Loan
+    loan: Loan | None
+    """The frame that shows it; None where it is mapped for devices alone, of which there are none."""
+    bus_address: int
+    """What the guest is told as dev_bus_addr, and may unmap by: a number of this handle's."""
     flags: int = 0
-    """GNTMAP_* of a paravirtual domain's, less what it has unmapped."""
+    """GNTMAP_*, less what was unmapped."""
 
 
 class Maptrack:
@@ -55,7 +60,7 @@ class Maptrack:
     def map(self, frame: int | None, granter: Physmap, table: GrantTable, ref: int, write: bool) -> int:
         """Let a frame show one that was granted; return the handle. Raises GrantError with nothing mapped.
 
-        Without a frame it is the one of `Physmap.foreign` that goes with the handle.
+        Without a frame it is the one of `Physmap.foreign` that goes with the handle, or none where there are none.
         """
         if len(self._mappings) >= MOST:
             raise GrantError(GNTST_NO_SPACE)
@@ -66,9 +71,10 @@ class Maptrack:
                 raise GrantError(GNTST_GENERAL_ERROR)
             if grant.frame in granter.ballooned:
                 raise GrantError(GNTST_BAD_PAGE)
+            if frame is None and self._physmap.foreign:
+                frame = self._physmap.foreign[handle]
             try:
-                at = self._physmap.foreign[handle] if frame is None else frame
-                loan = self._physmap.borrow(at, table.memory, grant.frame, write)
+                loan = None if frame is None else self._physmap.borrow(frame, table.memory, grant.frame, write)
             except OSError:
                 raise GrantError(GNTST_NO_SPACE) from None
             except BadAddress:
@@ -78,7 +84,8 @@ class Maptrack:
             raise
         if self._free:
             self._free.pop()
-        self._mappings[handle] = Mapping(grant, loan)
+        bus_frame = self._physmap.foreign[handle] if self._physmap.foreign else _BUS + handle
+        self._mappings[handle] = Mapping(grant, loan, bus_frame * PAGE)
         return handle
 
     def find(self, handle: int) -> Mapping:
@@ -88,31 +95,32 @@ class Maptrack:
             raise GrantError(GNTST_BAD_HANDLE)
         return mapping
 
-    def unmap(self, handle: int, frame: int | None) -> None:
-        """Empty the frame that a handle stands for, and forget the handle. Raises GrantError with it as it was.
-
-        Without a frame the handle is looked at, and nothing else is done.
-        """
+    def unmap(self, handle: int) -> None:
+        """Empty the frame that a handle stands for, and forget the handle. Raises GrantError with it as it was."""
         mapping = self.find(handle)
-        if frame is None:
-            return
-        if mapping.loan.at != frame:
-            raise GrantError(GNTST_GENERAL_ERROR)
         try:
-            self._physmap.end(mapping.loan)
+            if mapping.loan is not None:
+                self._physmap.end(mapping.loan)
         except OSError:
             raise GrantError(GNTST_GENERAL_ERROR) from None
         mapping.grant.end()
         del self._mappings[handle]
         self._free.append(handle)
 
+    def empty(self) -> None:
+        """Empty all foreign frames; the handles stay, and can be unmapped. Raises OSError with some of them empty."""
+        for mapping in self._mappings.values():
+            if mapping.loan is not None:
+                self._physmap.end(mapping.loan)
+
     def close(self) -> None:
         """Forget all, for the domain ends or begins anew; frames that cannot be emptied stay until its memory goes."""
         for mapping in self._mappings.values():
-            try:
-                self._physmap.end(mapping.loan)
-            except OSError:
-                mapping.loan.abandon()
+            if mapping.loan is not None:
+                try:
+                    self._physmap.end(mapping.loan)
+                except OSError:
+                    mapping.loan.abandon()
             mapping.grant.end()
         self._mappings.clear()
         self._free.clear()

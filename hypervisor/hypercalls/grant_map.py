@@ -19,7 +19,6 @@ from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domains import maptrack
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import (
-    GNTST_BAD_DEV_ADDR,
     GNTST_BAD_GNTREF,
     GNTST_GENERAL_ERROR,
     GNTST_OKAY,
@@ -29,7 +28,6 @@ from hypervisor.errors import XenError
 from hypervisor.hypercalls.callbacks import canonical, paravirtual
 from hypervisor.hypercalls.grant_table_op import DEVICE_MAP, HOST_MAP, READONLY, Lists, granter
 from hypervisor.hypercalls.mmu import flush
-from hypervisor.memory.guest_memory import PAGE
 from hypervisor.paravirtual.area import ACCESSED, DIRTY, FRAME_MASK, GRANTED, NO_EXECUTE, PRESENT, USER, WRITABLE
 from hypervisor.paravirtual.cpu import PVCPU
 
@@ -37,9 +35,9 @@ _APPLICATION_MAP, _CONTAINS_PTE, _AVAILABLE = 8, 16, 16
 """GNTMAP_*; the last is the shift of the bits that the guest wants in the entry's bits 9 to 11."""
 
 
-def _entry(frame: int, flags: int) -> int:
-    """Return the entry for a frame that is mapped with GNTMAP_* flags."""
-    entry = frame * PAGE | PRESENT | ACCESSED | DIRTY | GRANTED | NO_EXECUTE | (flags >> _AVAILABLE & 7) << 9
+def _entry(address: int, flags: int) -> int:
+    """Return the entry for the address of a frame that is mapped with GNTMAP_* flags."""
+    entry = address | PRESENT | ACCESSED | DIRTY | GRANTED | NO_EXECUTE | (flags >> _AVAILABLE & 7) << 9
     if flags & _APPLICATION_MAP:
         entry |= USER
     return entry if flags & READONLY else entry | WRITABLE
@@ -68,7 +66,7 @@ def _map(domain: Domain, cpu: VCPU, address: int) -> None:
         owner = granter(domain, domid)
         handle = domain.maptrack.map(None, owner.physmap, owner.grants, ref, not flags & READONLY)
         mapping = domain.maptrack.find(handle)
-        mapping.flags, bus_address = flags, mapping.loan.at * PAGE
+        mapping.flags, bus_address = flags, mapping.bus_address
         if flags & HOST_MAP:
             _place(domain, paravirtual(cpu), host_address, handle)
     except GrantError as error:
@@ -82,12 +80,12 @@ def _place(domain: Domain, cpu: PVCPU, address: int, handle: int) -> None:
     try:
         at = _find(cpu, address, mapping.flags & _CONTAINS_PTE)
     except GrantError:
-        domain.maptrack.unmap(handle, mapping.loan.at)
+        domain.maptrack.unmap(handle)
         raise
     words = domain.memory.words
     if words[at] & PRESENT:
         flush(domain, cpu)
-    words[at] = _entry(mapping.loan.at, mapping.flags)
+    words[at] = _entry(mapping.bus_address, mapping.flags)
 
 
 def _unmap(domain: Domain, cpu: VCPU, address: int) -> None:
@@ -108,19 +106,16 @@ def _unmapped(domain: Domain, cpu: PVCPU, handle: int, host_address: int, bus_ad
     """Unmap where the addresses say, neither of them nothing, and return the status; the last ends the mapping."""
     try:
         mapping = domain.maptrack.find(handle)
-        flags, frame = mapping.flags, mapping.loan.at
-        if not flags & DEVICE_MAP:
-            bus_address = 0
-        if bus_address not in (0, frame * PAGE):
-            raise GrantError(GNTST_BAD_DEV_ADDR)
-        if host_address and flags & HOST_MAP:
+        if bus_address not in (0, mapping.bus_address):
+            raise GrantError(GNTST_GENERAL_ERROR)
+        if host_address and mapping.flags & HOST_MAP:
             flush(domain, cpu)
             _remove(domain, cpu, mapping, host_address, replacement)
             mapping.flags &= ~HOST_MAP
         if bus_address:
             mapping.flags &= ~DEVICE_MAP
         if not mapping.flags & (DEVICE_MAP | HOST_MAP):
-            domain.maptrack.unmap(handle, frame)
+            domain.maptrack.unmap(handle)
     except GrantError as error:
         return error.status
     return GNTST_OKAY
@@ -135,7 +130,7 @@ def _remove(domain: Domain, cpu: PVCPU, mapping: maptrack.Mapping, address: int,
         moved = _find(cpu, replacement, False)
         entry, words[moved] = words[moved], 0
     at = _find(cpu, address, contains_pte)
-    if (words[at] ^ _entry(mapping.loan.at, mapping.flags)) & (FRAME_MASK | PRESENT | WRITABLE):
+    if (words[at] ^ _entry(mapping.bus_address, mapping.flags)) & (FRAME_MASK | PRESENT | WRITABLE):
         raise GrantError(GNTST_GENERAL_ERROR)
     words[at] = entry
 

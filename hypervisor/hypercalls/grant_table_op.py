@@ -2,7 +2,9 @@
 
 Mapping is for translated domains here, as Xen has it for them (xen/arch/x86/hvm/grant_table.c): `host_addr` is a
 guest-physical address, whose frame shows the granted one until it is unmapped, and is empty then. What lay there is
-given back to the host. Paravirtual domains map at a page table entry: `grant_map`.
+given back to the host. A grant that is mapped for devices alone has a bus address, by which it is unmapped. It is good
+for nothing else, and is one of the handle's own, where Xen gives that of the granted frame. Paravirtual domains map at
+a page table entry: `grant_map`.
 """
 
 from __future__ import annotations
@@ -48,8 +50,10 @@ def grant_table_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
         cpu.write(address + 4, struct.pack("<IIh", len(domain.grants.frames), MAX_FRAMES, GNTST_OKAY))
         return 0
     if command == _SET_VERSION:  # in place
-        domain.grants.set_version(struct.unpack("<I", cpu.read(address, 4))[0])
-        cpu.write(address, struct.pack("<I", domain.grants.version))
+        try:
+            domain.grants.set_version(struct.unpack("<I", cpu.read(address, 4))[0])
+        finally:  # a guest that is refused is told too what it has
+            cpu.write(address, struct.pack("<I", domain.grants.version))
         return 0
     if command == _GET_VERSION:  # {u16 dom; u32 version}
         cpu.write(address + 4, struct.pack("<I", domain.grants.version))
@@ -78,38 +82,46 @@ def granter(domain: Domain, domid: int) -> Domain:
 def _map(domain: Domain, cpu: VCPU, address: int) -> None:
     """Do one gnttab_map_grant_ref: write its status and, when that is good, its handle."""
     host_address, flags, ref, domid = struct.unpack("<QIIH", cpu.read(address, 18))
-    handle = 0
+    handle = bus_address = 0
     try:
         if not flags & (DEVICE_MAP | HOST_MAP):
             raise GrantError(GNTST_BAD_GNTREF)
-        if flags & ~READONLY != HOST_MAP:
+        if flags & HOST_MAP and flags & ~READONLY != HOST_MAP:
             raise GrantError(GNTST_GENERAL_ERROR)
         owner = granter(domain, domid)
-        writable = not flags & READONLY
-        handle = domain.maptrack.map(host_address // PAGE, owner.physmap, owner.grants, ref, writable)
+        frame = host_address // PAGE if flags & HOST_MAP else None
+        handle = domain.maptrack.map(frame, owner.physmap, owner.grants, ref, not flags & READONLY)
+        mapping = domain.maptrack.find(handle)
+        mapping.flags, bus_address = flags, mapping.bus_address
         status = GNTST_OKAY
     except GrantError as error:
         status = error.status
-    cpu.write(address + 18, struct.pack("<hIQ", status, handle, 0))  # no bus address: there is no device to give it to
+    cpu.write(address + 18, struct.pack("<hIQ", status, handle, bus_address))
 
 
 def _unmap(domain: Domain, cpu: VCPU, address: int) -> None:
     """Do one gnttab_unmap_grant_ref and write its status."""
-    host_address, _, handle = struct.unpack("<QQI", cpu.read(address, 20))
-    cpu.write(address + 20, struct.pack("<h", _unmapped(domain, host_address, handle)))
+    host_address, bus_address, handle = struct.unpack("<QQI", cpu.read(address, 20))
+    cpu.write(address + 20, struct.pack("<h", _unmapped(domain, host_address, bus_address, handle)))
 
 
 def _unmap_and_replace(domain: Domain, cpu: VCPU, address: int) -> None:
     """Do one gnttab_unmap_and_replace: as Xen has it for translated domains, good only without a replacement."""
     host_address, replacement, handle = struct.unpack("<QQI", cpu.read(address, 20))
-    status = GNTST_GENERAL_ERROR if replacement else _unmapped(domain, host_address, handle)
+    status = GNTST_GENERAL_ERROR if replacement else _unmapped(domain, host_address, 0, handle)
     cpu.write(address + 20, struct.pack("<h", status))
 
 
-def _unmapped(domain: Domain, host_address: int, handle: int) -> int:
-    """Unmap, and return the status; no address asks for nothing."""
+def _unmapped(domain: Domain, host_address: int, bus_address: int, handle: int) -> int:
+    """Unmap where the addresses say, and return the status; neither of them asks for nothing."""
     try:
-        domain.maptrack.unmap(handle, host_address // PAGE if host_address else None)
+        mapping = domain.maptrack.find(handle)
+        if bus_address not in (0, mapping.bus_address):
+            raise GrantError(GNTST_GENERAL_ERROR)
+        if mapping.loan is not None and host_address and mapping.loan.at != host_address // PAGE:
+            raise GrantError(GNTST_GENERAL_ERROR)
+        if bus_address if mapping.loan is None else host_address:
+            domain.maptrack.unmap(handle)
     except GrantError as error:
         return error.status
     return GNTST_OKAY

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import DOMID_SELF
-from hypervisor.errors import EINVAL, ENOSYS, EPERM, XenError
+from hypervisor.errors import EBUSY, EINVAL, ENOSYS, EPERM, XenError
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 
 _MOST_FRAMES = 1024
@@ -43,6 +43,8 @@ def _check_self(domain: Domain, domid: int) -> None:
 
 
 def _add_to_physmap(domain: Domain, space: int, index: int, frame: int) -> int:
+    if domain.physmap.is_shared(frame):  # Xen would put a page of its own there, and leave the other domain's alone
+        raise XenError(EBUSY)
     if space == _SHARED_INFO and index == 0:
         domain.memory.check(frame * PAGE, PAGE)
         domain.place_shared_info(frame)

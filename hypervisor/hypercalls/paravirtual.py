@@ -130,7 +130,7 @@ def _grant_table(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     status = GNTST_OKAY
     if owner not in (DOMID_SELF, domain.domid):
         status = GNTST_BAD_DOMAIN
-    elif count > most:
+    elif count > most or (command == 9 and grants.version != 2):
         status = GNTST_GENERAL_ERROR
     else:
         placed = grants.frames if command == 2 else grants.status_frames

@@ -136,7 +136,7 @@ class Memory:
         """End all that others share with this memory, and all access by its methods; under the host's lock."""
         for loan in list(self.foreign.values()):
             loan.abandon()
-        self._call_in(forced=True)
+        self.call_in(forced=True)
         self.words.release()
         self.bytes.release()
 
@@ -226,7 +226,7 @@ class Memory:
             if bytes(self.bytes[at : at + PAGE]) != _ZEROS:
                 self.bytes[at : at + PAGE] = _ZEROS
 
-    def _call_in(self, forced: bool = False) -> None:
+    def call_in(self, forced: bool = False) -> None:
         """Let all who show frames of this memory keep copies. Raises OSError unless `forced`."""
         for loan in [loan for loans in self.lent.values() for loan in loans]:
             try:
@@ -280,7 +280,7 @@ class Memory:
         """
         for loan in list(self.foreign.values()):
             loan.end()
-        self._call_in()
+        self.call_in()
         if self.private and self._own(self.size + EXTRA * PAGE):
             file = self._copied()
             os.close(self.file)

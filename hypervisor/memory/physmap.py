@@ -17,7 +17,8 @@ class Physmap:
     given back that another domain shows. The frames of `foreign` are no RAM: they are for others' only.
 
     `may_grow` tells whether the domain may hold so many frames more, `show` lets its vCPUs see a frame beyond its
-    memory, and `overwritten` hears of ranges of bytes whose content has changed under the vCPUs.
+    memory, and `overwritten` hears of ranges of bytes whose content has changed under the vCPUs. `occupied` tells
+    whether at an offset into the memory lies what the hypervisor reads of the domain: its grant table, its shared page.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Physmap:
         may_grow: Callable[[int], bool],
         show: Callable[[int], None],
         overwritten: Callable[[Iterable[tuple[int, int]]], None],
+        occupied: Callable[[int], bool],
     ) -> None:
         self.ballooned = FrameSet()
         """RAM without memory of the domain's own."""
@@ -34,7 +36,7 @@ class Physmap:
         self.foreign = range(0)
         """Frames of the memory in which a paravirtual domain sees others'."""
         self._memory = memory
-        self._may_grow, self._show, self._overwritten = may_grow, show, overwritten
+        self._may_grow, self._show, self._overwritten, self._occupied = may_grow, show, overwritten, occupied
 
     def holds(self, frame: int) -> bool:
         """Tell whether a frame is RAM with memory of the domain's own."""
@@ -45,7 +47,7 @@ class Physmap:
     def release(self, frame: int, count: int) -> bool:
         """Give frames to the host (balloon up), if no other domain is concerned. Raises BadAddress."""
         self._check(frame, count)
-        if self._is_shared(frame, count):
+        if self.is_shared(frame, count):
             return False
         self._memory.free(frame, count)
         self.hold_out(frame, count)
@@ -54,7 +56,7 @@ class Physmap:
     def populate(self, frame: int, count: int) -> bool:
         """Take frames from the host (balloon down), as far as the target allows. Raises BadAddress."""
         self._check(frame, count)
-        if self._is_shared(frame, count) or not self._may_grow(self.ballooned.count(frame, count)):
+        if self.is_shared(frame, count) or not self._may_grow(self.ballooned.count(frame, count)):
             return False
         self._memory.present += self.ballooned.remove(frame, count)
         return True
@@ -70,7 +72,8 @@ class Physmap:
         if not any(low <= start and end <= high for low, high in self.ranges):
             raise BadAddress(f"frames {frame:#x} and {count - 1} more are no RAM")
 
-    def _is_shared(self, frame: int, count: int) -> bool:
+    def is_shared(self, frame: int, count: int = 1) -> bool:
+        """Tell whether one of the frames shows another domain's, or is shown by one."""
         foreign, lent = self._memory.foreign, self._memory.lent
         return bool(foreign or lent) and any(other in foreign or other in lent for other in range(frame, frame + count))
 
@@ -83,8 +86,10 @@ class Physmap:
         a clone's. Raises OSError when the host has no room for it, with the place empty.
         """
         memory = self._memory
-        if frame in memory.foreign or frame in memory.lent:
+        if frame in memory.foreign or frame in memory.lent or (lender is memory and other == frame):
             raise BadAddress(f"frame {frame:#x} is shared with another domain already")
+        if (frame in memory.extra or 0 <= frame < memory.size // PAGE) and self._occupied(memory.offset(frame)):
+            raise BadAddress(f"frame {frame:#x} is in use")  # else who lends would write the borrower's grants
         if lender.private or other in lender.foreign:
             raise BadAddress(f"frame {other:#x} is in no file of its domain's")
         lender.check(other * PAGE, PAGE)

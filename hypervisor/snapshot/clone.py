@@ -28,7 +28,7 @@ class Template:
         self._size = domain.memory.size
         with held(host, domain) as (self.context, reading), reading:
             self.shape = reading.shape
-            self._file = domain.memory.freeze()
+            self._file = domain.freeze()
 
     def __enter__(self) -> Template:
         return self

@@ -170,7 +170,7 @@ class PVGrants(Lives):
         """Let the victim look at what it was granted, and leave it again."""
         track = self.victim.maptrack
         with contextlib.suppress(GrantError):
-            track.unmap(track.map(SHOWN, self.domain.physmap, self.domain.grants, ref, True), SHOWN)
+            track.unmap(track.map(SHOWN, self.domain.physmap, self.domain.grants, ref, True))
 
     @rule()
     def granter_dies(self) -> None:
