@@ -426,6 +426,7 @@ class Domain:
         self.maptrack.close()
         self.grants.forget()
         self.memory.let_go()
+        self.events.queued.clear()  # what was posted knows us
         self._ended, self.vcpus = self.vcpus, []
 
     def close(self) -> None:

@@ -209,6 +209,12 @@ class Deadlines:
                 self._heap = [(at, next(self._order), key) for key, at in self._when.items()]
                 heapq.heapify(self._heap)
 
+    def forget(self, entity: Entity) -> None:
+        """Keep nothing of a domain that ends: times that no longer hold would, until they come."""
+        self._when.pop(entity, None)
+        self._heap = [(at, next(self._order), key) for key, at in self._when.items()]
+        heapq.heapify(self._heap)
+
     def first(self) -> float | None:
         """Return the earliest deadline."""
         heap = self._heap

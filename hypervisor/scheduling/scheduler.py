@@ -124,7 +124,7 @@ class Scheduler:
             entity = self.entities.pop(domain.domid, None)
             if entity is not None:
                 self.queue.remove(entity)
-                self._deadlines.set(entity, None)
+                self._deadlines.forget(entity)
         if entity is not None:
             self.wait_until_off(entity)
 
