@@ -26,7 +26,7 @@ bench: $(VENV)/dev
 
 # The tests that kill, fill and wait, hundreds of times; and all that draw their cases, with cases of their own.
 soak: $(VENV)/dev
-	XAPI_KILLS=300 $(BIN)/python -m pytest --hypothesis-profile=random tests/durability $(ARGS)
+	XAPI_KILLS=300 XAPI_CYCLES=2000 $(BIN)/python -m pytest --hypothesis-profile=random tests/durability $(ARGS)
 	$(BIN)/python -m pytest --hypothesis-profile=random --numprocesses auto --dist loadfile $(ARGS)
 
 # Hostile guests, for as many minutes as wanted: make fuzz MINUTES=60

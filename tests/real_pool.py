@@ -1,0 +1,82 @@
+"""A daemon in memory over the real hypervisor: its threads run guests, and the test takes the reactor's turns."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+from tests.conftest import Pool
+from xapi.backends.local import LocalBackend, Threads
+from xapi.backends.local_storage import LocalStorage
+
+PATIENCE = 60.0
+"""Seconds after which a test gives up."""
+MEMORY = 4 << 30
+THREADS = 8
+
+
+class RealPool(Pool):
+    """A pool whose hosts run demo guests. `close` it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._workers = ThreadPool(0, THREADS, "xapi")
+        self._workers.start()
+        self._seen = time.monotonic()
+        self.real: dict[str, LocalBackend] = {}
+        super().__init__(directory)
+
+    def callFromThread(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Do as a reactor does."""
+        self._calls.put((function, arguments))
+
+    def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        return deferToThreadPool(self, self._workers, function, *arguments)
+
+    def make_backend(self, host: Any) -> Any:
+        if host._ref not in self.real:
+            threads = Threads(self._in_thread, self.callFromThread, self.clock.callLater)
+            storage = LocalStorage(self._in_thread, self.callFromThread, time.time_ns)
+            self.real[host._ref] = LocalBackend(MEMORY, threads, storage, pcpus=2)
+            self.real[host._ref].start()
+        return self.real[host._ref]
+
+    def turn(self) -> None:
+        """Take a turn: do what threads have asked for, and let as much time pass as has."""
+        try:
+            function, arguments = self._calls.get(timeout=0.001)
+            function(*arguments)
+        except queue.Empty:
+            pass
+        now = time.monotonic()
+        self.clock.advance(now - self._seen)
+        self._seen = now
+
+    def until(self, happened: Callable[[], object]) -> None:
+        """Take turns until something is so."""
+        end = time.monotonic() + PATIENCE
+        while not happened():
+            self.turn()
+            assert time.monotonic() < end, "it did not happen"
+
+    def outcome(self, deferred: Deferred[Any]) -> Any:
+        results: list[Any] = []
+        deferred.addBoth(results.append)
+        self.until(lambda: results)
+        if hasattr(results[0], "raiseException"):
+            results[0].raiseException()
+        return results[0]
+
+    def close(self) -> None:
+        """End all guests and threads."""
+        for backend in self.real.values():
+            stopped = self._in_thread(backend.stop)
+            self.outcome(stopped)
+        self._workers.stop()
