@@ -37,7 +37,7 @@ class Ref(str, Generic[R_co]):
 NULL: Ref[Any] = Ref("OpaqueRef:NULL")
 
 # Control characters have no place in XML 1.0, and PostgreSQL cannot keep NUL.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def _is_text(value: object) -> bool:
@@ -97,7 +97,7 @@ class StringType(Type):
 
     def decode(self, value: Any) -> str:
         if type(value) is str:
-            return _UNPRINTABLE.sub("", value)
+            return UNPRINTABLE.sub("", value)
         if value is None:  # <nil/>: PyPI XenAPI sends it for None
             return ""
         raise DecodeError(f"expected a string, got {_met(value)}")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from xapi import datamodel
 from xapi.datamodel import Model
 from xapi.errors import Fault
+from xapi.store.ballast import Ballast
 from xapi.store.database import Database, open_database
 from xapi.store.memory import Change, Store
 from xapi.store.tables import kept_fields, persistent
@@ -54,10 +55,18 @@ class Loop:
 class Opened:
     """A loaded store with its database, writer and loop."""
 
-    def __init__(self, url: str, *, model: Model = MODEL, retry_interval: float = 0.01, **options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: Model = MODEL,
+        retry_interval: float = 0.01,
+        ballast: Ballast | None = None,
+        **options: Any,
+    ) -> None:
         self.loop = Loop()
         self.database: Database = open_database(url, model, **options)
-        self.writer = Writer(self.database, self.loop.from_thread, retry_interval)
+        self.writer = Writer(self.database, self.loop.from_thread, retry_interval, ballast)
         self.store = Store(model, self.writer, self.loop.soon, self.database.generation)
         self.database.load(self.store)
         self.store.loaded()

@@ -23,7 +23,6 @@ from xapi.vms.copies import (
     drives,
     forget_proxies,
 )
-from xapi.vms.memory import overhead
 
 VM = Ref[records.VM]
 
@@ -51,11 +50,10 @@ def create(call: Call, args: Mapping[str, Any]) -> VM:
     )
     if kind == "unspecified":
         fields["domain_type"] = "hvm" if fields["HVM_boot_policy"] else "pv"
-    fields["other_config"] = {MAC_SEED: str(uuid.uuid4()), **fields["other_config"]}
+    fields["other_config"] = {MAC_SEED: db.uuids.draw(MAC_SEED), **fields["other_config"]}
     row: Any = db.VM.create(
         **fields, power_state="Suspended" if state == "Suspended" else "Halted", metrics=metrics._ref, domid=-1
     )
-    row.memory_overhead = overhead(row)
     if row.has_vendor_device:
         row.hardware_platform_version = max(row.hardware_platform_version, VENDOR_DEVICE_VERSION)
     made: VM = row._ref

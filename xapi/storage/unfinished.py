@@ -8,7 +8,6 @@ when the daemon starts is nobody's, and goes.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,7 @@ def making(call: Call) -> Iterator[Making]:
 async def new_image(call: Call, sr: Any) -> AsyncIterator[str]:
     """Return the uuid of an image that is to be made on an SR, when its note is durable. Raises Fault."""
     with making(call) as noted:
-        image = str(uuid.uuid4())
+        image = call.db.uuids.draw("VDI")
         noted.note(sr._ref, image)
         await durable(call.db)
         yield image

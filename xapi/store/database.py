@@ -17,7 +17,8 @@ import gc
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import sqlalchemy
 from sqlalchemy import Connection
@@ -52,6 +53,8 @@ class Database:
         """Where a Store goes on counting."""
         self.reserved = 1
         """All generations up to this one may be told to clients: it is the mark in the database."""
+        self.new = False
+        """Whether opening has made all tables."""
         self.upgraded: list[str] = []
         """What opening has added to an older database, for the log."""
         self._engine = kind.engine()
@@ -63,6 +66,11 @@ class Database:
     def location(self) -> str:
         """The file or the URL without its password."""
         return self._kind.location
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the database is in, if it is one on this machine."""
+        return self._kind.path
 
     @property
     def connection(self) -> Connection:
@@ -80,6 +88,15 @@ class Database:
     def is_full(self, error: BaseException) -> bool:
         """Tell whether an error means that no space is left."""
         return self._kind.is_full(error)
+
+    def is_unfit(self, error: BaseException) -> bool:
+        """Tell whether an error comes from the values that were to be written: all others could be."""
+        return self._kind.is_unfit(error)
+
+    def spare(self, room: bool) -> None:
+        """Have the database take as little room as it can, or as it likes."""
+        with suppress(DBAPIError, sqlite3.Error):
+            self._kind.spare(self.connection, room)
 
     def set_mark(self, key: str, value: str) -> None:
         """Write one mark in the running transaction."""
@@ -111,6 +128,11 @@ class Database:
             except DBAPIError:
                 connection.invalidate()
         self._engine.dispose()
+
+    def abandon(self) -> None:
+        """Close, and remove the file if opening has made it: nothing in it was of use to anybody."""
+        self.close()
+        self._kind.remove()
 
     def load(self, store: Store) -> None:
         """Fill the tables of a store, which then needs the rows that are not kept, and `loaded()`.
@@ -172,6 +194,7 @@ class Database:
                         f"{self.location}: cannot be upgraded: {error}; use the version of this program that "
                         "wrote it last"
                     ) from error
+                self.new = not found
                 self.upgraded = done if found else []
                 self._unmarked = upgrade.newest(upgrades)
                 written = bool(done) or found != self._unmarked
@@ -229,13 +252,15 @@ def open_database(
     model: Model,
     *,
     upgrades: Mapping[int, upgrade.Upgrade] = upgrade.UPGRADES,
+    used: bool = False,
     lock_wait: float = LOCK_WAIT,
     on_connect: Hook | None = None,
 ) -> Database:
     """Open, create or upgrade the database of a URL, ``sqlite:////path`` or ``postgresql://user@host/name``.
 
-    `lock_wait` is in seconds; `on_connect` gets each new connection of the driver. Raises DatabaseError,
-    and then nothing in the database has changed.
+    With `used` there has been a database before, so an empty file is refused. `lock_wait` is in seconds;
+    `on_connect` gets each new connection of the driver. Raises DatabaseError, and then nothing in the database
+    has changed.
     """
     try:
         parsed = sqlalchemy.make_url(url)
@@ -243,7 +268,7 @@ def open_database(
         raise DatabaseError("the database's URL cannot be read; write sqlite:////path or postgresql://…") from None
     kind: Kind
     if parsed.get_backend_name() == "sqlite":
-        kind = SQLite(parsed, lock_wait, on_connect)
+        kind = SQLite(parsed, lock_wait, on_connect, used)
     elif parsed.get_backend_name() == "postgresql":
         kind = PostgreSQL(parsed, lock_wait, on_connect)
     else:
@@ -252,6 +277,6 @@ def open_database(
     try:
         database._open(upgrades)
     except BaseException:
-        database.close()
+        database.abandon()
         raise
     return database

@@ -10,6 +10,8 @@ from xapi.store.memory import Change, Store
 class Forgetful:
     """The journal of a store in memory alone, in the place of `Writer`. `soon` runs a function in a later turn."""
 
+    file = None
+
     def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
         self._soon = soon
         self._store: Store | None = None
@@ -40,4 +42,7 @@ class Forgetful:
         """Do nothing: no later process goes on counting."""
 
     def stop(self) -> None:
+        """Do nothing."""
+
+    def abandon(self) -> None:
         """Do nothing."""

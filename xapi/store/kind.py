@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 MARK = "kronos-xapi"
 """By what a database is known to be ours, and a connection's user at the server."""
@@ -23,11 +25,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def is_unfit(error: BaseException) -> bool:
+    """Tell whether an error comes from values that SQLAlchemy or a driver cannot even send, or a server not take."""
+    if isinstance(error, DBAPIError):
+        return isinstance(error, DataError | IntegrityError) and not error.connection_invalidated
+    # A StatementError that is no DBAPIError comes from turning a value into a parameter.
+    return isinstance(error, StatementError | ValueError | TypeError | OverflowError)
+
+
 class Kind(Protocol):
     """What is particular to a kind of database."""
 
     location: str
     """The file, or the URL without its password."""
+
+    path: Path | None
+    """The file, if the database is one on this machine."""
 
     def prepare(self) -> None:
         """Look at what can be looked at before the first connection, or make it. Raises DatabaseError."""
@@ -44,11 +57,20 @@ class Kind(Protocol):
     def leave(self) -> None:
         """Let the database be ours no more."""
 
+    def remove(self) -> None:
+        """Remove what this opening has made, if it was all made by it."""
+
     def accept(self, connection: Connection) -> None:
         """Set what may be set only now that the database is known to be ours or empty."""
 
+    def spare(self, connection: Connection, room: bool) -> None:
+        """Take as little room as possible, or as usual."""
+
     def is_full(self, error: BaseException) -> bool:
         """Tell whether an error means that no space is left."""
+
+    def is_unfit(self, error: BaseException) -> bool:
+        """Tell whether an error comes from the values that were to be written: all others could be."""
 
     def explain(self, error: BaseException) -> str:
         """Return what happened and what to do, one line, without the location."""

@@ -8,8 +8,9 @@ of its own. When the outermost `atomic` ends, in this order:
 2. the change gets the next *generation*, the number that event tokens are made of, and every touched
    row is stamped with it;
 3. what must survive a restart goes to the `Journal` (`xapi.store.writer` in the daemon), which
-   reports each generation when it is on disk, or that it could not be written: then all that is not
-   on disk is undone, and changes are refused until the journal can write again.
+   reports each generation when it is on disk, or that it could not be written. Where the database fails,
+   all that is not on disk is undone, and changes are refused until the journal can write again; where it
+   cannot hold a change, that one is undone with what builds on it, and the rest goes on.
 
 An exception inside `atomic` undoes all of it. Writing the value that is there already is no change.
 Everything here runs on the reactor thread. Costs: a read 30 ns, a one-field change some 5 µs.
@@ -26,7 +27,8 @@ from typing import Any, NamedTuple, Protocol, cast
 from xapi import errors
 from xapi.datamodel import Model
 from xapi.records import Tables
-from xapi.store.rows import Grave, Row, Table, random_uuids
+from xapi.store.rows import Grave, Row, Table
+from xapi.store.uuids import Uuids
 
 GRAVES = 50_000
 """How many deleted objects of a class are remembered for clients that poll events."""
@@ -43,7 +45,7 @@ class Change(NamedTuple):
 
 
 class Journal(Protocol):
-    """Where changes become durable. It answers by `Store.written` or `Store.failed`, never from `write`."""
+    """Where changes become durable. It answers by `Store.written`, `failed` or `refused`, never from `write`."""
 
     def write(self, generation: int, changes: list[Change]) -> None:
         """Store the changes of one generation, after those of all earlier ones."""
@@ -102,12 +104,14 @@ class Store(Tables):
         """Tokens before this generation cannot be served: deletions since are forgotten."""
         self.refusal: errors.Fault | None = None
         """Why changes to durable objects are refused at present, if they are."""
+        self.shortage: errors.Fault | None = None
+        """Why nothing new is made at present, if so: what frees and what the hosts report goes on."""
         self.forget: Callable[[Row], None] = lambda row: None
         """Called for each row whose rendered fragments are stale."""
         self.unsettled: Callable[[], None] = lambda: None
         """Called when changes have been undone that were accepted, and when changes are accepted again after that:
         what they say of things outside must be looked at."""
-        self.uuids = random_uuids()
+        self.uuids = Uuids()
         """Those of new objects, and of their references."""
         self._call_soon = call_soon
         self._transaction: _Transaction | None = None
@@ -198,12 +202,12 @@ class Store(Tables):
 
     def _assign(self, row: Row, name: str, value: Any) -> None:
         table = row._table
+        if name not in table.fit:
+            raise AttributeError(f"{table.name}.{name} follows from {table.cls.fields[name].inverse}: assign that")
+        value = table.fitted(name, value)
         old = getattr(row, name)
-        if old == value and (type(old) is type(value) or isinstance(old, str)):  # True == 1, but a Ref is a str
+        if old == value:
             return
-        field = table.cls.fields[name]
-        if field.derived:
-            raise AttributeError(f"{table.name}.{name} follows from {field.inverse}: assign that")
         transaction = self._transaction
         if transaction is None:
             with self.atomic():
@@ -260,10 +264,16 @@ class Store(Tables):
                 target = self.tables[derivation.table].rows.get(ref)
                 if target is None:
                     continue
-                value = derivation.compute(self, target)
+                value = self._computed(derivation, target)
                 if getattr(target, name) != value:
                     self._assign(target, name, value)
                     todo.append((target, {name}))
+
+    def _computed(self, derivation: Derivation, target: Row) -> Any:
+        try:
+            return derivation.compute(self, target)
+        except (ArithmeticError, ValueError) as error:  # such as the product of two numbers that are both allowed
+            raise errors.VALUE_NOT_SUPPORTED(f"{derivation.table}.{derivation.field}", "", str(error)) from error
 
     def _commit(self, transaction: _Transaction) -> None:
         touched = transaction.touched
@@ -272,6 +282,8 @@ class Store(Tables):
             return
         if changes and self.refusal is not None:
             raise self.refusal
+        if changes and self.shortage is not None and any(map(self._is_new, changes)):
+            raise self.shortage
         generation = self.generation = self.generation + 1
         for row in touched:
             self._stamp(row, generation)
@@ -283,6 +295,13 @@ class Store(Tables):
         elif not self._pending:
             self.flushed = generation
         self._tell_soon()
+
+    def _is_new(self, change: Change) -> bool:
+        """Tell whether a change makes what clients ask for: an object of theirs, or a setting."""
+        table = self.tables[change.table]
+        if change.action == "insert":
+            return table.asked_for
+        return not table.settings.isdisjoint(change.values)
 
     def _stamp(self, row: Row, generation: int) -> None:
         table = row._table
@@ -365,9 +384,39 @@ class Store(Tables):
         pending, self._pending = list(self._pending), deque()
         waiting, self._waiting = list(self._waiting), deque()
         self.refusal = refusal
+        self._take_back(pending)
+        self.flushed = self.generation
+        for _, tell in waiting:
+            tell(refusal)
+        self._tell_soon()
+        self.unsettled()
+
+    def refused(self, faults: Mapping[int, errors.Fault]) -> None:
+        """Hear from the journal that these generations, and none that builds on them, are not durable: undo them.
+
+        What follows from the rows they touched is derived anew, which is a change of its own.
+        """
+        lost = [change for change in self._pending if change.generation in faults]
+        self._pending = deque(change for change in self._pending if change.generation not in faults)
+        waiting, self._waiting = self._waiting, deque()
+        derived = self._take_back(lost)
+        changes = self._changes(derived)
+        if changes:
+            self._pending.append(_Pending(self.generation, derived))
+            self.journal.write(self.generation, changes)
+        for generation, tell in waiting:
+            if generation in faults:
+                tell(faults[generation])
+            else:
+                self._waiting.append((generation, tell))
+        self._tell_soon()
+        self.unsettled()
+
+    def _take_back(self, lost: list[_Pending]) -> list[tuple[str, Row, str, Any]]:
+        """Undo changes as one new generation; return what was derived anew."""
         self._transaction = transaction = _Transaction()
         try:
-            for change in reversed(pending):
+            for change in reversed(lost):
                 for _, row, name, _ in change.log:
                     self._touch(row, *filter(None, [name]))
                 self._undo(change.log, 0)
@@ -380,11 +429,11 @@ class Store(Tables):
                     self._stamp(row, self.generation)
         finally:
             self._transaction = None
-        self.flushed = self.generation
-        for _, tell in waiting:
-            tell(refusal)
-        self._tell_soon()
-        self.unsettled()
+        return [entry for entry in transaction.log if entry[2] in entry[1]._table.kept_or_whole]
+
+    def scarce(self, shortage: errors.Fault | None) -> None:
+        """Hear from the journal that room is scarce, or, with None, that there is enough again."""
+        self.shortage = shortage
 
     def recovered(self) -> None:
         """Hear from the journal that it can write again."""

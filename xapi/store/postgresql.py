@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, NullPool, event
 from sqlalchemy.exc import DBAPIError
 
-from xapi.store.kind import MARK, DatabaseError, Hook, one_line
+from xapi.store.kind import MARK, DatabaseError, Hook, is_unfit, one_line
 
 LOCK_KEY = int.from_bytes(b"kronosxp")
 """The advisory lock that the owner holds."""
@@ -32,6 +33,7 @@ class PostgreSQL:
     def __init__(self, url: URL, lock_wait: float, on_connect: Hook | None) -> None:
         self.url = url.set(drivername="postgresql+psycopg")
         self.location = url.set(drivername="postgresql").render_as_string(hide_password=True)
+        self.path: Path | None = None
         self.lock_wait = lock_wait
         self.on_connect = on_connect
 
@@ -76,11 +78,22 @@ class PostgreSQL:
     def leave(self) -> None:
         """Nothing is left over."""
 
+    def remove(self) -> None:
+        """The database is the administrator's."""
+
     def accept(self, connection: Connection) -> None:
         """Nothing needs to be set."""
 
+    def spare(self, connection: Connection, room: bool) -> None:
+        """The server sees to that."""
+
     def is_full(self, error: BaseException) -> bool:
         return getattr(getattr(error, "orig", error), "sqlstate", None) == "53100"  # disk_full
+
+    def is_unfit(self, error: BaseException) -> bool:
+        """Tell whether an error comes from the values that were to be written, also when there is too much of them."""
+        state = getattr(getattr(error, "orig", error), "sqlstate", None) or ""
+        return is_unfit(error) or state.startswith("54")  # program_limit_exceeded
 
     def explain(self, error: BaseException) -> str:
         cause = getattr(error, "orig", None) or error

@@ -5,8 +5,6 @@ What changes them is `xapi.store.memory.Store`, which logs each change; here is 
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from operator import attrgetter
@@ -14,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from xapi import errors
+from xapi.store.values import Unfit, fitting
 from xapi.types import NULL, Ref
 
 if TYPE_CHECKING:
@@ -49,14 +48,6 @@ NO_REFS: Mapping[str, None] = MappingProxyType({})
 """The relation set of an object that nothing points to; sets that hold something are dicts."""
 
 
-def random_uuids() -> Iterator[str]:
-    """Yield uuids of version 4, many for one system call: at each of those the interpreter goes to other threads."""
-    while True:
-        drawn = os.urandom(16 * 256)
-        for at in range(0, len(drawn), 16):
-            yield str(uuid.UUID(bytes=drawn[at : at + 16], version=4))
-
-
 class Grave(NamedTuple):
     """What is remembered of a deleted object: event.from tells of it those who had seen it."""
 
@@ -81,6 +72,11 @@ class Table(Generic[R]):
         )
         self.kept_or_whole = self.kept | {""} if self.kept else self.kept
         """The names that log entries of durable changes have: a kept field's, or '' for the whole row."""
+        self.settings = frozenset(field.name for field in cls.fields.values() if field.access == "RW") & self.kept
+        """The fields that clients set."""
+        asked_for = not cls.messages.keys().isdisjoint(("create", "introduce"))
+        self.asked_for = asked_for and cls.name not in ("message", "console")
+        """Whether objects are made only when clients ask for them; those two tell of what happens to guests."""
         slots = {"__slots__": tuple(cls.fields), "_table": self, "__module__": __name__}
         slotted = type(cls.name, (Row,), slots)
         self._class = cast("type[R]", slotted)
@@ -88,6 +84,8 @@ class Table(Generic[R]):
         self.set: dict[str, Callable[[Any, Any], None]] = {
             name: getattr(slotted, name).__set__ for name in (*cls.fields, *Row.__slots__)
         }
+        self.fit = {field.name: fitting(field.type) for field in cls.fields.values() if not field.derived}
+        """What looks at the values of each field that can be assigned."""
         self._by_uuid: dict[str, R] | None = {} if "uuid" in cls.fields else None
         self._by_label: dict[str, dict[R, None]] | None = {} if "name_label" in cls.fields else None
         self._relations = {field.name: field for field in cls.fields.values() if field.relation}
@@ -131,15 +129,16 @@ class Table(Generic[R]):
         return list((self._by_label or {}).get(label, ()))
 
     def create(self, ref: str | None = None, **values: Any) -> R:
-        """Make an object; fields not given have their defaults, uuid and reference are random."""
+        """Make an object; fields not given have their defaults, uuid and reference are new ones."""
         unknown = values.keys() - self.cls.fields.keys()
         if unknown or any(self.cls.fields[name].derived for name in values):
             raise TypeError(f"{self.name} has no assignable {', '.join(unknown) or 'such field'}")
+        values = {name: self.fitted(name, value) for name, value in values.items()}
         if ref is None:
-            ref = f"OpaqueRef:{next(self.store.uuids)}"
+            ref = f"OpaqueRef:{self.store.uuids.draw(self.name)}"
         if "uuid" in self.cls.fields:
             if "uuid" not in values:
-                values["uuid"] = next(self.store.uuids)
+                values["uuid"] = self.store.uuids.draw(self.name)
             if self._by_uuid is not None and values["uuid"] in self._by_uuid:
                 raise errors.DB_UNIQUENESS_CONSTRAINT_VIOLATION(self.name, "uuid", values["uuid"])
         if ref in self.rows:
@@ -148,6 +147,13 @@ class Table(Generic[R]):
         with self.store.atomic():
             self.store._create(row)
         return row
+
+    def fitted(self, name: str, value: Any) -> Any:
+        """Return a value as the field holds it. Raises VALUE_NOT_SUPPORTED."""
+        try:
+            return self.fit[name](value)
+        except Unfit as error:
+            raise errors.VALUE_NOT_SUPPORTED(f"{self.name}.{name}", f"{value!s:.80}", str(error)) from None
 
     def make(self, ref: str, values: Mapping[str, Any]) -> R:
         """Return a row that is not in the table yet, for `create` and for loading."""

@@ -14,13 +14,33 @@ from urllib.parse import quote
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, NullPool, event
 
-from xapi.store.kind import DatabaseError, Hook, one_line
+from xapi.store.kind import DatabaseError, Hook, is_unfit, one_line
+
+LAVISH, SPARING = 1000, 50
+"""Pages to which the log grows before it is moved into the file: SQLite's own number, and where room is scarce."""
+RESERVE = "-reserve"
+"""The ending of the file that holds room for the database."""
+
+
+def _files(path: Path) -> list[str]:
+    """Return the names of a database's file and of those that SQLite keeps beside it."""
+    return [f"{path}{ending}" for ending in ("", "-wal", "-shm", "-journal", RESERVE)]
+
+
+def _holds_something(name: str) -> bool:
+    try:
+        return os.stat(name).st_size > 0
+    except OSError:
+        return False
 
 
 class SQLite:
     """A file, or memory."""
 
-    def __init__(self, url: URL, lock_wait: float, on_connect: Hook | None) -> None:
+    def __init__(self, url: URL, lock_wait: float, on_connect: Hook | None, used: bool) -> None:
+        """With `used` there has been a database: an empty file is what is left of it."""
+        self.used = used
+        self.made = False
         self.path = None if url.database in (None, "", ":memory:") else Path(url.database).absolute()
         self.location = str(self.path or ":memory:")
         self.lock_wait = lock_wait
@@ -42,12 +62,18 @@ class SQLite:
                 f"{path}: cannot be read ({error.strerror}); name a file that this user may read and write"
             ) from error
         else:
+            if not start and (self.used or _holds_something(f"{path}-wal")):
+                raise DatabaseError(
+                    f"{path}: is empty, though it has held a database; restore it from a backup, or remove it "
+                    "to begin anew"
+                )
             if start not in (b"", b"SQLite format 3\0"):
                 raise DatabaseError(f"{path}: is not a database; name another file, or move this one away")
 
     def _create(self, path: Path) -> None:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            self.made = True
             directory = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)
@@ -120,11 +146,24 @@ class SQLite:
         if check is not None:
             check.exception()
 
+    def remove(self) -> None:
+        """Remove the file if it was made by this opening."""
+        if self.made and self.path is not None:
+            for name in _files(self.path):
+                Path(name).unlink(missing_ok=True)
+
     def accept(self, connection: Connection) -> None:
         """Set the journal's mode, now that the file is known to be ours or empty."""
         # Below SQLAlchemy, which would send BEGIN first: the mode cannot change inside a transaction.
         driver: Any = connection.connection.driver_connection
         driver.execute("PRAGMA journal_mode=WAL")
+
+    def spare(self, connection: Connection, room: bool) -> None:
+        """Have the log of changes moved into the file early, and give up its room now."""
+        driver: Any = connection.connection.driver_connection
+        driver.execute(f"PRAGMA wal_autocheckpoint={SPARING if room else LAVISH}")
+        if room:
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _code(self, error: BaseException) -> int:
         cause = getattr(error, "orig", error)
@@ -133,6 +172,10 @@ class SQLite:
     def is_full(self, error: BaseException) -> bool:
         """Tell whether an error means that no space is left."""
         return self._code(error) == sqlite3.SQLITE_FULL
+
+    def is_unfit(self, error: BaseException) -> bool:
+        """Tell whether an error comes from the values that were to be written."""
+        return is_unfit(error)
 
     def explain(self, error: BaseException) -> str:
         """Return what happened and what to do, one line, without the location."""

@@ -11,6 +11,14 @@ comes after is refused by the store until `Store.recovered`, hence the queue sta
 thread tries every `retry_interval` seconds to connect anew and to make the rows of the failed batch
 what memory says of them, for a commit whose answer was lost with the connection may have happened.
 
+**No space.** If the batch fails only because the disk is full, the ballast is let go of and the batch tried again, so
+that nobody hears of it; but until there is room for the ballast again the store makes nothing new (`Store.scarce`),
+while what frees, and what the hosts report, goes on. If that fails too, it is a failure as above.
+
+**Refusal.** An error of the values themselves, which should not come this far (see `xapi.store.values`), says
+nothing against the database: the batch is written anew with a savepoint for each generation, and only those are
+undone that it cannot hold, with the ones that build on them, be they written later or still queued.
+
 **Generations** become event tokens, which must never repeat, not even after a crash, though changes of
 memory-only classes raise the generation without being written. So the database holds a mark that no
 generation ever exceeds: a store starts at the mark that it finds, and opening has moved the mark 10
@@ -25,15 +33,19 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam
 from twisted.logger import Logger
 
 from xapi import errors
+from xapi.store.ballast import Ballast
 from xapi.store.database import RESERVE, Database
+from xapi.store.kind import one_line
 from xapi.store.memory import Change, Store
 
 log = Logger()
@@ -45,6 +57,10 @@ PROBE_SIZE = 65536
 
 Key = tuple[str, str]
 """Class and reference of a row."""
+
+
+def _no_space() -> errors.Fault:
+    return errors.OUT_OF_SPACE("the database")
 
 
 class _Net(NamedTuple):
@@ -76,6 +92,37 @@ def _join(before: _Net | None, change: Change) -> _Net | None:
     return _Net("replace", change.values)  # an insert: of a reference that was deleted just before
 
 
+class _Lost:
+    """Generations that the database cannot hold, and those that build on them, each with what its caller hears."""
+
+    def __init__(self) -> None:
+        self.faults: dict[int, errors.Fault] = {}
+        self._rows: set[Key] = set()
+        self._made: set[str] = set()
+
+    def add(self, generation: int, changes: list[Change], fault: errors.Fault) -> None:
+        """Add a generation."""
+        self.faults[generation] = fault
+        self._rows.update((change.table, change.ref) for change in changes)
+        self._made.update(change.ref for change in changes if change.action == "insert")
+
+    def take(self, generation: int, changes: list[Change]) -> bool:
+        """Add a generation if it changes a row of one of these, or refers to a row that one of these makes."""
+        found = any((change.table, change.ref) in self._rows for change in changes) or any(
+            self._refers(value) for change in changes for value in change.values.values()
+        )
+        if found:
+            self.add(generation, changes, errors.INTERNAL_ERROR("an earlier change of the same object was refused"))
+        return found
+
+    def _refers(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return value in self._made
+        if isinstance(value, dict):
+            return any(map(self._refers, value)) or any(map(self._refers, value.values()))
+        return isinstance(value, tuple) and any(map(self._refers, value))
+
+
 class Writer:
     """The journal of a store. `call_from_thread` runs a function on the reactor thread, in order."""
 
@@ -84,8 +131,11 @@ class Writer:
         database: Database,
         call_from_thread: Callable[..., object],
         retry_interval: float = 5.0,
+        ballast: Ballast | None = None,
     ) -> None:
         self.database = database
+        self._ballast = ballast
+        self._next_look = 0.0
         self._call_from_thread = call_from_thread
         self._retry_interval = retry_interval
         self._store: Store | None = None
@@ -96,6 +146,7 @@ class Writer:
         self._newest = database.generation
         self._stopping = False
         self._repair: dict[Key, dict[str, Any] | None] | None = None
+        self._lost: _Lost | None = None
 
     # On the reactor thread.
 
@@ -131,6 +182,15 @@ class Writer:
         else:
             self._thread.join()
 
+    @property
+    def file(self) -> Path | None:
+        """The file that the database is in, if it is one on this machine."""
+        return self.database.file
+
+    def abandon(self) -> None:
+        """After `stop`: remove the database if it was made only now."""
+        self.database.abandon()
+
     def _undo(self, rows: list[Key], fault: errors.Fault) -> None:
         assert self._store is not None
         with self._lock:
@@ -140,6 +200,20 @@ class Writer:
         with self._lock:
             self._repair = repair
             self._lock.notify()
+
+    def _take_back(self, lost: _Lost, last: int) -> None:
+        """Undo what was refused, in one go with what is queued and builds on it; all else up to `last` is written."""
+        assert self._store is not None
+        with self._lock:
+            self._drop(lost)
+            self._store.refused(lost.faults)
+            self._store.written(last)
+            self._lost = None
+            self._lock.notify()
+
+    def _drop(self, lost: _Lost) -> None:
+        """Take out of the queue what builds on refused changes; the lock is held."""
+        self._queue = deque(entry for entry in self._queue if not lost.take(*entry))
 
     def _remembered(self, key: Key) -> dict[str, Any] | None:
         """Return the kept values of a row as memory has it, or None when there is none."""
@@ -154,30 +228,102 @@ class Writer:
         assert self._store is not None
         try:
             while (batch := self._take()) is not None:
-                net = coalesce([changes for _, changes in batch])
                 try:
-                    self._commit(net)
+                    lost = self._store_somehow(batch)
                 except Exception as error:  # whatever it is: the thread must live and clients must hear
-                    self._fail(net, error)
+                    self._fail(coalesce([changes for _, changes in batch]), error)
                     if not self._mend():
                         return
-                else:
-                    if batch:
-                        self._call_from_thread(self._store.written, batch[-1][0])
+                    continue
+                if lost.faults:
+                    self._refuse(lost, batch[-1][0])
+                elif batch:
+                    self._call_from_thread(self._store.written, batch[-1][0])
         finally:
             self.database.close()
+
+    def _hold_ballast(self) -> None:
+        """Take the ballast, at first and when there is room for it again."""
+        assert self._store is not None and self._ballast is not None
+        self._next_look = time.monotonic() + self._retry_interval
+        try:
+            held = self._ballast.take()
+        except OSError as error:
+            log.warn("{path}: {text}: no room is kept for changes", path=self._ballast.path, text=error.strerror)
+            self._ballast, held = None, True
+        self.database.spare(not held)
+        self._call_from_thread(self._store.scarce, None if held else _no_space())
+
+    def _store_somehow(self, batch: list[tuple[int, list[Change]]]) -> _Lost:
+        """Store a batch, if need be in the room that the ballast takes."""
+        assert self._store is not None
+        try:
+            return self._store_all(batch)
+        except Exception as error:
+            if self._ballast is None or not self._ballast.held or not self.database.is_full(error):
+                raise
+        log.warn("no space is left for changes: what frees is let through, nothing new is made until there is room")
+        self._ballast.release()
+        self.database.spare(True)
+        self._call_from_thread(self._store.scarce, _no_space())
+        return self._store_all(batch)
+
+    def _store_all(self, batch: list[tuple[int, list[Change]]]) -> _Lost:
+        """Make a batch durable but for what the database cannot hold. Raises whatever else keeps it from that."""
+        try:
+            self._commit(coalesce([changes for _, changes in batch]))
+        except Exception as error:
+            if not self.database.is_unfit(error):
+                raise
+        else:
+            return _Lost()
+        lost, connection = _Lost(), self.database.connection
+        with connection.begin():
+            for generation, changes in batch:
+                if lost.take(generation, changes):
+                    continue
+                try:
+                    with connection.begin_nested():
+                        self._execute(coalesce([changes]))
+                except Exception as error:
+                    if not self.database.is_unfit(error):
+                        raise
+                    text = one_line(getattr(error, "orig", None) or error)
+                    log.error("a change is refused, as the database cannot hold it: {text}", text=text)
+                    lost.add(generation, changes, errors.INTERNAL_ERROR(f"the database cannot hold this: {text}"))
+        return lost
+
+    def _refuse(self, lost: _Lost, last: int) -> None:
+        """Have refused changes undone before anything else is written."""
+        with self._lock:
+            self._lost = lost
+        self._call_from_thread(self._take_back, lost, last)
+        with self._lock:
+            self._lock.wait_for(lambda: self._lost is None or self._stopping)
+            if self._lost is not None:  # the reactor has no turn for it before the end
+                self._drop(lost)
+
+    @property
+    def _ballasted(self) -> bool:
+        return self._ballast is None or self._ballast.held
 
     def _must_reserve(self) -> bool:
         return self.database.reserved - self._newest < RESERVE // 2
 
     def _take(self) -> list[tuple[int, list[Change]]] | None:
         """Wait for work; return it, empty when only the mark must move, or None when all is done."""
-        with self._lock:
-            self._lock.wait_for(lambda: self._queue or self._stopping or self._must_reserve())
-            queue = self._queue
-            if self._stopping and not queue and not self._must_reserve():
-                return None
-            return [queue.popleft() for _ in range(min(len(queue), BATCH))]
+        while True:
+            if not self._ballasted and time.monotonic() >= self._next_look:
+                self._hold_ballast()
+            with self._lock:
+                if self._lock.wait_for(self._has_work, None if self._ballasted else self._retry_interval):
+                    queue = self._queue
+                    if self._stopping and not queue and not self._must_reserve():
+                        return None
+                    return [queue.popleft() for _ in range(min(len(queue), BATCH))]
+
+    def _has_work(self) -> bool:
+        return bool(self._queue) or self._stopping or self._must_reserve()
 
     def _commit(self, net: dict[Key, _Net]) -> None:
         with self._lock:
@@ -218,7 +364,7 @@ class Writer:
         text = self.database.explain(error)
         log.error("changes cannot be stored: {text}", text=text)
         if self.database.is_full(error):
-            fault = errors.OUT_OF_SPACE("the database")
+            fault = _no_space()
         else:
             fault = errors.INTERNAL_ERROR("changes cannot be stored; the log says why")
         self._call_from_thread(self._undo, list(net), fault)

@@ -7,7 +7,6 @@ fails, the others are destroyed again.
 from __future__ import annotations
 
 import secrets
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -171,7 +170,7 @@ def _row(call: Call, vm: VM, name: str, how: How, state: str, info: Mapping[str,
         name_label=name,
         power_state=state,
         is_a_template=how.is_snapshot or vm.is_a_template,
-        other_config=_other_config(vm, keep_seed=how.is_snapshot),
+        other_config=_other_config(db, vm, keep_seed=how.is_snapshot),
         generation_id=fresh_generation(vm.generation_id),
         domid=-1,
         metrics=copy_metrics(db, vm),
@@ -184,10 +183,10 @@ def snapshot_info(vm: VM) -> dict[str, str]:
     return {"disk-snapshot-type": "crash_consistent", "power-state-at-snapshot": vm.power_state}
 
 
-def _other_config(vm: VM, *, keep_seed: bool) -> dict[str, str]:
+def _other_config(db: Store, vm: VM, *, keep_seed: bool) -> dict[str, str]:
     kept = {key: value for key, value in vm.other_config.items() if key not in DROPPED_KEYS}
     if not keep_seed:
-        kept[MAC_SEED] = str(uuid.uuid4())
+        kept[MAC_SEED] = db.uuids.draw(MAC_SEED)
     if vm.is_a_template:
         kept.setdefault(BASE_TEMPLATE, vm.name_label)
     return kept

@@ -122,7 +122,7 @@ def renew_metrics(db: Store) -> None:
     for of in ("VBD", "VIF"):
         table = db.tables[f"{of}_metrics"]
         refs = [ref for row in db.tables[of] if (ref := cast("Any", row).metrics) != NULL]
-        db.load(table, [table.make(ref, {"uuid": next(db.uuids)}) for ref in refs])
+        db.load(table, [table.make(ref, {"uuid": db.uuids.draw(table.name)}) for ref in refs])
 
 
 def forget_lost_domains(daemon: Daemon) -> list[str]:
