@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hypervisor.disks.disk import ZEROS, DiskError, Kind
+from hypervisor.disks.room import room_of
 
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE with FALLOC_FL_KEEP_SIZE, as fallocate(2) demands
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -48,6 +49,7 @@ class ImageFile:
         self.writable = writable
         self._fd = fd
         self._failed = False  # see sync
+        self._room = room_of(os.fstat(fd).st_dev) if writable else None
         self._punches = True  # until the file system says that it cannot
 
     @classmethod
@@ -144,12 +146,18 @@ class ImageFile:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`."""
         fd = self.fd
+        if self._room is not None and not self._room.take(fd, len(data)) and not self._holds(offset, len(data)):
+            raise DiskError(Kind.NO_SPACE, f"{self.path}: what is left is kept back")
         try:
             done = os.pwrite(fd, data, offset)
             while done < len(data):
                 done += os.pwrite(fd, memoryview(data)[done:], offset + done)
         except OSError as error:
             raise failure(error, self.path) from error
+
+    def _holds(self, offset: int, length: int) -> bool:
+        """Tell whether a range has its place on the file system already."""
+        return sum(count for _, count in self.extents(offset, offset + length)) == length
 
     def sync(self) -> None:
         """Make all writes durable. Once this failed it fails until the file is opened anew.

@@ -17,6 +17,7 @@ from hypervisor.api import Description
 from hypervisor.disks import raw, snapshot, vhd
 from hypervisor.disks.copying import Progress
 from hypervisor.disks.disk import DiskError
+from hypervisor.disks.room import room_of
 from hypervisor.disks.storage import ImageFile
 from hypervisor.disks.vhd import Clock
 from hypervisor.disks.vhd_image import VhdImage
@@ -120,8 +121,9 @@ class FileRepository:
             status = os.statvfs(self.path)
             records = self.catalogue.records.values()
             promised = sum(one.found.size for one in records if one.ready and not one.found.hidden)
-            size = status.f_blocks * status.f_frsize
-            return Space(size, size - status.f_bavail * status.f_frsize, promised)
+            size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+            room = room_of(os.stat(self.path).st_dev)
+            return Space(size, size - (free if room is None else room.free(status)), promised)
 
     def _attached(self) -> None:
         if self._lock_fd < 0:

@@ -19,7 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
 
 from hypervisor import api
-from hypervisor.disks import copying
+from hypervisor.disks import copying, room
 from hypervisor.disks.disk import SECTOR
 from hypervisor.storage.attachment import OpenVolume
 from hypervisor.storage.errors import Code, StorageError, failing
@@ -57,6 +57,10 @@ class LocalStorage:
         self._clock = clock
         self._attaching = threading.Lock()
         self._copies = DeferredSemaphore(COPIES)
+
+    def keep_back(self, path: Path, count: int) -> None:
+        """Have images leave so many bytes free on the file system of a path."""
+        room.keep_back(path, count)
 
     async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         """Do work in a thread, to its end."""
