@@ -531,6 +531,7 @@ class pool(Row):
     repository_proxy_username: str
     repository_proxy_password: Ref[_secret]
     live_patching_disabled: bool
+    template_set: int
     tls_verification_enabled: bool
     client_certificate_auth_enabled: bool
     client_certificate_auth_name: str

@@ -16,8 +16,9 @@ from xapi import datamodel
 from xapi.datamodel import permission_uuid
 from xapi.inventory import declaration, scale
 from xapi.inventory.declaration import Declaration, DeclarationError, parse_declaration, read_declaration
-from xapi.inventory.fresh import create_roles, populate
+from xapi.inventory.fresh import create_roles, populate, upgrade
 from xapi.inventory.storage import DRIVERS
+from xapi.inventory.templates import default_templates, newest_set
 from xapi.store.memory import Store
 from xapi.types import NULL
 from xapi.vms import devices, memory
@@ -322,6 +323,33 @@ def test_there_are_xcps_49_default_templates_and_two_of_our_own(pool):
         ("Demo guest", "pvh", "demo", ""), ("Debian Linux (direct kernel)", "pvh", "vmlinuz", "initrd"),
     ]  # fmt: skip
     assert all(vm.is_a_template for vm in pool.VM if vm.is_default_template)
+
+
+def older_pool():
+    """A pool as it was made before the second set of templates; from then on what it lacks is added once."""
+    store = fresh(seed=1)
+    for vm in [vm for vm in store.VM if vm.is_default_template and default_templates()[vm.name_label].since > 1]:
+        store.VM.delete(vm._ref)
+    next(iter(store.pool)).template_set = 1
+    return store
+
+
+def test_an_older_pool_gets_the_templates_that_it_lacks():
+    """With the uuids that all pools have."""
+    store, new = older_pool(), ["Demo guest", "Debian Linux (direct kernel)"]
+    assert upgrade(store, rng=random.Random(2)) == new
+    assert [store.VM.by_uuid(default_templates()[name].uuid).is_default_template for name in new] == [True, True]
+    assert next(iter(store.pool)).template_set == newest_set()
+
+
+def test_a_template_that_somebody_destroyed_stays_away():
+    """Whether it came with the pool or by an upgrade."""
+    store = older_pool()
+    store.VM.delete(named(store.VM, "Windows 11")._ref)
+    upgrade(store, rng=random.Random(2))
+    store.VM.delete(named(store.VM, "Demo guest")._ref)
+    assert upgrade(store, rng=random.Random(3)) == []
+    assert len([vm for vm in store.VM if vm.is_default_template]) == 49
 
 
 def test_a_template_is_a_halted_vm_that_belongs_nowhere(pool):

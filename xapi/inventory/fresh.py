@@ -38,6 +38,7 @@ from xapi.inventory.templates import (
     create_vm,
     default_templates,
     import_templates,
+    newest_set,
 )
 from xapi.store.memory import Store
 from xapi.types import NULL
@@ -80,6 +81,15 @@ def create_roles(store: Store) -> None:
             )
 
 
+def upgrade(store: Store, *, rng: random.Random) -> list[str]:
+    """Give an older pool the default templates that have come since it was made; return their names."""
+    had = next(iter(store.pool)).template_set
+    if had >= newest_set():
+        return []
+    with store.atomic():
+        return import_templates(Rows(store, rng), had + 1)
+
+
 class _Builder:
     """The steps of `populate`, and what later ones look up by name."""
 
@@ -105,7 +115,7 @@ class _Builder:
         add_drivers(self.rows, kinds | {host.local_storage_type for host in self.declaration.hosts})
         self.add_storage()
         self.add_pool()
-        import_templates(self.store, self.rng)
+        import_templates(self.rows)
         for vm in self.declaration.vms:
             self.add_vm(vm)
         account(self.store.SR)

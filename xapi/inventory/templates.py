@@ -122,6 +122,8 @@ class Template:
     platform: Mapping[str, str]
     other_config: Mapping[str, str]
     recommendations: Mapping[str, str]
+    since: int
+    """The first set of default templates that it belongs to."""
 
     @property
     def provision(self) -> str:
@@ -202,6 +204,7 @@ def _template(layers: list[dict[str, Any]]) -> Template:
         merged("platform"),
         merged("other_config"),
         merged("recommendations"),
+        int(text("since") or 1),
     )
 
 
@@ -211,18 +214,32 @@ def _text(key: str, value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def import_templates(store: Store, rng: random.Random) -> None:
-    """Make all default templates, in their order."""
-    rows = Rows(store, rng)
-    with store.atomic():
-        for template in default_templates().values():
-            disks = {"disks": template.provision} if template.disk else {}
-            create_vm(
-                rows,
-                **template.settings(),
-                uuid=template.uuid,
-                name_label=template.name,
-                is_a_template=True,
-                is_default_template=True,
-                other_config={**template.other_config, **disks},
-            )
+def newest_set() -> int:
+    """Return the number of the set of default templates that a new pool gets."""
+    return max(template.since for template in default_templates().values())
+
+
+def import_templates(rows: Rows, since: int = 1) -> list[str]:
+    """Make the default templates of a set and later ones, in their order, but for those there are; return their names.
+
+    Under `atomic`. The pool notes which set it has, so that those that somebody has destroyed stay away.
+    """
+    made = []
+    known = {vm.uuid for vm in rows.store.VM}
+    for template in default_templates().values():
+        if template.since < since or template.uuid in known:
+            continue
+        disks = {"disks": template.provision} if template.disk else {}
+        create_vm(
+            rows,
+            **template.settings(),
+            uuid=template.uuid,
+            name_label=template.name,
+            is_a_template=True,
+            is_default_template=True,
+            other_config={**template.other_config, **disks},
+        )
+        made.append(template.name)
+    for pool in rows.store.pool:
+        pool.template_set = newest_set()
+    return made
