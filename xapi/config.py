@@ -41,6 +41,8 @@ from platformdirs import user_state_path
 
 BUDGET = 512 * 2**20
 """Bytes of rendered records that are kept."""
+RESERVE = 64 * 2**20
+"""Bytes of the database's file system that disks of VMs leave to it."""
 SECONDS = 3600
 """How long a plugin or an extension may run."""
 DEMO = "demo"
@@ -83,6 +85,7 @@ class Config:
     ready_fd: int | None = None
     directory: Path | None = None
     fragment_budget: int = BUDGET
+    reserve: int = RESERVE
     guest_directory: Path | None = None
     storage_directory: Path | None = None
     network_boot: str = DEMO
@@ -196,7 +199,10 @@ def parser() -> argparse.ArgumentParser:
     add("--inventory", type=Path, metavar="FILE", help="what a new pool consists of (default: one host)")
     add("--hosts", type=int, metavar="N", help="hosts of a new pool, for scale tests (default: 1)")
     add("--vms", type=int, metavar="N", help="halted VMs of a new pool, for scale tests (default: 0)")
-    add("--seed", type=int, metavar="S", help="make the uuids and references of a new pool the same every time")
+    add("--seed", type=int, metavar="S", help="make uuids, references and MAC addresses follow from a number: "
+        "the same calls then make the same objects (sessions and secrets excepted)")  # fmt: skip
+    add("--reserve", type=int, metavar="BYTES", help="what disks of VMs leave free on the file system of the state "
+        f"and the database, at most an eighth of it; 0 for nothing (default: {RESERVE})")  # fmt: skip
     add("--root-password-file", type=Path, metavar="FILE", help="root's password at the first start (else "
         "XAPI_ROOT_PASSWORD, else one is generated, printed and kept in STATE/root-password)")  # fmt: skip
     add("--ready-file", type=Path, metavar="FILE", help="when all is served, write its addresses there as JSON; "
@@ -246,6 +252,7 @@ _KINDS: Mapping[str, type] = {
     "vms": int,
     "seed": int,
     "fragment_budget": int,
+    "reserve": int,
     "plugin_seconds": int,
     "ready_fd": int,
     "ephemeral": bool,
@@ -286,6 +293,8 @@ def make(settings: Mapping[str, Any]) -> Config:
         raise ConfigError("a pool has at least 1 host and 0 VMs")
     if config.ready_fd is not None and config.ready_fd < 0:
         raise ConfigError("ready_fd must be a file descriptor's number")
+    if config.reserve < 0:
+        raise ConfigError("reserve must be at least 0")
     if config.plugin_seconds < 1:
         raise ConfigError("plugin_seconds must be at least 1")
     if config.log_level not in LOG_LEVELS:

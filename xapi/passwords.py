@@ -25,7 +25,7 @@ def verify_password(password: str, stored: str) -> bool:
     """Tell whether a password fits a hash, in a time that does not depend on where they differ."""
     _, cost, block, parallel, salt, digest = stored.split("$")
     tried = hashlib.scrypt(
-        password.encode(), salt=bytes.fromhex(salt), n=int(cost), r=int(block), p=int(parallel), maxmem=2**27
+        password.encode(), salt=bytes.fromhex(salt), n=int(cost), r=int(block), p=int(parallel), maxmem=_MEMORY
     )
     return hmac.compare_digest(tried.hex(), digest)
 
@@ -38,24 +38,38 @@ def write_secret(path: Path, text: str) -> None:
     """Replace a file by one of mode 0600, whole or not at all."""
     draft = path.with_name(path.name + ".new")
     draft.unlink(missing_ok=True)
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> dict[str, str]:
     """Return the hashes of a file. Raises ValueError for one that is damaged."""
     hashes = json.loads(path.read_text("utf-8"))
-    if not isinstance(hashes, dict) or not all(
-        isinstance(text, str) and _HASH.fullmatch(text) for text in hashes.values()
-    ):
+    if not isinstance(hashes, dict) or not all(isinstance(text, str) and _usable(text) for text in hashes.values()):
         raise ValueError("it does not hold password hashes")
     return hashes
 
 
-_HASH = re.compile(r"scrypt\$\d{1,8}\$\d{1,4}\$\d{1,4}\$([0-9a-f]{2})+\$([0-9a-f]{2})+", re.ASCII)
+_HASH = re.compile(r"scrypt\$(\d{1,8})\$(\d{1,4})\$(\d{1,4})\$(?:[0-9a-f]{2})+\$(?:[0-9a-f]{2})+", re.ASCII)
+_MEMORY = 2**27
+"""Bytes that scrypt may take."""
+
+
+def _usable(stored: str) -> bool:
+    """Tell whether a hash can be verified: scrypt refuses some parameters only when it is to work."""
+    found = _HASH.fullmatch(stored)
+    if found is None:
+        return False
+    cost, block, parallel = map(int, found.groups())
+    power_of_two = cost > 1 and cost & (cost - 1) == 0
+    return power_of_two and block > 0 and parallel > 0 and 128 * block * (cost + parallel + 2) <= _MEMORY
 
 
 class Passwords:
@@ -66,7 +80,7 @@ class Passwords:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._hashes = _read(path) if path.exists() else {}
+        self._hashes = _read(path) if os.path.lexists(path) else {}
 
     def __contains__(self, user: str) -> bool:
         return user in self._hashes

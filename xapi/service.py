@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cryptography import x509
@@ -44,11 +45,16 @@ from xapi.inventory import declaration, fresh, management, processors, product, 
 from xapi.inventory.storage import renew_drivers
 from xapi.lexical import moment
 from xapi.log.keeping import Keeping
+from xapi.passwords import verify_password
 from xapi.plugins import Plugins, Runner
 from xapi.state import State
+from xapi.store import sqlite
+from xapi.store.ballast import Ballast
 from xapi.store.database import open_database
 from xapi.store.forgetful import Forgetful
+from xapi.store.kind import DatabaseError
 from xapi.store.memory import Store
+from xapi.store.uuids import Uuids
 from xapi.store.writer import Writer
 from xapi.vms import lifecycle, metrics
 from xapi.vms.consoles import Door
@@ -62,6 +68,8 @@ RESERVE_EVERY = 10.0
 BACKLOG = 1024
 """Clients that may wait for being accepted."""
 THREADS = 8
+BALLAST = 8
+"""The part of the reserve that is really allocated."""
 SWITCH_INTERVAL = 0.0005
 """Seconds that another thread may keep the reactor's from Python; 5 ms, Python's own, is half a long turn."""
 
@@ -87,6 +95,7 @@ class XapiService(MultiService):
         self.growth: Iterator[Any] = iter(())
         self.programs: Runner | None = None
         self.keeping: Keeping | None = None
+        self.keep_back: Callable[[Path, int], None] = lambda path, count: None
         self._rpc = RPC(daemon)
         self._pool = pool
         self._reactor = reactor
@@ -95,6 +104,7 @@ class XapiService(MultiService):
         self._ports: list[IListeningPort] = []
         self._timers: list[LoopingCall] = []
         self._budget = Budget()
+        self._served = False
         self.afterwards = ExitStack()
         """What is to be done when all has ended."""
         self.ready: Deferred[list[str]] = Deferred()
@@ -110,6 +120,7 @@ class XapiService(MultiService):
         self._budget = Budget(affordable())
         self._pool.start()
         self.writer.start(self.daemon.db)
+        self._keep_back(self.config.reserve)
         Deferred.fromCoroutine(self._begin()).addErrback(self._cannot_begin)
 
     async def _begin(self) -> None:
@@ -147,6 +158,8 @@ class XapiService(MultiService):
             timer.clock = self._reactor
             timer.start(seconds, now=False)
             self._timers.append(timer)
+        self._served = True
+        self.state.keep()
         log.info("Ready: {addresses}", addresses=" ".join(served))
         self.ready.callback(served)
         lifecycle.begin(self.daemon)
@@ -181,6 +194,13 @@ class XapiService(MultiService):
         if self._alone:  # else who has started it hears of it
             log.critical("cannot start: {error}", error=failure.value)
         self.ready.errback(failure)
+
+    def _keep_back(self, count: int) -> None:
+        """Have guests' disks leave so much to the state and the database."""
+        if self.config.database == IN_MEMORY:
+            return
+        for path in filter(None, (self.config.state, self.writer.file)):
+            self.keep_back(path, count)
 
     def _reserve(self) -> None:
         self.writer.reserve(self.daemon.db.generation)
@@ -224,10 +244,13 @@ class XapiService(MultiService):
             await factory.close()
         self._pool.stop()
         self.config.socket.unlink(missing_ok=True)
-        self.state.close()
+        self._keep_back(0)
         log.info("Stopped")
         if self.keeping is not None:
             self.keeping.close()
+        if not self._served:  # nobody has been told anything: as if it had not been tried
+            self.writer.abandon()
+        self.state.abandon()
         self.afterwards.close()
 
 
@@ -261,14 +284,20 @@ def make_service(
     directory = Directory(config.directory) if config.directory else None
     state = State(config.state)
     with ExitStack() as undo:
-        undo.callback(state.close)
+        undo.callback(state.abandon)
         given = _given_password(config)
         model = datamodel.load()
         if alone:
             garbage.hold()
-        writer, store = _stored(config, model, reactor, undo)
+        writer, store = _stored(config, model, reactor, state, undo)
         growth = _first_inventory(store, config, declared, reactor)
         passwords, invented = state.passwords(given)
+        if given is not None and not verify_password(given, passwords.stored("root")):
+            log.warn(
+                "the given password of root is ignored: {directory} has another one already. Change it by "
+                "session.change_password, or remove passwords.json there before a start",
+                directory=config.state,
+            )
         pool = ThreadPool(0, THREADS, "xapi")
 
         def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
@@ -276,6 +305,7 @@ def make_service(
 
         threads = Threads(in_thread, reactor.callFromThread, reactor.callLater)
         storage = LocalStorage(in_thread, reactor.callFromThread, lambda: int(reactor.seconds() * 1e9))
+        state.makes(config.audit_log)
         keeping = Keeping(store, reactor.seconds, config.audit_log)
         undo.callback(keeping.close)
         programs = Runner(reactor, config.socket, config.plugin_seconds)
@@ -308,10 +338,13 @@ def make_service(
     service.growth = growth
     service.programs = programs
     service.keeping = keeping
+    service.keep_back = storage.keep_back
     return service
 
 
-def _stored(config: Config, model: Model, reactor: Any, undo: ExitStack) -> tuple[Writer | Forgetful, Store]:
+def _stored(
+    config: Config, model: Model, reactor: Any, state: State, undo: ExitStack
+) -> tuple[Writer | Forgetful, Store]:
     """Return what writes, and the store that it writes for, with what the database has."""
 
     def soon(tell: Callable[[], None]) -> Any:
@@ -320,18 +353,28 @@ def _stored(config: Config, model: Model, reactor: Any, undo: ExitStack) -> tupl
     if config.database == IN_MEMORY:
         forgetful = Forgetful(soon)
         store = make_store(model, forgetful, soon)
+        store.uuids = Uuids(config.seed, store.generation)
         store.loaded()
         return forgetful, store
-    database = open_database(config.database_url, model)
-    undo.callback(database.close)
+    database = open_database(config.database_url, model, used=state.used)
+    undo.callback(database.abandon)
     for line in database.upgraded:
         log.info("database upgraded: {line}", line=line)
-    writer = Writer(database, reactor.callFromThread)
+    writer = Writer(database, reactor.callFromThread, ballast=_ballast(database.file, config))
     store = make_store(model, writer, soon, database.generation)
+    store.uuids = Uuids(config.seed, database.generation)
     database.load(store)
+    if state.used and not database.new and not len(store.pool):
+        raise DatabaseError(f"{database.location}: is damaged (the pool is gone); restore it from a backup")
     lifecycle.renew_metrics(store)
     store.loaded()
     return writer, store
+
+
+def _ballast(database: Path | None, config: Config) -> Ballast | None:
+    """Return what keeps room for a database on this machine even where others fill its file system."""
+    size = config.reserve // BALLAST
+    return Ballast(Path(f"{database}{sqlite.RESERVE}"), size) if database is not None and size else None
 
 
 def _make_backend(store: Store, host: Any, threads: Threads, storage: LocalStorage, config: Config) -> Backend:
@@ -343,11 +386,13 @@ def _make_backend(store: Store, host: Any, threads: Threads, storage: LocalStora
 
 def _first_inventory(store: Store, config: Config, declared: Any, reactor: Any) -> Iterator[Any]:
     """Fill an empty store; return what is left to do of a large inventory."""
+    seed = secrets.randbits(128) if config.seed is None else config.seed
     if len(store.pool):
         fresh.create_roles(store)
         renew_drivers(store)
+        for name in fresh.upgrade(store, rng=random.Random(f"{seed}/{store.generation}")):
+            log.info("new default template: {name}", name=name)
         return iter(())
-    seed = secrets.randbits(128) if config.seed is None else config.seed
     rng = random.Random(seed)
     now = moment(reactor.seconds())
     fresh.populate(store, declared, rng=rng, now=now)

@@ -260,3 +260,12 @@ def test_sessions_are_not_told_of(pool: Pool) -> None:
     assert pool.fails("session.get_all") == ["MESSAGE_METHOD_UNKNOWN", "session.get_all"]
     batch = pool("event.from", ["*"], "", 0.0)
     assert "session" not in {event.table.name for event in batch.events}
+
+
+def test_an_empty_pool_secret_lets_nobody_in(pool: Pool) -> None:
+    """Not even who sends the same nothing."""
+    pool.daemon.sessions.pool_secret = ""
+    with pytest.raises(Fault, match="SESSION_AUTHENTICATION_FAILED"):
+        pool.raw("session.slave_login", next(iter(pool.db.host))._ref, "")
+    with pytest.raises(Fault, match="SESSION_AUTHENTICATION_FAILED"):
+        pool.raw("session.slave_local_login", "")

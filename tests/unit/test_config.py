@@ -159,6 +159,7 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         ready_fd = 8
         directory = "d.toml"
         fragment_budget = 5
+        reserve = 7
         guest_directory = "g"
         storage_directory = "/srv"
         network_boot = ""
@@ -175,7 +176,7 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         "inventory": here / "i.toml", "hosts": 2, "vms": 3, "seed": 4, "root_password_file": here / "p",
         "log_level": "debug", "log_format": "json", "log_file": Path("/l"),
         "ready_file": here / "r", "ready_fd": 8,
-        "directory": here / "d.toml", "fragment_budget": 5,
+        "directory": here / "d.toml", "fragment_budget": 5, "reserve": 7,
         "guest_directory": here / "g", "storage_directory": Path("/srv"), "network_boot": "",
         "plugin_directory": Path("/p"), "extension_directory": here / "e", "plugin_seconds": 6,
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -97,7 +98,20 @@ def test_given_password_counts_at_first_only(state: State) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{", "\xff", "[]", "7", '{"root": 5}', '{"root": ""}', '{"root": "scrypt$1$8$1$zz$00"}'],
+    [
+        "",
+        "{",
+        "\xff",
+        "[]",
+        "{}",
+        "7",
+        "[" * 100_000,
+        '{"root": 5}',
+        '{"root": ""}',
+        '{"root": "scrypt$1$8$1$zz$00"}',
+        '{"root": "scrypt$15$8$1$00$00"}',
+        '{"root": "scrypt$16777216$999$1$00$00"}',
+    ],
 )
 def test_damaged_passwords_are_not_replaced(state: State, directory: Path, damage: str) -> None:
     """Whatever is in the file stays there."""
@@ -120,9 +134,12 @@ def test_passwords_that_cannot_be_read(state: State, directory: Path) -> None:
 
 
 def test_pool_secret_stays_the_same(state: State, directory: Path) -> None:
-    """256 bits, for its owner."""
+    """256 bits, for its owner; the file comes last, as the sign that there is a pool."""
     secret = state.pool_secret()
     assert len(secret) == 64
+    assert not state.used
+    state.keep()
+    assert state.used
     assert state.pool_secret() == secret
     assert mode(directory / "ptoken") == 0o600
 
@@ -204,7 +221,8 @@ def test_a_certificate_of_somebody_else_stays_for_whatever_names(state: State, d
 
 def test_socket_of_a_dead_daemon_is_removed(state: State, directory: Path) -> None:
     """Once the lock is ours."""
-    (directory / "xapi").touch()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(directory / "xapi"))
     assert state.fresh_socket() == directory / "xapi"
     assert not (directory / "xapi").exists()
     assert state.fresh_socket() == directory / "xapi"
