@@ -347,6 +347,9 @@ class Backend(Protocol):
     async def stat(self, uuid: str) -> Truth:
         """Return what is true of a domain, also that there is none."""
 
+    async def truths(self) -> Mapping[str, Truth]:
+        """Return what is true of each domain that there is, by uuid, in one go."""
+
     async def domains(self) -> list[str]:
         """Return the uuids of all domains."""
 

@@ -115,6 +115,10 @@ class FakeBackend:
             await self.held["stat"]
         return truth
 
+    async def truths(self) -> Mapping[str, Truth]:
+        await self._asked("truths")
+        return {uuid: self.truth(uuid) for uuid in self.doms}
+
     def truth(self, uuid: str) -> Truth:
         self.sequence += 1
         domain = self.doms.get(uuid)

@@ -170,6 +170,10 @@ class Toolstack:
             guest = self.guests.get(uuid)
             return Truth(self._sequence, None if guest is None else guest.state())
 
+    def truths(self) -> dict[str, Truth]:
+        """Return what is true of each domain now; some 0.2 ms a domain, the lock taken for each by itself."""
+        return {uuid: self.state(uuid) for uuid in list(self.guests)}
+
     def _changed(self, domain: Domain) -> None:
         """Ask for attention to a domain that shut down, or whose number of vCPUs is another since somebody looked."""
         if domain.reason is None:

@@ -226,3 +226,25 @@ def test_sources_of_hosts_control_domains_and_srs(pool: Pool, vm: Any) -> None:
     sr = next(iter(pool.db.SR))
     assert list(pool("SR.get_data_sources", sr._ref)) == []
     assert pool.fails("SR.query_data_source", sr._ref, "io")[0] == "INTERNAL_ERROR"
+
+
+def test_all_of_a_host_s_domains_are_asked_for_in_one_go(pool: Pool) -> None:
+    """However many there are: each way to the host and back waits for others that run."""
+    rows = [running(pool) for _ in range(3)]
+    pool.backend.calls.clear()
+    look(pool)
+    assert pool.backend.calls == ["truths"]
+    assert all(metrics(pool, row).VCPUs_utilisation == {0: 0.0} for row in rows)
+
+
+def test_what_is_written_of_many_domains_takes_several_turns(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn ends with the first domain that makes it too long."""
+    rows = [running(pool) for _ in range(3)]
+    monkeypatch.setattr("xapi.vms.metrics.TURN", -1.0)
+    pool.clock.advance(5.0)
+    done = pool.daemon.metrics.tick()
+    turns = 0
+    while not done.called:
+        pool.clock.advance(0)
+        turns += 1
+    assert turns == len(rows) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import NoReturn
 
@@ -27,6 +27,10 @@ class GuestlessBackend:
     async def stat(self, uuid: str) -> Truth:
         """Return that there is no domain."""
         return Truth(next(self._sequence), None)
+
+    async def truths(self) -> Mapping[str, Truth]:
+        """Return nothing: there are no domains."""
+        return {}
 
     async def domains(self) -> list[str]:
         """Return that there are none."""

@@ -6,7 +6,7 @@ reactor. Nothing else of `xapi` knows more of the hypervisor than `hypervisor.ap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,11 @@ class LocalBackend:
         """Return what is true of a domain, also that there is none."""
         truth: Truth = await self._threads.run(self.toolstack.state, uuid)
         return truth
+
+    async def truths(self) -> Mapping[str, Truth]:
+        """Return what is true of each domain."""
+        truths: Mapping[str, Truth] = await self._threads.run(self.toolstack.truths)
+        return truths
 
     async def domains(self) -> list[str]:
         """Return the uuids of all domains."""

@@ -1,8 +1,8 @@
 """Looking at what lives, every few seconds: what the metrics rows say, and what the data sources are.
 
 Rows change only where what they say has changed; shares of a core are told in hundredths and rates in whole KiB a
-second, so that an idle guest is silent. Costs for each domain, one after another: a `Backend.stat`, some 0.3 ms not on
-the reactor's thread, and some 30 us there, in a turn of its own. Data sources are made when somebody asks for them.
+second, so that an idle guest is silent. Costs for each domain some 0.2 ms not on the reactor's thread, all of a host's
+in one go there and back, and some 30 us on it, in turns of `TURN`. Data sources are made when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, HostError, Power
@@ -33,6 +34,8 @@ log = Logger()
 
 EVERY = 5.0
 """Seconds between two looks."""
+TURN = 0.002
+"""Seconds of writing in one turn of the reactor."""
 
 
 class Sampler:
@@ -61,9 +64,17 @@ class Sampler:
         live: set[str] = set()
         for host in list(self._db.host):
             looks = []
+            truths = await self._asked(host)
+            now = self._clock.seconds()
+            end = now + TURN
             for ref in list(host.resident_VMs):
+                if self._clock.seconds() > end:
+                    await deferLater(self._clock, 0)
+                    end = self._clock.seconds() + TURN
                 vm: Any = self._db.VM.get(ref)
-                if vm is None or not _has_domain(vm) or (look := await self._stat(host, vm)) is None:
+                if vm is None or not _has_domain(vm) or (truth := truths.get(vm.uuid)) is None:
+                    continue
+                if (look := self._look(host, vm, truth, now)) is None:
                     continue
                 live.add(vm.uuid)
                 if vm.resident_on == host._ref:
@@ -73,17 +84,21 @@ class Sampler:
                 self._write_host(host, [self._looks[uuid] for uuid in looks])
         self._forget(live)
 
-    async def _stat(self, host: Any, vm: Any) -> Look | None:
+    async def _asked(self, host: Any) -> Mapping[str, Truth]:
+        """Return what a host says of its domains; nothing if nobody acts for it, or it does not answer."""
         try:
-            truth: Truth = await self._backends.of(host).stat(vm.uuid)
+            return await self._backends.of(host).truths()
         except (Fault, HostError):
-            return None  # nobody acts for the host, or it does not answer
+            return {}
+
+    def _look(self, host: Any, vm: Any, truth: Truth, now: float) -> Look | None:
+        """Return what was true of a VM's domain, if it is what the rows are about."""
         state = truth.state
         if state is None or state.power is Power.SHUTDOWN or vm._ref not in self._db.VM:
             return None
         if state.domid != vm.domid or not self._truths.may_write(vm, host, truth):
             return None  # of another domain than the rows are, or of an earlier time
-        return Look(self._clock.seconds(), state)
+        return Look(now, state)
 
     def _forget(self, live: set[str]) -> None:
         """Drop what is not live any more; a VM that is not uses no processor."""
@@ -181,8 +196,10 @@ class Sampler:
         if vm.is_control_domain:
             return {"memory": Source("memory", "Memory currently allocated to VM", "B", vm.memory_static_max)}
         host = self._db.host.get(vm.resident_on)
-        if vm.uuid not in self._looks and host is not None and (look := await self._stat(host, vm)) is not None:
-            self._looks[vm.uuid] = None, look
+        if vm.uuid not in self._looks and host is not None:
+            truth = (await self._asked(host)).get(vm.uuid)
+            if truth is not None and (look := self._look(host, vm, truth, self._clock.seconds())) is not None:
+                self._looks[vm.uuid] = None, look
         return _by_name(of_domain(*self._looks[vm.uuid])) if vm.uuid in self._looks else {}
 
     def host_sources(self, host: Any) -> Mapping[str, Source]:
