@@ -15,6 +15,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import Pool
 from xapi.errors import Fault
+from xapi.http.exchange import Limits
 
 NULL = "OpaqueRef:NULL"
 
@@ -486,13 +487,15 @@ def test_deep_value_in_place_of_a_session_of_an_unknown_message(pool: Pool) -> N
     ],
 )  # fmt: skip
 def test_malformed_http(wire: Connection, data: bytes, status: int) -> None:
-    """An HTTP error with a length, and the end of that connection."""
+    """An HTTP error with a length, and the end of that connection, once a client that still sends has had its time."""
     written = wire.send(data)
     head, _, body = written.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"content-length: %d" % len(body) in head
     assert b"connection: close" in head
-    assert wire.transport.disconnecting
+    wire.pool.clock.advance(Limits().linger_seconds)
+    assert wire.transport.disconnecting or wire.transport.disconnected
+    assert wire.send(data) == b""
 
 
 def test_head_that_does_not_end(wire: Connection) -> None:
