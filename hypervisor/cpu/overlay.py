@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_PROT_ALL, Uc
@@ -33,9 +35,8 @@ from unicorn import x86_const as x86
 from hypervisor.cpu import msr
 from hypervisor.cpu.support import UnsupportedUnicorn
 
-_CPU, _INVALID_ADDRESS, _NO_EXIT_REQUEST = 440, 1416, 2034
-"""In uc_struct: the CPU object; where nothing was at the last access that ended a run; whether blocks leave out the
-exit check after each memory access."""
+_CPU, _NO_EXIT_REQUEST = 440, 2034
+"""In uc_struct: the CPU object; whether blocks leave out the exit check after each memory access."""
 _INTERRUPT_REQUEST, _ENV_POINTER, _HALTED, ENV = 28, 296, 33176, 35408
 """In the CPU object: pending interrupts; the pointer to its registers; whether HLT ended the last run (the
 only word that differs between an engine that halted and one that was stopped); the registers themselves."""
@@ -136,7 +137,6 @@ class Overlay:
         no_exit_request.value = 1
         # No address ends a run: with `until` code at virtual address 0 would never be run, nor fault.
         engine.ctl_exits_enabled(True)
-        self._invalid_address = ctypes.c_uint64.from_address(handle + _INVALID_ADDRESS)
         engine.mem_map(VMCB_PAGE, 4096 + -(-msr.PERMISSION_MAP_SIZE // 4096) * 4096, UC_PROT_ALL)
         engine.mem_write(VMCB_PAGE + _VMCB_PERMISSIONS, struct.pack("<Q", _MSR_MAP))
         engine.mem_write(_MSR_MAP, _PERMISSIONS)
@@ -180,11 +180,6 @@ class Overlay:
         """Let PAUSE call UC_HOOK_INTR with `PAUSE_EXIT`, or do nothing; RDMSR and WRMSR call it with `MSR_EXIT`."""
         self.regs.hflags |= _SVM_GUEST
         self._intercept.value = _MSR_INTERCEPT | (_PAUSE_INTERCEPT if on else 0)
-
-    @property
-    def invalid_address(self) -> int:
-        """The guest-physical address at which nothing was, after a run that ended for that."""
-        return int(self._invalid_address.value)
 
     # Interrupts
 
@@ -354,6 +349,17 @@ def hook_error(engine: Uc) -> BaseException | None:
     """Return what a hook raised during the last run. The binding raises it itself only when the run ended well."""
     error: BaseException | None = engine._hook_exception
     return error
+
+
+@contextmanager
+def without_cpu(engine: Uc) -> Iterator[None]:
+    """Let Unicorn believe for a while that it has no CPU yet, to change its memory map; not while guest code runs."""
+    place = ctypes.c_uint64.from_address(_handle(engine) + _CPU)
+    cpu, place.value = place.value, 0
+    try:
+        yield
+    finally:
+        place.value = cpu
 
 
 def close_engine(engine: Uc) -> None:

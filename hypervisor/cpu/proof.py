@@ -11,8 +11,6 @@ from typing import Any
 
 from unicorn import (
     UC_ARCH_X86,
-    UC_ERR_READ_UNMAPPED,
-    UC_ERR_WRITE_UNMAPPED,
     UC_HOOK_INSN,
     UC_HOOK_INTR,
     UC_MODE_64,
@@ -26,6 +24,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from hypervisor.cpu import stores
 from hypervisor.cpu.abort import raise_instead
 from hypervisor.cpu.cpuid import HYPERCALL_PAGE
+from hypervisor.cpu.holes import Holes
 from hypervisor.cpu.overlay import (
     CODE,
     ENV,
@@ -38,6 +37,7 @@ from hypervisor.cpu.overlay import (
     RDX,
     RSP,
     TABLES,
+    VMCB_PAGE,
     Overlay,
     Parked,
     long_mode,
@@ -230,17 +230,17 @@ def _written_code() -> bool:
 
 
 def _holes() -> bool:
-    """a read and a write where nothing is"""
-    engine, overlay = machine("48 8b 03 48 89 03 48 89 03 f4")  # mov rax, [rbx]; mov [rbx], rax twice; hlt
+    """a read, a write and a new page where nothing is"""
+    engine, overlay = machine("48 8b 03 48 89 03 48 8b 0b f4")  # mov rax, [rbx]; mov [rbx], rax; mov rcx, [rbx]; hlt
+    holes = Holes(engine, ((0, 0x200000),), VMCB_PAGE)
     overlay.general[RBX] = 0x3F76_5438
-    errors: list[tuple[int, int, int]] = []
-    for _ in range(2):
-        try:
-            engine.emu_start(CODE + 3 * len(errors), 0)
-        except UcError as error:
-            errors.append((error.errno, overlay.invalid_address, overlay.regs.rip - CODE))
-    wanted = [(UC_ERR_READ_UNMAPPED, 0x3F76_5438, 0), (UC_ERR_WRITE_UNMAPPED, 0x3F76_5438, 10)]
-    return errors == wanted and overlay.halted
+    engine.emu_start(CODE, 0)
+    lost = overlay.general[RAX] == overlay.general[RCX] == (1 << 64) - 1
+    holes.clear(0x3F76_5000)
+    engine.mem_map(0x3F76_5000, 4096, UC_PROT_ALL)
+    overlay.general[RAX] = 7
+    engine.emu_start(CODE + 3, 0)
+    return bool(lost and overlay.general[RCX] == 7 and len(list(engine.mem_regions())) == 5)
 
 
 def _model_specific_registers() -> bool:

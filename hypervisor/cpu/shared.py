@@ -31,7 +31,7 @@ from unicorn import x86_const as x86
 from hypervisor.cpu.apic import LocalAPIC, Processors
 from hypervisor.cpu.code import TranslatedCode
 from hypervisor.cpu.holes import Holes
-from hypervisor.cpu.overlay import PAUSE_EXIT, Overlay, Parked, close_engine
+from hypervisor.cpu.overlay import PAUSE_EXIT, VMCB_PAGE, Overlay, Parked, close_engine
 from hypervisor.cpu.vcpu import VCPU, Outcome, Platform, new_engine
 from hypervisor.memory.guest_memory import PAGE, Memory
 
@@ -57,7 +57,7 @@ class SharedEngine:
     ) -> None:
         self.engine = engine = new_engine(memory, code_cache, ranges)
         self.overlay = Overlay(engine)
-        self.holes = Holes(engine)
+        self.holes = Holes(engine, ranges or ((0, memory.size),), VMCB_PAGE)
         self.code = TranslatedCode(engine, memory, ranges)
         self.mapped: set[int] = set()
         self.apic_address: int | None = None
@@ -89,6 +89,7 @@ class SharedEngine:
     def map_apic(self, address: int) -> None:
         """Show each vCPU its local APIC at an address; harmless when it is there already."""
         if self.apic_address is None:
+            self.holes.clear(address)
             self.engine.mmio_map(address, PAGE, self._read_apic, None, self._write_apic, None)
             self.apic_address = address
 

@@ -19,9 +19,6 @@ from typing import Any, Protocol
 from unicorn import (
     UC_ARCH_X86,
     UC_ERR_FETCH_PROT,
-    UC_ERR_FETCH_UNMAPPED,
-    UC_ERR_READ_UNMAPPED,
-    UC_ERR_WRITE_UNMAPPED,
     UC_HOOK_INSN,
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
@@ -56,6 +53,7 @@ from hypervisor.cpu.overlay import (
     RDI,
     RDX,
     RSI,
+    VMCB_PAGE,
     Overlay,
     close_engine,
     hook_error,
@@ -139,7 +137,7 @@ class VCPU:
         engine = new_engine(memory, code_cache, ranges)
         self._begin(number, memory, platform, Overlay(engine), set())
         self._translated = TranslatedCode(engine, memory, ranges)
-        self._holes = Holes(engine)
+        self._holes = Holes(engine, ranges or ((0, memory.size),), VMCB_PAGE)
         hook = engine.hook_add
         hook(UC_HOOK_INTR, self._on_exception)
         hook(UC_HOOK_INSN_INVALID, self._on_invalid)
@@ -190,18 +188,13 @@ class VCPU:
         return Outcome.STOPPED
 
     def _meet(self, error: UcError) -> None:
-        """Go on after an access to where nothing is (`holes`), or crash for any other error of Unicorn's."""
+        """Let the guest hear of code where nothing is (`holes`), or crash for any other error of Unicorn's."""
         if (raised := hook_error(self.engine)) is not None:
             raise raised from None
-        try:
-            if error.errno == UC_ERR_READ_UNMAPPED:
-                self._holes.show(self.overlay.invalid_address)
-            elif error.errno in (UC_ERR_FETCH_UNMAPPED, UC_ERR_FETCH_PROT):
-                self.raise_exception(GENERAL_PROTECTION, 0)
-            elif error.errno != UC_ERR_WRITE_UNMAPPED:
-                raise error
-        except UcError as unknown:
-            self.crash = f"{unknown} at RIP {self.overlay.regs.rip:#x}"
+        if error.errno == UC_ERR_FETCH_PROT:
+            self.raise_exception(GENERAL_PROTECTION, 0)
+        else:
+            self.crash = f"{error} at RIP {self.overlay.regs.rip:#x}"
 
     def stop(self) -> None:
         """Make `run` come back soon, from any thread. Repeat it until it has: a stop can be lost at a start."""
@@ -272,7 +265,7 @@ class VCPU:
         """
         if frame not in self._mapped:
             host = self.memory.address + self.memory.extra[frame]
-            self._holes.hide(frame * PAGE)
+            self._holes.clear(frame * PAGE)
             try:
                 self.engine.mem_map_ptr(frame * PAGE, PAGE, UC_PROT_ALL, host)
             except UcError as error:
@@ -287,6 +280,7 @@ class VCPU:
 
     def map_apic(self, address: int, page: bytes) -> None:
         """Show the guest a local APIC with these registers; once."""
+        self._holes.clear(address)
         self.engine.mem_map(address, PAGE)
         self.engine.mem_write(address, page)
 
