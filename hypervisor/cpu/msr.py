@@ -2,7 +2,7 @@
 
 The others exit (`permission_map` is SVM's way to say which) and are answered as Xen answers them (guest_rdmsr and
 guest_wrmsr of xen/arch/x86/msr.c, the vmx and vpmu parts beside it): a register of a feature that CPUID does not
-offer, or that nobody knows, is a general protection fault. An access costs 2 µs, one of `NATIVE` nothing more than it
+offer, or that nobody knows, is a general protection fault. An access costs 6 µs, one of `NATIVE` nothing more than it
 did.
 """
 
