@@ -1,8 +1,9 @@
 """Guest-physical addresses where nothing is: reads give all ones and writes are lost, as Xen has it.
 
 What is no memory is a device of Unicorn's, from end to end, that answers all ones by two instructions of our own: a
-read takes 0.04 µs, to put a page into a hole 0.5 ms, and nothing anywhere else. To leave holes to Unicorn's errors was tried and is unsound: a run that
-ends where the CPU reads its tables for an interrupt, as a guest can have it, is begun again inside of Unicorn for ever.
+read takes 0.04 µs, to put a page into a hole 0.5 ms, and nothing anywhere else. To leave holes to Unicorn's errors was
+tried and is unsound: a run that ends where the CPU reads its tables for an interrupt, as a guest can have it, is begun
+again inside of Unicorn for ever.
 A page walk through a hole finds ones, which is a page fault; code in a hole is a general protection fault.
 """
 
