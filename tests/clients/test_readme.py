@@ -73,3 +73,18 @@ def test_help_names_every_option_of_the_readme() -> None:
     text = run([sys.executable, "-m", "xapi", "--help"], "")
     named = set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text("utf-8")))
     assert {option for option in named if option not in text} == set()
+
+
+TESTING = (ROOT / "README.md").read_text("utf-8").partition("## In your tests\n")[2].partition("\n## ")[0]
+IN_TESTS = re.findall(r"^```(\w*)\n(.*?)^```$", TESTING, re.MULTILINE | re.DOTALL)
+
+
+def test_a_daemon_runs_in_a_program() -> None:
+    assert [language for language, _ in IN_TESTS] == ["python", "", "python"]
+    assert run([sys.executable, "-W", "ignore"], IN_TESTS[0][1]) == IN_TESTS[1][1]
+
+
+def test_the_fixture_gives_a_test_its_pool(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(IN_TESTS[2][1], "utf-8")
+    shown = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)], "")
+    assert "1 passed" in shown
