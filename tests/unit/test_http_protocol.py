@@ -11,7 +11,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 
-from xapi.http import protocol
+from xapi.http import sending
 from xapi.http.exchange import Limits, Request, Response
 from xapi.http.protocol import HTTPFactory, HTTPServer
 
@@ -847,7 +847,7 @@ class DirectTransport(StringTransport):
 
 def test_small_answers_that_the_socket_takes_are_never_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of them waits in the transport, however many there are."""
-    monkeypatch.setattr(protocol, "_PLAIN", (DirectTransport,))
+    monkeypatch.setattr(sending, "PLAIN", (DirectTransport,))
     wire = Wire(lambda request: Response(200, b"x" * 10_000, b"text/plain"))
     transport = DirectTransport()
     server = HTTPFactory(wire.application, wire.clock).buildProtocol(None)

@@ -26,6 +26,7 @@ from xapi.call import Origin
 from xapi.errors import Fault
 from xapi.http.credentials import session_of, unauthorised
 from xapi.http.exchange import Request, Response, Takeover, error_response
+from xapi.http.sending import is_plain, send
 from xapi.sessions import allowed
 
 if TYPE_CHECKING:
@@ -128,7 +129,10 @@ class Terminal(Protocol):
 
     async def _show(self) -> None:
         async for data in self._stream.follow():
-            self._wire.write(data)
+            if is_plain(self._wire):
+                send(self._wire, data)
+            else:
+                self._wire.write(data)
             if self._drained is not None:
                 await self._drained
         self._close()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, cast
 
-from twisted.internet import protocol, tcp, unix
+from twisted.internet import protocol
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -37,11 +37,10 @@ from xapi.http.exchange import (
     in_pieces,
 )
 from xapi.http.incoming import BODY, Incoming
+from xapi.http.sending import is_plain, send
 
 _SMALL = 256 * 1024  # bytes that may lie in the transport without its asking for them
 _log = Logger()
-_PLAIN = (tcp.Server, unix.Server)
-"""Transports without a layer between them and the socket: not TLS, not those of tests."""
 
 
 @implementer(IPullProducer)
@@ -124,7 +123,7 @@ class HTTPServer(protocol.Protocol):
         if not self._budget.admit(self):
             self.abort()
             return
-        self._direct = type(self.wire) in _PLAIN
+        self._direct = is_plain(self.wire)
         if hasattr(self.wire, "setTcpNoDelay") and not IUNIXTransport.providedBy(self.wire):
             self.wire.setTcpNoDelay(True)
         self._since = self.clock.seconds()
@@ -330,22 +329,11 @@ class HTTPServer(protocol.Protocol):
             self._successor.dataReceived(bytes(behind))
 
     def _write(self, data: bytes) -> None:
-        """Write a small answer, at once where the socket takes it.
-
-        Twisted would ask epoll whether the socket is writable, and send in the next turn: two system calls and
-        a turn more for what nearly always goes out now.
-        """
-        wire = self.wire
-        if self._direct and not wire.dataBuffer and not wire._tempDataBuffer and not wire.disconnecting:
-            try:
-                sent = wire.socket.send(data)
-            except OSError:  # full, or gone: the transport finds out and tells
-                sent = 0
-            if sent == len(data):
-                self._unread = 0
-                return
-            data = data[sent:]
-        wire.write(data)
+        """Write a small answer."""
+        if not self._direct:
+            self.wire.write(data)
+        elif send(self.wire, data):
+            self._unread = 0
 
     def _finish(self) -> None:
         self._busy = False
