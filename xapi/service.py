@@ -31,7 +31,7 @@ from twisted.python.threadpool import ThreadPool
 
 from hypervisor.api import Backend
 from xapi import addresses, certificates, datamodel, garbage, hosts
-from xapi.backends.local_host import make_host, why_no_guests
+from xapi.backends.local_host import load, make_host, why_no_guests
 from xapi.backends.local_storage import LocalStorage
 from xapi.backends.threads import Threads
 from xapi.config import IN_MEMORY, Config, ConfigError, address_of, version
@@ -169,6 +169,8 @@ class XapiService(MultiService):
         why = why_no_guests()
         if why:
             log.warn("guests cannot run here: {why}; all else is served", why=why)
+        else:
+            load()
         product.offer_guests(self.daemon.db, not why)
         processors.tell(self.daemon.db)
 

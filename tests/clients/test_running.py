@@ -112,6 +112,33 @@ def test_who_waits_hears_of_it_at_every_log_level(start: Start, clients: Clients
     assert not (tmp_path / "ready").exists()
 
 
+IMPORTS_ARE_TOLD = """
+import sys
+class Told:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        print("imported", name, file=sys.stderr, flush=True)
+sys.meta_path.insert(0, Told)
+"""
+
+
+def test_nothing_of_the_program_is_imported_once_it_serves(start: Start, clients: Clients) -> None:
+    """What runs guests takes most of a second to import; nobody's first call waits for it, nor do the others'."""
+    daemon = start(first=IMPORTS_ARE_TOLD).ready()
+    api = clients.root(daemon).xenapi
+    api.host.dmesg(api.host.get_all()[0])
+    vm = api.VM.clone(api.VM.get_by_name_label("Demo guest")[0], "a guest")
+    api.VM.provision(vm)
+    api.VM.start(vm, False, False)
+    api.VM.hard_shutdown(vm)
+    log = daemon.stop()
+    served = next(at for at, line in enumerate(log) if "Ready: " in line)
+    told = [line.removeprefix("imported ") for line in log[:served] if line.startswith("imported ")]
+    assert "hypervisor.host" in told
+    late = [line.removeprefix("imported ") for line in log[served:] if line.startswith("imported ")]
+    assert [name for name in late if name.startswith(("hypervisor", "unicorn", "xapi"))] == []
+
+
 # Restarting
 
 
