@@ -1,0 +1,231 @@
+"""Who may import whom: one table for each package, and one for what of outside is used where, and why.
+
+A row is a package, or a module beside them, and what it may import, type-only imports too; nothing else is in order.
+Rows say what is, not all that could be: whoever needs another arrow writes it here, and thinks about its direction.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def rows(text: str) -> Mapping[str, str]:
+    """Read a table: a room, a colon and what it may import, in as many lines as that takes."""
+    joined = re.sub(r"\n {8,}", " ", text)
+    return dict(line.strip().partition(": ")[::2] for line in joined.replace(":\n", ": \n").strip().splitlines())
+
+
+HYPERVISOR = rows(
+    """
+    __main__: api command cpu
+    api:
+    command: api domains guests host pv toolstack
+    console_ring:
+    cpu: errors memory
+    disks:
+    domains: cpu errors memory scheduling
+    errors:
+    firmware: disks guests loader
+    guests:
+    host: console_ring cpu domains hypercalls memory scheduling xenstore
+    hypercalls: cpu domains errors memory paravirtual
+    loader: cpu domains hypercalls memory paravirtual
+    memory:
+    network:
+    paravirtual: cpu domains errors memory
+    processor: api cpu paravirtual
+    pv: api disks domains errors memory network xenstore
+    scheduling: domains memory
+    snapshot: cpu domains errors host hypercalls loader memory paravirtual
+    storage: api disks
+    toolstack: api disks domains firmware host hypercalls loader memory network paravirtual pv snapshot storage
+        xenstore
+    xenstore:
+    """
+)
+XAPI = rows(
+    """
+    __main__: config process
+    addresses:
+    alerts: datamodel store
+    backends: config errors hypervisor.api hypervisor.cpu hypervisor.disks hypervisor.guests hypervisor.host
+        hypervisor.processor hypervisor.pv hypervisor.storage hypervisor.toolstack
+    call: daemon datamodel errors lexical sessions storage store types
+    certificates:
+    checks: passwords
+    classes: alerts call directory errors events fragments hosts implicit lexical networks operations records
+        registry storage store tasks types vms hypervisor.api
+    config:
+    coverage: datamodel http registry
+    daemon: backends config datamodel dispatch events faults fragments hosts log networks operations passwords
+        plugins registry sessions storage store tasks vms hypervisor.api
+    datamodel: lexical types
+    directory: passwords
+    dispatch: call daemon datamodel errors faults http implicit lexical log registry sessions store types
+    errors: datamodel
+    events: errors fragments lexical sessions store
+    faults: errors
+    fragments: config datamodel store types
+    garbage:
+    hosts: errors operations store vms
+    http: call daemon datamodel dispatch errors events fragments lexical sessions types hypervisor.api
+    implicit: call datamodel errors fragments store types
+    inventory: addresses backends datamodel lexical storage store types vms hypervisor.api
+    lexical:
+    log: call config datamodel errors records store types hypervisor.api
+    networks: backends store hypervisor.api
+    operations: call datamodel errors records registry store types
+    passwords:
+    plugin_modules:
+    plugins: errors http
+    process: config datamodel directory errors inventory log reactor readiness service state store
+    reactor:
+    readiness: config
+    records: datamodel
+    reference: coverage datamodel http types
+    registry: datamodel
+    service: addresses backends certificates config daemon datamodel directory garbage hosts http inventory
+        lexical log passwords plugins state store vms hypervisor.api
+    sessions: call checks datamodel directory errors lexical log passwords records store types
+    state: certificates passwords
+    storage: call errors faults lexical operations store types vms hypervisor.api
+    store: datamodel errors lexical records types
+    stubs: datamodel types
+    tasks: call errors faults lexical records store types
+    testing: config passwords reactor readiness service
+    twistd: config log process reactor
+    types: lexical
+    vms: alerts backends call config daemon datamodel errors faults lexical log networks operations records
+        storage store types hypervisor.api
+    """
+)
+KNOT = frozenset({
+    "call", "daemon", "dispatch", "events", "hosts", "http", "implicit", "log", "operations", "plugins", "sessions",
+    "storage", "tasks", "vms",
+})  # fmt: skip
+"""Rooms of `xapi` that know each other in circles, since a call is the only thing that can do work; none is to join."""
+CIRCLES = (frozenset({"domains", "scheduling"}),)
+"""Those of `hypervisor`."""
+
+OUTSIDE: Mapping[str, Mapping[str, str]] = {
+    "twisted": {"xapi/": "the toolstack turns with its reactor"},
+    "sqlalchemy": {"xapi/store/": "durability"},
+    "lxml": {
+        "xapi/datamodel/reading.py": "the schema",
+        "xapi/http/xmlrpc.py": "calls",
+        "xapi/vms/provision.py": "what a template says of its disks",
+    },
+    "unicorn": {
+        "hypervisor/cpu/": "vCPUs",
+        "hypervisor/paravirtual/cpu.py": "those of PV guests",
+        "hypervisor/hypercalls/callbacks.py": "the names of registers",
+        "hypervisor/loader/pv.py": "the names of registers",
+        "hypervisor/snapshot/context.py": "the names of registers",
+    },
+    "xmlrpc": {
+        "xapi/plugin_modules/XenAPIPlugin.py": "runs in plugins, in processes of their own",
+        "xapi/testing/session.py": "a client",
+    },
+    "threading": {
+        "hypervisor/": "pCPUs and backends run on threads",
+        "xapi/backends/local_storage.py": "disks are attached in the pool of threads; it locks",
+        "xapi/log/output.py": "what ends a thread is written",
+        "xapi/log/writer.py": "lines are formatted and written beside the reactor",
+        "xapi/store/sqlite.py": "a look over a whole database takes its time",
+        "xapi/store/writer.py": "so do commits",
+        "xapi/testing/reactor_thread.py": "the reactor of a test's process",
+    },
+    "time": {
+        "hypervisor/cpu/tsc.py": "the counter that guests read",
+        "hypervisor/host.py": "the machine's clock, which tests replace",
+        "hypervisor/network/ticker.py": "likewise",
+        "hypervisor/scheduling/alarm.py": "likewise",
+        "hypervisor/scheduling/scheduler.py": "likewise",
+        "hypervisor/snapshot/live.py": "likewise",
+        "hypervisor/toolstack/networks.py": "likewise",
+        "xapi/backends/local_console.py": "how long a turn has lasted",
+        "xapi/garbage.py": "how long a collection has lasted",
+        "xapi/reactor.py": "how long a turn has lasted",
+        "xapi/store/writer.py": "when it may look at the disk again, on its own thread",
+    },
+}
+"""Libraries and modules of Python's that are used in few places, which are named by how their paths begin, and why."""
+
+
+def modules(package: str) -> Iterator[tuple[str, ast.Module]]:
+    """Yield the path below the checkout and the source of each module of a package."""
+    for path in sorted(ROOT.glob(f"{package}/**/*.py")):
+        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text("utf-8"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the full name of everything that is imported, wherever in the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def arrows(package: str) -> set[tuple[str, str]]:
+    """Return which rooms of a package import which of ours."""
+    found = set()
+    for path, tree in modules(package):
+        here = path.removesuffix(".py").split("/")[1]
+        for name in imports(tree):
+            parts = name.split(".")
+            if parts[0] not in ("xapi", "hypervisor") or (parts[0] == package and parts[1:2] in ([], [here])):
+                continue
+            there = parts[1] if parts[0] == package else ".".join(parts[:2])
+            found.add((here, there))
+    return {(here, there) for here, there in found if here != "__init__"}
+
+
+@pytest.mark.parametrize(("package", "table"), [("hypervisor", HYPERVISOR), ("xapi", XAPI)])
+def test_rooms_import_what_the_table_says_and_nothing_else(package: str, table: Mapping[str, str]) -> None:
+    """Every import of every module counts; and an arrow that is gone leaves the table."""
+    written = {(here, there) for here, line in table.items() for there in line.split()}
+    assert arrows(package) - written == set()
+    assert written - arrows(package) == set()
+
+
+def circles(table: Mapping[str, str]) -> set[frozenset[str]]:
+    """Return the sets of rooms that reach each other."""
+    reached = {here: set(line.split()) & table.keys() for here, line in table.items()}
+    while True:
+        wider = {here: there.union(*(reached[each] for each in there)) for here, there in reached.items()}
+        if wider == reached:
+            break
+        reached = wider
+    return {
+        frozenset(each for each in table if each in there and here in reached[each])
+        for here, there in reached.items()
+        if here in there
+    }
+
+
+def test_no_room_joins_a_circle() -> None:
+    """Those that there are shrink."""
+    assert circles(HYPERVISOR) == set(CIRCLES)
+    assert circles(XAPI) == {KNOT}
+
+
+def test_what_is_outside_is_used_only_where_the_table_says() -> None:
+    """And every place of the table uses it."""
+    for name, places in OUTSIDE.items():
+        users = {
+            path
+            for package in ("xapi", "hypervisor")
+            for path, tree in modules(package)
+            if any(found == name or found.startswith(f"{name}.") for found in imports(tree))
+        }
+        assert {path for path in users if not path.startswith(tuple(places))} == set(), name
+        assert [place for place in places if not any(path.startswith(place) for path in users)] == [], name
