@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -159,14 +160,16 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
 """Libraries and modules of Python's that are used in few places, which are named by how their paths begin, and why."""
 
 
-def modules(package: str) -> Iterator[tuple[str, ast.Module]]:
-    """Yield the path below the checkout and the source of each module of a package."""
-    for path in sorted(ROOT.glob(f"{package}/**/*.py")):
-        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text("utf-8"))
+@cache
+def imports(package: str) -> Mapping[str, frozenset[str]]:
+    """Return the full names of all that each module of a package imports, wherever in it, by its path."""
+    return {
+        path.relative_to(ROOT).as_posix(): frozenset(_imports(ast.parse(path.read_text("utf-8"))))
+        for path in sorted(ROOT.glob(f"{package}/**/*.py"))
+    }
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Yield the full name of everything that is imported, wherever in the module."""
+def _imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -178,9 +181,9 @@ def imports(tree: ast.AST) -> Iterator[str]:
 def arrows(package: str) -> set[tuple[str, str]]:
     """Return which rooms of a package import which of ours."""
     found = set()
-    for path, tree in modules(package):
+    for path, names in imports(package).items():
         here = path.removesuffix(".py").split("/")[1]
-        for name in imports(tree):
+        for name in names:
             parts = name.split(".")
             if parts[0] not in ("xapi", "hypervisor") or (parts[0] == package and parts[1:2] in ([], [here])):
                 continue
@@ -224,8 +227,8 @@ def test_what_is_outside_is_used_only_where_the_table_says() -> None:
         users = {
             path
             for package in ("xapi", "hypervisor")
-            for path, tree in modules(package)
-            if any(found == name or found.startswith(f"{name}.") for found in imports(tree))
+            for path, names in imports(package).items()
+            if any(found == name or found.startswith(f"{name}.") for found in names)
         }
         assert {path for path in users if not path.startswith(tuple(places))} == set(), name
         assert [place for place in places if not any(path.startswith(place) for path in users)] == [], name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from xapi import coverage, datamodel, registry, stubs
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = sorted([*ROOT.glob("xapi/**/*.py"), *ROOT.glob("hypervisor/**/*.py")])
+
+
+@cache
+def trees() -> Mapping[Path, ast.Module]:
+    """Return the sources of both packages."""
+    return {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 
 
 def real_times(tree: ast.AST) -> Iterator[int]:
@@ -28,8 +35,7 @@ def real_times(tree: ast.AST) -> Iterator[int]:
 
 
 def test_time_comes_from_the_clock() -> None:
-    trees = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
-    assert [f"{path.name}:{line}" for path, tree in trees.items() for line in real_times(tree)] == []
+    assert [f"{path.name}:{line}" for path, tree in trees().items() for line in real_times(tree)] == []
 
 
 @pytest.mark.parametrize(
@@ -60,8 +66,7 @@ def waits(tree: ast.AST) -> Iterator[int]:
 
 def test_nothing_waits_inside_a_transaction() -> None:
     """Between the first and the last change of an atomic nothing else may run."""
-    trees = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
-    assert [f"{path.name}:{line}" for path, tree in trees.items() for line in waits(tree)] == []
+    assert [f"{path.name}:{line}" for path, tree in trees().items() for line in waits(tree)] == []
 
 
 @pytest.mark.parametrize(
