@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -123,3 +124,18 @@ def test_a_start_that_changes_nothing_writes_nothing() -> None:
     before = store.generation
     processors.tell(store)
     assert store.generation == before
+
+
+@pytest.mark.parametrize(("measured", "told"), [(2446, 2445), (2444, 2445), (3100, 3100), (0, 2445)])
+def test_the_same_machine_has_the_same_speed_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch, measured: int, told: int
+) -> None:
+    """A frequency is measured at each start, a little otherwise each time; another machine's is told."""
+    store = populated(NAME)
+    (host,) = store.host
+    host.cpu_info = host.cpu_info | {"speed": "2445.000"}
+    monkeypatch.setattr(processors, "processor", lambda name: replace(processor(name), mhz=measured))
+    processors.tell(store)
+    (host,) = store.host
+    assert host.cpu_info["speed"] == f"{told}.000"
+    assert {store.host_cpu[ref].speed for ref in host.host_CPUs} == {told}

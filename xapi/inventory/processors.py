@@ -61,13 +61,19 @@ def pool_cpu_info(store: Store) -> dict[str, str]:
     return {**counts, **{key: hosts[0][key] for key in _COMMON}}
 
 
+def _another_speed(mhz: int, told: str) -> bool:
+    """Whether a frequency is other than one that was told, and not the same measured again: that differs by 0.1 %."""
+    megahertz = told.partition(".")[0]
+    return mhz > 0 and not (megahertz.isdigit() and abs(mhz - int(megahertz)) * 100 <= mhz)
+
+
 def tell(db: Store) -> None:
     """Have all hosts say what guests find now: a state may come from another machine, or another version."""
     with db.atomic():
         for host in db.host:
             old = host.cpu_info
             info = dict(old) | _told(found := processor(old.get("modelname", "")))
-            if found.mhz:
+            if _another_speed(found.mhz, old.get("speed", "")):
                 info["speed"] = f"{found.mhz}.000"
             if info != old:
                 host.cpu_info = info
