@@ -551,5 +551,5 @@ def test_a_vm_that_ends_during_a_plug(pool: Pool) -> None:
     held.callback(None)
     with pytest.raises(Fault) as caught:
         pool.outcome(waiting)
-    assert caught.value.code == "INTERNAL_ERROR"
+    assert caught.value.description == ["VM_BAD_POWER_STATE", vm._ref, "running", "halted"]
     assert devices_of(row) == (False, {})

@@ -103,6 +103,14 @@ def test_what_the_host_cannot_do_has_its_error(pool: Pool, vm: Any, code: str, f
     assert pool.fails("VM.start", vm._ref, False, False)[0] == fault
 
 
+@pytest.mark.parametrize("code", ["no_domain", "not_running"])
+def test_a_guest_that_goes_down_before_it_can_be_asked_is_down(pool: Pool, code: str) -> None:
+    """The call has found it running a moment ago."""
+    vm = running(pool)
+    pool.backend.fail["shutdown"] = HostError(code, "it went down")
+    assert pool.fails("VM.clean_shutdown", vm._ref) == ["VM_BAD_POWER_STATE", vm._ref, "running", "halted"]
+
+
 def seen(pool: Pool, vm: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """Return what clients can see of a VM, change after change: its power, and what is being done to it."""
     states: list[tuple[str, list[str]]] = []
@@ -226,6 +234,21 @@ def test_a_call_waits_for_the_operation_that_is_in_its_way(pool: Pool, vm: Any) 
     pool.outcome(first)
     pool.turn()
     assert results, "it still waits"
+
+
+@pytest.mark.parametrize("other", ["VM.clean_reboot", "VM.clean_shutdown", "VM.shutdown"])
+@pytest.mark.parametrize("hard", ["VM.hard_reboot", "VM.hard_shutdown"])
+def test_what_is_done_hard_cancels_what_waits_for_the_guest(pool: Pool, hard: str, other: str) -> None:
+    """It does so before it ends the domain: else both would make a new one."""
+    vm = running(pool)
+    pool.backend.held["shutdown"] = Deferred()
+    failed: list[Any] = []
+    pool.start(other, pool.session, vm._ref).addErrback(lambda failure: failed.append(failure.value.code))
+    pool.turn()
+    pool(hard, vm._ref)
+    assert failed == ["TASK_CANCELLED"]
+    assert vm.power_state == ("Running" if hard == "VM.hard_reboot" else "Halted")
+    assert not vm.current_operations
 
 
 def test_an_object_that_stays_held_is_told_in_the_end(pool: Pool, vm: Any) -> None:

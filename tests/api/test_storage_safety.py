@@ -1,4 +1,4 @@
-"""Suspend images; what crashes and cancels leave."""
+"""Suspend images; what crashes and cancels leave; who waits for whom."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from tests.api.storage_pool import MIB, Disks, make_sr
 from xapi.errors import Fault
+from xapi.operations.claim import claim
+from xapi.storage.unfinished import making
 from xapi.types import NULL
 
 # Suspend images
@@ -135,3 +138,52 @@ def test_two_first_uses_at_once(disks: Disks) -> None:
     disks.threads.release()
     disks.turn()
     assert results == [None, None]
+
+
+def test_a_scan_leaves_the_image_of_a_guest_that_is_about_to_be_suspended(disks: Disks) -> None:
+    """The guest takes its time, and its file is not there before it has suspended itself."""
+    with disks.db.atomic():
+        vm = disks.db.VM.create(memory_static_max=64 * MIB)
+    call = disks.call()
+    with making(call):
+        vdi, _ = disks.run(disks.daemon.storage.make_suspend_image(call, vm, next(iter(disks.db.host))))
+        disks("SR.scan", disks.sr._ref)
+        assert (vdi._ref in disks.db.VDI, vdi.missing) == (True, False)
+    disks("SR.scan", disks.sr._ref)
+    assert vdi._ref not in disks.db.VDI
+
+
+# Waiting
+
+
+def test_who_waits_for_a_disk_goes_on_when_its_drive_is_free(disks: Disks) -> None:
+    """An operation of a drive keeps its disk busy."""
+    vdi = disks.create()
+    vbd = disks.db.VBD.create(VDI=vdi._ref, current_operations={"OpaqueRef:other": "attach"})
+    waiting = disks.start("VDI.clone", disks.session, vdi._ref, {})
+    disks.turn()
+    assert not waiting.called
+    vbd.current_operations = {}
+    assert disks.outcome(waiting) in disks.db.VDI
+
+
+def test_who_waits_for_a_drive_goes_on_when_its_disk_is_free(disks: Disks) -> None:
+    """An operation of a disk keeps its drives from being plugged."""
+    vdi = disks.create()
+    vm = disks.db.VM.create(power_state="Running", VCPUs_at_startup=1)
+    vbd = disks.db.VBD.create(VM=vm._ref, VDI=vdi._ref, type="Disk", mode="RW", userdevice="0")
+    vdi.current_operations = {"OpaqueRef:other": "clone"}
+    held: list[str] = []
+
+    async def hold(call: Any) -> None:
+        async with claim(call, "attach", vbd):
+            held.append("attach")
+
+    call = disks.call()
+    call.message = disks.daemon.dispatcher.methods["VBD.plug"].message
+    waiting = Deferred.fromCoroutine(hold(call))
+    disks.turn()
+    assert (held, waiting.called) == ([], False)
+    vdi.current_operations = {}
+    disks.outcome(waiting)
+    assert held == ["attach"]

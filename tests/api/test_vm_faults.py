@@ -30,23 +30,27 @@ class Steps:
     """All calls of a host's backend, and all work of its storage, counted once `armed`.
 
     The one of number `fail_at` fails without doing anything; the one of number `hold_at` waits, before or after it
-    was done, until it is cancelled. A host goes on with what is cancelled, or withdraws it: both happen.
+    was done, until it is cancelled, and so do all that follow where a test says `on`. A host goes on with what is
+    cancelled, or withdraws it: both happen.
     """
 
     def __init__(self, pool: Disks) -> None:
         self.pool = pool
         self.names: list[str] = []
         self.fail_at = self.hold_at = -1
-        self.late = self.armed = False
-        self.held: Deferred[Any] | None = None
+        self.late = self.armed = self.on = False
+        self.held: list[Deferred[Any]] = []
         backend: Any = pool.backend
         for name in BACKEND:
             setattr(backend, name, self._call(name, getattr(backend, name)))
         storage: Any = pool.storage
         self._work, storage._run = storage._run, self._run
 
-    def arm(self, *, fail_at: int = -1, hold_at: int = -1, late: bool = False) -> None:
-        self.fail_at, self.hold_at, self.late, self.armed = fail_at, hold_at, late, True
+    def arm(self, *, fail_at: int = -1, hold_at: int = -1, late: bool = False, on: bool = False) -> None:
+        self.fail_at, self.hold_at, self.late, self.on, self.armed = fail_at, hold_at, late, on, True
+
+    def _holds(self, number: int) -> bool:
+        return number == self.hold_at or (self.on and 0 <= self.hold_at < number)
 
     def _counted(self, name: str) -> int:
         if not self.armed:
@@ -59,31 +63,37 @@ class Steps:
             number = self._counted(name)
             if number == self.fail_at:
                 raise HostError("failed", f"{name} by the test")
-            if number == self.hold_at and not self.late:
+            if self._holds(number) and not self.late:
                 await self._hold()
             result = await function(uuid, *arguments, **named)
             if name in ("destroy", "shutdown"):  # what a guest does is news
                 self.pool.backend.attention(uuid)
-            if number == self.hold_at and self.late:
+            if self._holds(number) and self.late:
                 await self._hold()
             return result
 
         return step
 
     def _hold(self) -> Deferred[Any]:
-        self.held = Deferred()
-        return self.held
+        self.held.append(Deferred())
+        return self.held[-1]
+
+    def release(self) -> None:
+        """Let what is held go on."""
+        while self.held:
+            if not self.held[0].called:
+                self.held[0].callback(None)
+            del self.held[0]
 
     def _run(self, told: Any, work: Any, *arguments: Any) -> Deferred[Any]:
         """Work of the storage goes on to its end when it is cancelled."""
         number = self._counted(f"storage {getattr(work, '__name__', '')}")
         if number == self.fail_at:
             return fail(StorageFailure(NO_SPACE, f"{self.names[-1]} by the test"))
-        if number != self.hold_at:
+        if not self._holds(number):
             return self._work(told, work, *arguments)
         done = self._work(told, work, *arguments) if self.late else None
-        self.held = Deferred()
-        return self.held.addBoth(lambda _: done or self._work(told, work, *arguments))
+        return self._hold().addBoth(lambda _: done or self._work(told, work, *arguments))
 
 
 class Case(NamedTuple):
@@ -250,13 +260,12 @@ def test_each_step_is_cancelled(tmp_path: Path, case: Case, late: bool) -> None:
             break
         step = f"step {number}: {world.steps.names[number]}"
         try:
-            assert world.steps.held is not None, "nothing was held"
+            assert world.steps.held, "nothing was held"
             tasks = [row for row in world.db.task if row.subtask_of == NULL]
             for task in tasks:
                 world.pool("task.cancel", task._ref)
             world.pool.turn()
-            if not world.steps.held.called:
-                world.steps.held.callback(None)  # work of the storage has come to its end
+            world.steps.release()  # work of the storage has come to its end
             result = outcome(world.pool, running)
             world.check()
             if isinstance(result, Fault):
@@ -264,6 +273,47 @@ def test_each_step_is_cancelled(tmp_path: Path, case: Case, late: bool) -> None:
                 world.check_undone(before)
         except (AssertionError, Fault) as error:
             failed.append(f"{step}: {error!s:.200}")
+    else:
+        pytest.fail("there are more steps than this test looks at")
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize(
+    ("fails", "late"), [(False, False), (False, True), (True, False)], ids=["withdrawn", "done", "failed"]
+)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_step_and_all_that_undo_it_are_cancelled(tmp_path: Path, case: Case, late: bool, fails: bool) -> None:
+    """Whichever it is that is cancelled or fails first: a cancel disturbs no undoing, however often it comes."""
+    failed = []
+    for number in range(MOST):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        world = World(directory, case)
+        before = world.count()
+        world.steps.arm(fail_at=number if fails else -1, hold_at=number + fails, late=late, on=True)
+        running = world.begin()
+        world.pool.turn()
+        if len(world.steps.names) <= number:
+            break
+        step = f"step {number}: {world.steps.names[number]}"
+        try:
+            result: Any = None
+            tasks = [row for row in world.db.task if row.subtask_of == NULL]
+            while world.steps.held:
+                for task in tasks:
+                    if task._ref in world.db.task:
+                        world.pool("task.cancel", task._ref)
+                world.pool.turn()
+                world.steps.release()
+                world.pool.turn()
+            result = outcome(world.pool, running)
+            told = isinstance(result, Fault)
+            world.keeps_image = case.message == "VM.resume" and not told
+            world.check()
+            if told and result.code != "VM_CHECKPOINT_RESUME_FAILED":
+                world.check_undone(before)
+        except (AssertionError, Fault) as error:
+            failed.append(f"{step} {world.steps.names[number:]} -> {result!r}: {error!s:.200}")
     else:
         pytest.fail("there are more steps than this test looks at")
     assert not failed, "\n".join(failed)

@@ -33,6 +33,7 @@ from xapi.backends.local_console import ConsoleStream
 from xapi.backends.local_screen import ScreenView
 from xapi.backends.local_storage import LocalStorage
 from xapi.backends.threads import Threads
+from xapi.cancelling import to_its_end
 from xapi.config import DEMO
 
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ class LocalBackend:
     async def shutdown(self, uuid: str, how: Shutdown) -> None:
         """Ask the guest to go down; returns when it is down."""
         heard: Deferred[None] = Deferred()
-        request = await self._do(uuid, self.toolstack.request, uuid, how, self._firing(heard))
+        # Who is cancelled now must know of the request, to withdraw it.
+        request = await to_its_end(self._do(uuid, self.toolstack.request, uuid, how, self._firing(heard)))
         down: Deferred[None] = Deferred()
         self._down.setdefault(uuid, []).append(down)
         if (state := (await self.stat(uuid)).state) is None or state.power is Power.SHUTDOWN:
@@ -201,7 +203,7 @@ class LocalBackend:
             waiting = [each for each in self._down.pop(uuid, ()) if each is not down]
             if waiting:
                 self._down[uuid] = waiting
-            await self._do(uuid, self._withdraw, request)
+            await to_its_end(self._do(uuid, self._withdraw, request))
 
     def _withdraw(self, request: Any) -> None:
         with self.toolstack.host.lock:

@@ -9,6 +9,7 @@ from typing import Any
 from hypervisor.api import Change
 from xapi import errors, records
 from xapi.call import Call
+from xapi.cancelling import to_its_end
 from xapi.errors import Fault
 from xapi.operations import vbd as rules
 from xapi.operations.busy import busy, held
@@ -240,7 +241,7 @@ async def insert(call: Call, vbd: VBD, vdi: VDI) -> None:
             await _follow(call, row, vm)
         except BaseException:
             _put(call, row, NULL)
-            await _return_to(call, row)
+            await to_its_end(_return_to(call, row))
             raise
 
 
@@ -281,7 +282,7 @@ async def eject(call: Call, vbd: VBD) -> None:
             try:
                 await hotplug.adjust(call, row, Change(medium=domains.disk(row, {})))
             except BaseException:
-                await _return_to(call, row)
+                await to_its_end(_return_to(call, row))
                 raise
         _put(call, row, NULL)
 

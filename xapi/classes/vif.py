@@ -14,6 +14,7 @@ from typing import Any
 from hypervisor.api import Change
 from xapi import errors, networks, records
 from xapi.call import Call
+from xapi.cancelling import to_its_end
 from xapi.errors import Fault
 from xapi.operations.claim import claim
 from xapi.registry import message
@@ -166,7 +167,7 @@ async def _change(call: Call, row: Any, **fields: Any) -> None:
     except BaseException:
         _write(call, row, before)
         with suppress(Fault):
-            await hotplug.adjust(call, row, Change(nic=domains.nic(call.db, row)))
+            await to_its_end(hotplug.adjust(call, row, Change(nic=domains.nic(call.db, row))))
         raise
 
 

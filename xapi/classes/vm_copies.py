@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from hypervisor.api import HostError
 from xapi import errors, records
 from xapi.alerts import alert
 from xapi.call import Call
+from xapi.cancelling import to_its_end
 from xapi.operations.claim import claim
 from xapi.operations.sr import driver
 from xapi.registry import message
@@ -99,11 +99,18 @@ async def _checkpoint_running(call: Call, row: Any, new_name: str) -> records.VM
         try:
             made = await duplicate(call, row, new_name, CHECKPOINT, info=info, saved=saved._ref)
         except BaseException:
-            await _go_on(call, row)
-            await call.daemon.storage.destroy(call, saved)
+            await to_its_end(_give_up(call, row, saved))
             raise
-    await _go_on(call, row)
+    await to_its_end(_go_on(call, row))
     return made
+
+
+async def _give_up(call: Call, row: Any, saved: Any) -> None:
+    """Let a guest go on without the image of its memory."""
+    try:
+        await _go_on(call, row)
+    finally:
+        await call.daemon.storage.destroy(call, saved)
 
 
 def _assert_snapshots(call: Call, row: Any) -> None:
@@ -121,10 +128,7 @@ async def _go_on(call: Call, row: Any) -> None:
     """Let a guest go on that was suspended where it is. Raises VM_CHECKPOINT_RESUME_FAILED; then it is halted."""
     backend = power.backend(call, row)
     try:
-        try:
-            await backend.resume(row.uuid)
-        except CancelledError:  # too late: the copy is made, and the guest must go on
-            await backend.resume(row.uuid)
+        await backend.resume(row.uuid)
         await call.daemon.reconciler.look(row)
     except HostError as error:
         log.error("{vm} does not go on after its checkpoint: {error}", vm=row.uuid, error=error)

@@ -123,6 +123,7 @@ async def hard_reboot(call: Call, vm: VM) -> None:
     """End the VM's domain at once and start it anew on the same host."""
     row = call.db.VM[vm]
     async with claim(call, "hard_reboot", row):
+        await power.cancel_others(call, row)
         await power.again(call, row)
 
 

@@ -107,9 +107,17 @@ def _refusal(call: Call, row: Any, operation: str, strict: bool) -> Fault | None
 
 
 def _mover(db: Store, row: Any) -> Callable[[], bool]:
-    """Return what tells whether others hold an object now than when this was called."""
-    held = row.current_operations
-    return lambda: not _exists(db, row) or row.current_operations is not held
+    """Return what tells whether others hold an object now than when this was called, or what may keep it busy."""
+    held = [(each, each.current_operations) for each in (row, *_joined(db, row))]
+    return lambda: not _exists(db, row) or any(each.current_operations is not before for each, before in held)
+
+
+def _joined(db: Store, row: Any) -> list[Any]:
+    """Return the objects whose operations keep another busy: a disk's drives, and a drive's disk."""
+    if row._table.name == "VDI":
+        return [db.VBD[ref] for ref in row.VBDs]
+    disk = db.VDI.get(row.VDI) if row._table.name == "VBD" else None
+    return [] if disk is None else [disk]
 
 
 def _exists(db: Store, row: Row) -> bool:

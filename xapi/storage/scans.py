@@ -65,13 +65,19 @@ def _tell(call: Call, sr: Any, contents: Contents) -> None:
 
 
 def _miss(call: Call, sr: Any, contents: Contents, generation: int) -> None:
-    """Drop the rows without volumes, or say that these are missing; a row younger than the scan is left alone."""
+    """Drop the rows without volumes, or say that these are missing.
+
+    A row younger than the scan is left alone, and so is one whose volume an operation is about to make.
+    """
     db = call.db
     there = {volume.location for volume in contents.volumes}
     gone = [
         row
         for ref in list(sr.VDIs)
-        if (row := db.VDI[ref]).location not in there and row._modified <= generation and _should_be_there(row)
+        if (row := db.VDI[ref]).location not in there
+        and row._modified <= generation
+        and row.uuid not in sr.unfinished
+        and _should_be_there(row)
     ]
     if not gone:
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 from xapi import errors
 from xapi.call import Call
+from xapi.cancelling import to_its_end
 from xapi.storage import device_config, drivers, volumes
 from xapi.storage.faults import NO_CD_DIRECTORY, NO_CD_SERVER, answering, backend_failure
 from xapi.storage.repository import cd_directory, kind_of, plugged
@@ -89,7 +90,7 @@ async def plug(call: Call, sr: Any, pbd: Any) -> None:
             await scan(call, sr)
     except BaseException:
         pbd.currently_attached = False
-        await storage.end(call, sr, pbd)
+        await to_its_end(storage.end(call, sr, pbd))
         raise
 
 

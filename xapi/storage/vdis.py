@@ -10,6 +10,7 @@ from typing import Any
 from hypervisor.api import Description, Effect, Space, StorageFailure
 from xapi import errors
 from xapi.call import Call
+from xapi.cancelling import to_its_end
 from xapi.lexical import EPOCH, format_datetime
 from xapi.operations.claim import SHORT, claim
 from xapi.storage import volumes
@@ -78,7 +79,7 @@ async def adopt(call: Call, used: Repository, sr: Any, effect: Effect, fields: M
                 setattr(row, name, value)
     except BaseException:
         with suppress(StorageFailure):
-            await used.storage.delete(used.path, location)
+            await to_its_end(used.storage.delete(used.path, location))
         raise
     return row
 

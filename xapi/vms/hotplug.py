@@ -11,6 +11,7 @@ from typing import Any
 from hypervisor.api import Change, Device, HostError
 from xapi import errors
 from xapi.call import Call
+from xapi.cancelling import to_its_end
 from xapi.errors import Fault
 from xapi.vms import power
 
@@ -32,8 +33,8 @@ async def plug(call: Call, row: Any, device: Device) -> None:
         raise _fault_of(error, vm, row) from error
     except BaseException:
         with suppress(HostError):
-            await backend.unplug(vm.uuid, device, True)
-        await call.daemon.reconciler.look(vm)
+            await to_its_end(backend.unplug(vm.uuid, device, True))
+        await to_its_end(call.daemon.reconciler.look(vm))
         raise
     if not row.currently_attached:  # the domain has ended meanwhile
         raise errors.INTERNAL_ERROR(f"Unable to plug {row._table.name} {row._ref}")
@@ -48,7 +49,7 @@ async def unplug(call: Call, row: Any, device: Device, *, force: bool) -> None:
         if error.code != "no_device":
             raise _fault_of(error, vm, row) from error
     finally:
-        await call.daemon.reconciler.look(vm)
+        await to_its_end(call.daemon.reconciler.look(vm))
 
 
 async def adjust(call: Call, row: Any, change: Change) -> None:

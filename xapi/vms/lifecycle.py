@@ -112,7 +112,8 @@ async def _act(daemon: Daemon, vm: Any, action: str) -> None:
                     vm.ha_always_run = False
                 await power.end(call, vm, alerted="")
     except Fault as fault:
-        log.error("{vm} went down and could not be followed: {fault}", vm=named(vm), fault=fault)
+        if vm._ref in daemon.db.VM and vm.domid != -1:  # else a call that went before has seen to it
+            log.error("{vm} went down and could not be followed: {fault}", vm=named(vm), fault=fault)
     finally:
         daemon.tasks.drop(call.task)
 

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xapi.call import Call, Origin
+from xapi.cancelling import to_its_end
 from xapi.errors import Fault
 
 log = Logger()
@@ -131,6 +132,6 @@ async def undo_all(call: Call, undo: str, made: Sequence[Any]) -> None:
     """Give each of these to a message that takes it back; what cannot be taken back is logged and left."""
     for each in made:
         try:
-            await part(call, undo, each)
+            await to_its_end(part(call, undo, each))
         except (Fault, CancelledError) as error:
             log.error("{undo} of {made} failed: {error}", undo=undo, made=each, error=error)

@@ -5,10 +5,10 @@ The callers hold the VM's operation; see `xapi.operations.claim`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
@@ -17,6 +17,7 @@ from hypervisor.api import DomainConfig, HostError, Shutdown, Truth
 from xapi import errors
 from xapi.alerts import alert
 from xapi.call import Call
+from xapi.cancelling import to_its_end
 from xapi.errors import Fault
 from xapi.faults import shortage
 from xapi.operations.claim import SHORT, Held, changed, claims
@@ -26,14 +27,12 @@ from xapi.types import NULL
 from xapi.vms import guest_metrics
 from xapi.vms.domains import describe, domain_kind
 from xapi.vms.placement import choose_host
-from xapi.vms.reconcile import halt
+from xapi.vms.reconcile import halt, lose
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
 
 log = Logger()
-
-T = TypeVar("T")
 
 
 def backend(call: Call, vm: Any) -> Any:
@@ -42,15 +41,6 @@ def backend(call: Call, vm: Any) -> Any:
     if host is None:
         raise errors.VM_BAD_POWER_STATE(vm._ref, "running", vm.power_state.lower())
     return call.daemon.backends.of(host)
-
-
-async def _to_its_end(step: Callable[[], Awaitable[T]]) -> T:
-    """Do what must be done now; a cancel comes too late, and is ignored. The step does no harm when done again."""
-    while True:
-        try:
-            return await step()
-        except CancelledError:
-            continue
 
 
 def fault_of(error: HostError, vm: Any) -> Fault:
@@ -63,6 +53,8 @@ def fault_of(error: HostError, vm: Any) -> Fault:
         return errors.VM_HVM_REQUIRED(vm._ref)
     if error.code in ("bad_kernel", "bootloader_failed"):
         return errors.BOOTLOADER_FAILED(vm._ref, str(error))
+    if error.code in ("no_domain", "not_running"):  # it went down before it could be asked
+        return errors.VM_BAD_POWER_STATE(vm._ref, "running", "halted")
     if error.code == "not_acknowledged":
         return errors.VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT(vm._ref)
     if error.code == "not_suspended":
@@ -135,7 +127,7 @@ async def _live(
                     if said.name:
                         alert(db, call.now, said.name, "VM", vm, said.body)
             except BaseException:
-                await backend_.destroy(vm.uuid)
+                await to_its_end(backend_.destroy(vm.uuid))
                 raise
 
 
@@ -195,11 +187,14 @@ async def end(call: Call, vm: Any, *, alerted: str = "VM_SHUTDOWN") -> None:
             alert(call.db, call.now, alerted, "VM", vm, f"VM '{vm.name_label}' shut down")
 
 
-_CANCELLED = ("clean_shutdown", "clean_reboot", "hard_reboot", "pool_migrate", "call_plugin", "shutdown", "suspend")
+_CANCELLED = frozenset(
+    ("clean_shutdown", "clean_reboot", "hard_reboot", "pool_migrate", "call_plugin", "shutdown", "suspend",
+     "checkpoint")
+)  # fmt: skip
 
 
 async def cancel_others(call: Call, vm: Any) -> None:
-    """Cancel what a hard shutdown makes pointless, and wait until it has ended."""
+    """Cancel what a hard shutdown or reboot makes pointless, and wait until it has ended."""
 
     def others() -> list[str]:
         running = vm.current_operations.items()
@@ -241,20 +236,25 @@ async def again(call: Call, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
 
 async def save(call: Call, vm: Any) -> Any:
     """Return a new VDI with the memory of a VM, whose guest is suspended then; it goes on when that fails."""
-    storage = call.daemon.storage
-    host = call.db.host[vm.resident_on]
+    storage, host = call.daemon.storage, call.db.host[vm.resident_on]
+    backend_ = call.daemon.backends.of(host)
     vdi, path = await storage.make_suspend_image(call, vm, host)
     try:
         with told(vm):
-            await call.daemon.backends.of(host).suspend(vm.uuid, path)
+            await backend_.suspend(vm.uuid, path)
         await storage.suspend_image_written(call, vdi)
     except BaseException:
-        state = (await backend(call, vm).stat(vm.uuid)).state
-        if state is not None and state.shutdown is Shutdown.SUSPEND:
-            await backend(call, vm).resume(vm.uuid)
-        await storage.destroy(call, vdi)
+        await to_its_end(_stay(call, vm, backend_, vdi))
         raise
     return vdi
+
+
+async def _stay(call: Call, vm: Any, host: Any, vdi: Any) -> None:
+    """Let a guest whose memory was to be saved go on where it is, if it has got so far, without the image."""
+    state = (await host.stat(vm.uuid)).state
+    if state is not None and state.shutdown is Shutdown.SUSPEND:
+        await host.resume(vm.uuid)
+    await call.daemon.storage.destroy(call, vdi)
 
 
 async def leave(call: Call, vm: Any, vdi: Any, unfinished: Making) -> None:
@@ -268,14 +268,13 @@ async def leave(call: Call, vm: Any, vdi: Any, unfinished: Making) -> None:
             with db.atomic():
                 vm.suspend_VDI = vdi._ref
                 unfinished.done()
-            await _to_its_end(lambda: durable(db))
-            await _to_its_end(lambda: host.destroy(vm.uuid))
+            await to_its_end(durable(db))
+            await to_its_end(host.destroy(vm.uuid))
     except Fault:
         if vm.suspend_VDI != NULL:
             vm.suspend_VDI = NULL
-            await _to_its_end(lambda: durable(db))  # a guest must not go on from an image that is older than its disks
-        await host.resume(vm.uuid)
-        await call.daemon.storage.destroy(call, vdi)
+            await to_its_end(durable(db))  # a guest must not go on from an image that is older than its disks
+        await to_its_end(_stay(call, vm, host, vdi))
         raise
 
 
@@ -322,9 +321,9 @@ async def _go_on(
     except BaseException:
         if vm._ref in db.VM and db.refusal is None:  # its guest has not run: the image is as good as it was
             with db.atomic():
-                vm.suspend_VDI = vdi._ref
+                vm.suspend_VDI = vdi._ref if vdi._ref in db.VDI else NULL  # a hard shutdown destroys it
                 unfinished.done()
-                halt(db, vm, "Suspended")
+                lose(db, vm)
         raise
     with db.atomic():
         call.daemon.reconciler.write(vm, host, truth)
@@ -353,8 +352,8 @@ async def _restore(
                 held.give_back()
                 unfinished.replaced([db.VDI[vm.suspend_VDI]])
                 vm.suspend_VDI = NULL
-            await _to_its_end(lambda: durable(db))
-            return truth if start_paused else await _to_its_end(lambda: backend_.unpause(vm.uuid))
+            await to_its_end(durable(db))
+            return truth if start_paused else await to_its_end(backend_.unpause(vm.uuid))
         except BaseException:
-            await backend_.destroy(vm.uuid)
+            await to_its_end(backend_.destroy(vm.uuid))
             raise

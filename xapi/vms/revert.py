@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from xapi import errors
 from xapi.call import Call
+from xapi.cancelling import to_its_end
 from xapi.errors import Fault
 from xapi.storage import vdis
 from xapi.storage.unfinished import Making, making
@@ -177,11 +178,11 @@ async def _tidy(call: Call, old: list[str], moved: list[VDI]) -> None:
     for vdi in moved:
         try:
             if not declared(vdi):
-                await vdis.describe(call, vdi)
-        except (Fault, CancelledError) as error:
+                await to_its_end(vdis.describe(call, vdi))
+        except Fault as error:
             log.error("the image of {vdi} does not know that its disk was replaced: {error}", vdi=vdi.uuid, error=error)
     for ref in old:
         try:
-            await part(call, "VDI.destroy", ref)
-        except (Fault, CancelledError) as error:
+            await to_its_end(part(call, "VDI.destroy", ref))
+        except (Fault, CancelledError) as error:  # others may cancel its part
             log.error("the replaced disk {vdi} stays: {error}", vdi=ref, error=error)
