@@ -138,6 +138,7 @@ class VCPU:
         self._begin(number, memory, platform, Overlay(engine), set())
         self._translated = TranslatedCode(engine, memory, ranges)
         self._holes = Holes(engine, ranges or ((0, memory.size),), VMCB_PAGE)
+        self._apic_address: int | None = None
         hook = engine.hook_add
         hook(UC_HOOK_INTR, self._on_exception)
         hook(UC_HOOK_INSN_INVALID, self._on_invalid)
@@ -282,17 +283,15 @@ class VCPU:
         """Show the guest a local APIC with these registers; once."""
         self._holes.clear(address)
         self.engine.mem_map(address, PAGE)
+        self._apic_address = address
         self.engine.mem_write(address, page)
 
     def apic_page(self, address: int) -> bytes:
         """Return the registers of the local APIC; nothing if there is none."""
-        try:
-            return bytes(self.engine.mem_read(address, PAGE))
-        except UcError:
-            return b""
+        return bytes(self.engine.mem_read(address, PAGE)) if self._apic_address == address else b""
 
     def load_apic(self, address: int, page: bytes) -> None:
-        """Set the registers of the local APIC. Raises UcError if there is none."""
+        """Set the registers of the local APIC."""
         self.engine.mem_write(address, page)
 
     # The guest's virtual memory, as its page tables have it now
