@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import overload
 
 from hypervisor.xenstore.errors import NoEntry
 from hypervisor.xenstore.operations import View
@@ -24,6 +25,12 @@ class Client:
     def read(self, path: str) -> bytes:
         """Return the value of a node; raise `NoEntry`. O(depth)."""
         return self._scope.read(absolute(path))
+
+    @overload
+    def read_text(self, path: str) -> str | None: ...
+
+    @overload
+    def read_text(self, path: str, default: str) -> str: ...
 
     def read_text(self, path: str, default: str | None = None) -> str | None:
         """Return the value as text, bytes that are not UTF-8 replaced, or `default` if there is no node. O(depth)."""
