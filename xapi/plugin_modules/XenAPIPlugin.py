@@ -15,7 +15,7 @@ import xmlrpc.client
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import XenAPI  # type: ignore[import-untyped]
+import XenAPI
 
 
 class Failure(Exception):
