@@ -17,7 +17,8 @@ from pathlib import Path
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.toolstack.toolstack import Guest, Toolstack
+from hypervisor.toolstack.guest import Guest
+from hypervisor.toolstack.toolstack import Toolstack
 from tests.benchmarks import linux
 from tests.benchmarks.figures import Figure, ms, percent, quantile
 from tests.benchmarks.linux import Linux

@@ -12,7 +12,8 @@ from hypervisor.api import NIC, Device, DirectBoot, Disk, DomainConfig
 from hypervisor.domains.domain import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.toolstack.toolstack import Guest, Toolstack
+from hypervisor.toolstack.guest import Guest
+from hypervisor.toolstack.toolstack import Toolstack
 
 MIB = 1 << 20
 SECONDS = 120.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
@@ -182,9 +183,9 @@ class Displays(Lives):
         for front in self.both:
             done: list[bool] = []
             if force:
-                front.backend.remove(lambda done=done: done.append(True))
+                front.backend.remove(partial(done.append, True))
             else:
-                front.backend.unplug(lambda done=done: done.append(True))
+                front.backend.unplug(partial(done.append, True))
                 front.write("state", 6)
             assert done and front.backend.gone
             front.host.destroy(front.domain)

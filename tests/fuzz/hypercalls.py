@@ -119,6 +119,8 @@ def a_guest(host: Host, vcpus: int = 1) -> Domain:
 class Hypercalls(Lives):
     """The attacker has two vCPUs; the other domain has granted it two frames and left it a port."""
 
+    victim: Domain
+
     def __init__(self) -> None:
         super().__init__()
         self.host = Host(64 * MIB, 1)

@@ -52,6 +52,8 @@ ref = st.one_of(st.integers(7, 10), half)
 class PVGrants(Lives):
     """The attacker runs on its CPU to store words; all else it asks for by hypercalls, or pokes into its memory."""
 
+    victim: Domain
+
     def __init__(self) -> None:
         super().__init__()
         self.host = Host(64 * MIB, 1)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.disks.disk import Disk
@@ -18,7 +19,8 @@ from hypervisor.host import Host
 from hypervisor.pv.block import BlockDevice, number_of
 from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.pv.xenbus import Backend, DeviceClass
-from hypervisor.toolstack.toolstack import Guest, Toolstack
+from hypervisor.toolstack.guest import Guest
+from hypervisor.toolstack.toolstack import Toolstack
 from hypervisor.xenstore.permissions import NONE, Permissions
 
 MIB = 1 << 20
@@ -90,12 +92,12 @@ class DemoGuest:
 
     # The shell
 
-    def boot(self) -> DemoGuest:
+    def boot(self) -> Self:
         """Start it and wait for the prompt."""
         self.toolstack.unpause(self.config.uuid)
         return self.prompt()
 
-    def prompt(self) -> DemoGuest:
+    def prompt(self) -> Self:
         """Wait for the prompt."""
         self.wait_for(lambda: self._heard.endswith(DEMO_PROMPT), "no prompt")
         return self

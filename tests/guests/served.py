@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypervisor.api import NIC, Addresses, Disk
 from hypervisor.host import Host
-from hypervisor.toolstack.toolstack import Guest
+from hypervisor.toolstack.guest import Guest
 from tests.guests.demo_guest import DemoGuest
 
 GATEWAY = "169.254.0.1"

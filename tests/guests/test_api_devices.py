@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -46,7 +47,8 @@ def failure(call: Any, *arguments: Any) -> list[str]:
 def network(api: Any, label: str) -> str:
     """Return a network by a part of its name."""
     records = api.network.get_all_records()
-    return next(ref for ref, record in records.items() if label in record["name_label"])
+    found: str = next(ref for ref, record in records.items() if label in record["name_label"])
+    return found
 
 
 # Drives
@@ -126,6 +128,10 @@ def address(api: Any, pool: ServedPool, vm: str, vif: str, text: str) -> None:
     api.VIF.configure_ipv4(vif, "Static", text, "")
 
 
+def shown(text: str, said: dict[str, str]) -> bool:
+    return text in said["eth0"]
+
+
 @pytest.fixture
 def pair(pool: ServedPool, api: Any) -> Iterator[Any]:
     """Two running guests with a card each on a new silent network: (refs, cards, network)."""
@@ -135,8 +141,8 @@ def pair(pool: ServedPool, api: Any) -> Iterator[Any]:
     shells = [pool.boot(vm) for vm in vms]
     for number, vif in enumerate(vifs):
         api.VIF.configure_ipv4(vif, "Static", f"192.0.2.{number + 1}/24", "")
-        expected = f"192.0.2.{number + 1}"
-        shells[number].until("net", lambda said, expected=expected: f"address={expected} " in said["eth0"])
+        expected = f"address=192.0.2.{number + 1} "
+        shells[number].until("net", partial(shown, expected))
     yield shells, vms, vifs, net
     for vm in vms:
         api.VM.hard_shutdown(vm)

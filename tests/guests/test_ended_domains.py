@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from hypervisor.api import NIC, Disk, Display
+from hypervisor.domains.domain import Domain
+from hypervisor.memory.guest_memory import Memory
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.test_toolstack import DEMO, MIB, SECONDS, Running, config, toolstack
 
@@ -48,7 +50,7 @@ def test_an_ended_domain_comes_apart_without_the_garbage_collector(
     guest = Running(toolstack, config(**fields))
     domain = toolstack.guest(guest.uuid).domain
     domain_gone, memory_gone = threading.Event(), threading.Event()
-    seen = [
+    seen: list[weakref.ref[Domain] | weakref.ref[Memory]] = [
         weakref.ref(domain, lambda _: domain_gone.set()),
         weakref.ref(domain.memory, lambda _: memory_gone.set()),
     ]

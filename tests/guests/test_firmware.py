@@ -12,6 +12,7 @@ import pytest
 from hypervisor.api import Boot, BootLoader, DirectBoot, Disk, DomainConfig, Firmware, HostError
 from hypervisor.domains.domain import State
 from hypervisor.firmware import boot as firmware
+from hypervisor.firmware.errors import BootError
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.toolstack.toolstack import Toolstack
@@ -102,14 +103,14 @@ def test_pygrub_finds_the_entries_that_grub_mkconfig_made(linux_files: LinuxFile
     boot = firmware.pygrub(disk, f"--entry '{title}'", kind="pvh")
     assert boot.origin == f"disk 0 partition 1, /boot/grub/grub.cfg, Debian GNU/Linux, with Linux {version}"
     selector = f"gnulinux-advanced-{ROOT}>gnulinux-{older}-advanced-{ROOT}"
-    with pytest.raises(firmware.BootError, match=f"vmlinuz-{older} on disk 0 partition 1: the kernel is neither"):
+    with pytest.raises(BootError, match=f"vmlinuz-{older} on disk 0 partition 1: the kernel is neither"):
         firmware.pygrub(disk, f"--entry '{selector}'", kind="pvh")
     assert firmware.pygrub(disk, kind="pv").origin.endswith("Debian GNU/Linux")
 
 
 def test_debian_boots_from_a_disc_by_isolinux(machine: Toolstack, linux_files: LinuxFiles, tmp_path: Path) -> None:
     """As an installer's disc is laid out; the disc is there in the guest."""
-    files = {
+    files: dict[str, bytes | str] = {
         "isolinux/isolinux.cfg": "default vesamenu.c32\nprompt 0\ninclude txt.cfg\n",
         "isolinux/txt.cfg": "label install\n\tmenu label ^Install\n\tkernel /install.amd/vmlinuz\n"
         "\tappend vga=788 loglevel=4 initrd=/install.amd/initrd.gz --- quiet\n",
@@ -160,7 +161,7 @@ def test_the_network_boots_what_the_host_offers(machine: Toolstack, tmp_path: Pa
 
 def test_a_disk_boots_our_own_guest_by_extlinux(machine: Toolstack, tmp_path: Path) -> None:
     """The smallest installed system there is: an ELF kernel on ext2, no initrd."""
-    files = {
+    files: dict[str, bytes | str] = {
         "extlinux.conf": "default demo\nlabel demo\nkernel demo.elf\nappend test\n",
         "demo.elf": DEMO_KERNEL.read_bytes(),
     }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from hypervisor.cpu.overlay import RSP, VMCB_PAGE
+from hypervisor.cpu.overlay import RSP, VMCB_PAGE, long_mode
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.domains.event_channel import VIRQ_CONSOLE
 from hypervisor.errors import EFAULT, EINVAL, ENOSYS
@@ -94,7 +94,7 @@ def spinning(host: Host, text: str, handler: str = "") -> Domain:
     cpu, memory = domain.vcpus[0].cpu, domain.memory
     cpu.overlay.enter_flat32()  # forget what the case has set
     domain.pauses, domain.state = 1, State.PAUSED
-    code.long_mode(cpu.engine, cpu.overlay)
+    long_mode(cpu.engine, cpu.overlay)
     at = code.CODE + 0x3000
     gate = struct.pack("<HHBBHII", at & 0xFFFF, 8, 0, 0x8E, at >> 16 & 0xFFFF, 0, 0)
     memory.write(code.IDT, gate * 256)

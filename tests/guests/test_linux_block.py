@@ -98,7 +98,7 @@ def digest(disk: Disk, length: int) -> str:
     return hashlib.md5(disk.read(0, length)).hexdigest()
 
 
-def test_a_file_system_keeps_its_files(machine: Machine, image: Disk):
+def test_a_file_system_keeps_its_files(machine: Machine, image: Disk) -> None:
     """Partition, format, mount, write, unmount, mount again, compare."""
     machine.plug(image)
     machine.run(r"printf 'n\np\n1\n\n\nw\n' | fdisk /dev/xvdb; sync")
@@ -111,7 +111,7 @@ def test_a_file_system_keeps_its_files(machine: Machine, image: Disk):
     machine.run("umount /mnt")
 
 
-def test_what_the_guest_writes_is_what_the_disk_holds(machine: Machine, image: Disk):
+def test_what_the_guest_writes_is_what_the_disk_holds(machine: Machine, image: Disk) -> None:
     """Byte for byte, both ways, by requests of all sizes."""
     device = machine.plug(image)
     machine.run("dd if=/dev/urandom of=/tmp/data bs=1M count=8; dd if=/tmp/data of=/dev/xvdb bs=1M oflag=direct")
@@ -125,7 +125,7 @@ def test_what_the_guest_writes_is_what_the_disk_holds(machine: Machine, image: D
     assert device.counters.errors == 0
 
 
-def test_two_disks_do_not_mix(machine: Machine):
+def test_two_disks_do_not_mix(machine: Machine) -> None:
     """Each request goes to the disk of its ring."""
     first, second = AnonymousDisk(SIZE), AnonymousDisk(SIZE)
     machine.plug(first, "xvdb"), machine.plug(second, "xvdc")
@@ -134,7 +134,7 @@ def test_two_disks_do_not_mix(machine: Machine):
     assert second.read(0, MIB) == (b"second\n" * MIB)[:MIB]
 
 
-def test_a_read_only_disk_refuses_writes(machine: Machine):
+def test_a_read_only_disk_refuses_writes(machine: Machine) -> None:
     """Linux knows, and its attempt fails."""
     disk = AnonymousDisk(SIZE)
     machine.plug(disk, read_only=True)
@@ -143,7 +143,7 @@ def test_a_read_only_disk_refuses_writes(machine: Machine):
     assert disk.utilisation == 0
 
 
-def test_a_disk_comes_and_goes_while_the_guest_runs(machine: Machine):
+def test_a_disk_comes_and_goes_while_the_guest_runs(machine: Machine) -> None:
     """Hot plug and unplug, again and again, with the guest's consent."""
     for _ in range(3):
         machine.plug(AnonymousDisk(SIZE))
@@ -151,7 +151,7 @@ def test_a_disk_comes_and_goes_while_the_guest_runs(machine: Machine):
         machine.unplug()
 
 
-def test_a_disk_torn_out_does_not_hurt_the_guest(machine: Machine):
+def test_a_disk_torn_out_does_not_hurt_the_guest(machine: Machine) -> None:
     """Forced unplug in the middle of writes: the disk is not touched afterwards, the guest goes on."""
     device = machine.plug(AnonymousDisk(64 * SIZE))
     machine.run("dd if=/dev/zero of=/dev/xvdb bs=64k oflag=direct >/dev/null 2>&1 &")
@@ -169,7 +169,7 @@ def test_a_disk_torn_out_does_not_hurt_the_guest(machine: Machine):
 @pytest.mark.parametrize(
     ("option", "slots", "writes"), [("max_ring_page_order=4", 512, 256), ("max_indirect_segments=256", 32, 32)]
 )
-def test_a_driver_loaded_again_with_larger_limits(machine: Machine, option: str, slots: int, writes: int):
+def test_a_driver_loaded_again_with_larger_limits(machine: Machine, option: str, slots: int, writes: int) -> None:
     """Sixteen pages a ring, or 256 segments a request: 1 MiB at once. Both would take more memory than it has."""
     machine.run(f"rmmod xen_blkfront; insmod /modules/*blkfront.ko {option}")
     device = machine.plug(AnonymousDisk(SIZE))
@@ -178,7 +178,7 @@ def test_a_driver_loaded_again_with_larger_limits(machine: Machine, option: str,
     assert device.counters.written_bytes == 32 * MIB and device.counters.errors == 0
 
 
-def test_discard_gives_space_back(machine: Machine):
+def test_discard_gives_space_back(machine: Machine) -> None:
     """BLKDISCARD from the guest frees the disk's memory."""
     disk = AnonymousDisk(SIZE)
     machine.plug(disk)
@@ -186,7 +186,7 @@ def test_discard_gives_space_back(machine: Machine):
     assert disk.utilisation == 8 * MIB
 
 
-def test_a_disk_grows(machine: Machine, tmp_path: Path):
+def test_a_disk_grows(machine: Machine, tmp_path: Path) -> None:
     """The guest sees the new size without a reboot."""
     disk = raw.create(tmp_path / "grows.img", SIZE)
     device = machine.plug(disk)
@@ -198,7 +198,7 @@ def test_a_disk_grows(machine: Machine, tmp_path: Path):
     disk.close()
 
 
-def test_a_cd_is_changed(machine: Machine):
+def test_a_cd_is_changed(machine: Machine) -> None:
     """Eject and insert: the size tells."""
     first, second = AnonymousDisk(SIZE), AnonymousDisk(2 * SIZE)
     second.write(0, b"second")
@@ -215,7 +215,7 @@ def test_a_cd_is_changed(machine: Machine):
 @pytest.mark.parametrize("kind", ["raw", "dynamic"])
 def test_what_was_synced_is_in_the_file_when_the_domain_is_killed(
     kind: str, make_linux: Callable[[], Any], disk_threads: DiskThreads, tmp_path: Path
-):
+) -> None:
     """The domain is destroyed in the middle of writes, the image never closed; a copy of it has all that was synced."""
     disk = an_image(kind, tmp_path)
     linux = make_linux().boot()

@@ -80,7 +80,12 @@ class Station:
                 net.switch, time.monotonic_ns, b"\x02\0\0\0\0\x09", interface, offloads=offloads, mtu=mtu
             )
             receive = self.endpoint.port.receive
-            self.endpoint.port.receive = lambda frame: (self.got.append(frame), receive(frame))[1]
+
+            def note(frame: Frame) -> bool:
+                self.got.append(frame)
+                return receive(frame)
+
+            self.endpoint.port.receive = note
 
     def serve(self, data: bytes, port: int = 80) -> None:
         """Answer every connection by HTTP with the same."""
@@ -108,9 +113,16 @@ class Station:
         got, ended = bytearray(), threading.Event()
 
         def prepare(connection: Connection) -> None:
-            connection.opened = lambda: (connection.send(f"GET {path} HTTP/1.0\r\n\r\n".encode()), None)[1]
+            def opened() -> None:
+                connection.send(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+
+            def no_more() -> None:
+                connection.close()
+                ended.set()
+
+            connection.opened = opened
             connection.received = got.extend
-            connection.ended = lambda: (connection.close(), ended.set())[1]
+            connection.ended = no_more
             connection.closed = lambda _: ended.set()
 
         with self.net.host.lock:
@@ -122,8 +134,13 @@ class Station:
         """Tell whether a guest answers an echo."""
         answered: list[int | None] = []
         came = threading.Event()
+
+        def answer(taken: int | None) -> None:
+            answered.append(taken)
+            came.set()
+
         with self.net.host.lock:
-            self.endpoint.ping(IPv4Address(address), lambda taken: (answered.append(taken), came.set())[1], size)
+            self.endpoint.ping(IPv4Address(address), answer, size)
         assert came.wait(SECONDS)
         return answered != [None]
 

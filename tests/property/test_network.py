@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Interface
 
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from hypervisor.network.packets import BROADCAST_MAC, ipv4_header
 from hypervisor.network.port import Port, access, trunk
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
+from hypervisor.network.tcp_connection import Connection
 from hypervisor.network.tcp_reassembly import Reassembly
 
 SECOND = 1_000_000_000
@@ -91,6 +94,16 @@ def test_no_frame_makes_the_switch_or_the_services_raise(sent: list[tuple[int, F
         service.tick(now)
 
 
+def keeping(got: list[bytes]) -> Callable[[Frame], bool]:
+    """What a port gives its frames to: it keeps what they hold."""
+
+    def keep(frame: Frame) -> bool:
+        got.append(frame.data)
+        return True
+
+    return keep
+
+
 @settings(max_examples=300)
 @given(st.lists(frames(), max_size=20), st.sampled_from([PLAIN, EVERY_OFFLOAD]))
 def test_a_locked_port_never_leaks_a_forged_source(sent: list[Frame], offloads: Offloads) -> None:
@@ -99,8 +112,8 @@ def test_a_locked_port_never_leaks_a_forged_source(sent: list[Frame], offloads: 
     got: list[bytes] = []
     lock = Lock(LockMode.LOCKED, OWN, frozenset({ADDRESS}))
     locked = switch.attach(Port(lambda frame: True, membership=trunk(), lock=lock))
-    switch.attach(Port(lambda frame: got.append(frame.data) or True, offloads=offloads))
-    switch.attach(Port(lambda frame: got.append(frame.data) or True, offloads=offloads, membership=access(5)))
+    switch.attach(Port(keeping(got), offloads=offloads))
+    switch.attach(Port(keeping(got), offloads=offloads, membership=access(5)))
     for frame in sent:
         locked.send(frame)
     for data in got:
@@ -127,7 +140,7 @@ def test_frames_stay_in_their_vlan_and_known_ones_go_to_their_port_only(
     got: list[list[bytes]] = [[], [], [], []]
     memberships = [access(0), access(5), trunk({5, 6}, 0), trunk({6}, 5)]
     ports = [
-        switch.attach(Port(lambda frame, box=box: box.append(frame.data) or True, membership=membership))
+        switch.attach(Port(keeping(box), membership=membership))
         for box, membership in zip(got, memberships, strict=True)
     ]
     seen: dict[tuple[int, int], int] = {}
@@ -164,7 +177,7 @@ class Wire:
         self.parts: list[Switch | Endpoint] = []
         for number in range(2):
             switch = Switch(lambda: self.now)
-            self.ends.append(switch.attach(Port(lambda frame, to=1 - number: self.carry(to, frame), offloads=offloads)))
+            self.ends.append(switch.attach(Port(partial(self.carry, 1 - number), offloads=offloads)))
             mac = b"\x02\0\0\0\0" + bytes((number + 1,))
             interface = IPv4Interface(f"10.0.0.{number + 1}/24")
             self.parts += [switch, Endpoint(switch, lambda: self.now, mac, interface, secret=bytes(16))]
@@ -214,27 +227,26 @@ def test_a_stream_arrives_intact_over_a_bad_wire(
     """Both ways, each beginning where the other ends, to a close in good order."""
     wire = Wire(seed, loss, twice, swap, offloads)
     one, two = (part for part in wire.parts if isinstance(part, Endpoint))
-    there, back, reasons = bytearray(), bytearray(), []
+    there, back, reasons = bytearray(), bytearray(), list[str]()
 
-    def serve(connection: object) -> None:
-        connection.received = there.extend  # type: ignore[attr-defined]
+    def serve(connection: Connection) -> None:
+        connection.received = there.extend
 
         def answer() -> None:
-            connection.send(bytes(there[:70_000]))  # type: ignore[attr-defined]
-            connection.close()  # type: ignore[attr-defined]
+            connection.send(bytes(there[:70_000]))
+            connection.close()
 
-        connection.ended = answer  # type: ignore[attr-defined]
+        connection.ended = answer
 
-    def prepare(connection: object) -> None:
-        connection.received = back.extend  # type: ignore[attr-defined]
-        connection.closed = reasons.append  # type: ignore[attr-defined]
+    def prepare(connection: Connection) -> None:
+        connection.received = back.extend
+        connection.closed = reasons.append
 
     two.tcp.listen(80, serve)
     client = one.tcp.connect(b"\x0a\0\0\x02", 80, prepare)
     data = random.Random(seed).randbytes(length)
     client.send(data)
-    opened = []
-    client.opened = lambda: opened.append(client.close())
+    client.opened = client.close
     wire.run()
     assert reasons == [""]
     assert bytes(there) == data

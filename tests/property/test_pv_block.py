@@ -61,7 +61,7 @@ entry = st.tuples(
 @given(st.lists(slots, max_size=40), st.lists(entry, max_size=21), st.binary(max_size=PAGE), st.booleans())
 def test_no_request_escapes_its_disk_and_its_grants(
     pushed: list[bytes], entries: list[tuple[int, int, int]], page: bytes, persistent: bool
-):
+) -> None:
     """What is not granted for writing stays as it is, and so does what lies behind the end of the disk."""
     disk = Guarded()
     front = Front(disk).connect(feature_persistent=int(persistent))
@@ -80,7 +80,7 @@ def test_no_request_escapes_its_disk_and_its_grants(
 
 @few
 @given(st.binary(min_size=1, max_size=300), st.lists(index32, max_size=8))
-def test_no_content_of_a_ring_raises_or_loops(content: bytes, producers: list[int]):
+def test_no_content_of_a_ring_raises_or_loops(content: bytes, producers: list[int]) -> None:
     """Not even when the front rewrites the whole page all the time."""
     front = Front(Guarded()).connect()
     for produced in producers:
@@ -93,7 +93,7 @@ def test_no_content_of_a_ring_raises_or_loops(content: bytes, producers: list[in
 
 @few
 @given(st.integers(0, (1 << 32) - 1), index32, st.integers(0, (1 << 32) - 1))
-def test_no_index_at_connect_raises(request_producer: int, response_producer: int, event: int):
+def test_no_index_at_connect_raises(request_producer: int, response_producer: int, event: int) -> None:
     """A ring may be handed over in use, or full of nonsense."""
     front = Front(Guarded())
     front.connect(ring_ref="1")

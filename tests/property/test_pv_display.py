@@ -13,7 +13,7 @@ from hypervisor.memory.guest_memory import PAGE
 from hypervisor.pv.framebuffer import MIB
 from hypervisor.pv.keyboard import WAITING_MOST
 from hypervisor.pv.pixels import MOST_AREAS, clipped, merged
-from tests.unit.display_front import DIRECTORY, MASK, SHARED, Keys, Screen
+from tests.unit.display_front import DIRECTORY, MASK, SHARED, DisplayFront, Keys, Screen
 from tests.unit.pv_front import GRANT_FRAME
 
 few = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,7 +28,7 @@ events = st.one_of(
 )
 
 
-def untouched(front: Screen | Keys, before: bytes) -> bool:
+def untouched(front: DisplayFront, before: bytes) -> bool:
     """Nothing but the shared page and the grant table was written."""
     mine = (SHARED, GRANT_FRAME, 11)
     now = bytes(front.memory.bytes[: 120 * PAGE])
@@ -43,7 +43,7 @@ def untouched(front: Screen | Keys, before: bytes) -> bool:
 @given(signed, signed, unsigned, unsigned, depths, st.lists(frames, max_size=5), st.lists(frames, max_size=5))
 def test_no_page_makes_us_read_or_write_elsewhere(
     width: int, height: int, stride: int, memory: int, depth: int, directories: list[int], video: list[int]
-):
+) -> None:
     """It fails or it connects, and then all of the screen can be read."""
     screen = Screen()
     screen.shape(40, 30)
@@ -61,7 +61,7 @@ def test_no_page_makes_us_read_or_write_elsewhere(
 
 @few
 @given(st.lists(st.tuples(st.lists(events, max_size=8), st.one_of(st.integers(0, 60), unsigned)), max_size=6))
-def test_no_event_and_no_index_escapes(rounds: list[tuple[list[bytes], int]]):
+def test_no_event_and_no_index_escapes(rounds: list[tuple[list[bytes], int]]) -> None:
     """Whatever comes, damage stays on the screen and is bounded, and a broken device stays broken."""
     screen = Screen().connect()
     follower = screen.device.follow(lambda: None)
@@ -95,7 +95,7 @@ def covered(rectangles: list[Area]) -> set[tuple[int, int]]:
 
 
 @given(st.lists(areas, max_size=40))
-def test_merging_never_loses_a_pixel(new: list[Area]):
+def test_merging_never_loses_a_pixel(new: list[Area]) -> None:
     """And keeps no more areas than it may."""
     kept: list[Area] = []
     for area in new:
@@ -105,7 +105,7 @@ def test_merging_never_loses_a_pixel(new: list[Area]):
 
 
 @given(signed, signed, signed, signed)
-def test_clipping_keeps_what_is_on_the_screen(x: int, y: int, width: int, height: int):
+def test_clipping_keeps_what_is_on_the_screen(x: int, y: int, width: int, height: int) -> None:
     """Exactly that."""
     screen = Area(0, 0, 7, 5)
     part = clipped((x, y, width, height), screen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -50,7 +51,7 @@ entry = st.tuples(
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def a_front(**keys: object) -> NetFront:
+def a_front(**keys: Any) -> NetFront:
     front = NetFront(PLAIN).connect(**keys)
     front.memory.frame(SECRET_FRAME)[:] = (SECRET * 300)[:PAGE]
     return front

@@ -128,7 +128,7 @@ class Keys(DisplayFront):
     def take(self, most: int = 1000) -> list[tuple[int, ...]]:
         """Take events: (1, dx, dy, dz), (3, pressed, code) or (4, x, y, dz)."""
         self.domain.events.drain()
-        taken = []
+        taken = list[tuple[int, ...]]()
         while self.word(4) != self.word(0) and len(taken) < most:
             consumed = self.word(0)
             kind, pressed, *words = struct.unpack_from("<BBxxiii", self.page, 1024 + consumed % 51 * 40)

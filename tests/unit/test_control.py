@@ -56,7 +56,7 @@ class Guest:
 
 
 @pytest.mark.parametrize("how", [Shutdown.POWEROFF, Shutdown.REBOOT, Shutdown.SUSPEND])
-def test_a_request_is_acknowledged_when_the_key_is_emptied(how: Shutdown):
+def test_a_request_is_acknowledged_when_the_key_is_emptied(how: Shutdown) -> None:
     """Once, by whatever the guest does afterwards."""
     guest, heard = Guest(), []
     request = guest.control.request(how, lambda: heard.append(how))
@@ -69,7 +69,7 @@ def test_a_request_is_acknowledged_when_the_key_is_emptied(how: Shutdown):
     assert (request.progress, heard) == (Progress.ACKNOWLEDGED, [how])
 
 
-def test_a_guest_that_removes_the_key_has_acknowledged():
+def test_a_guest_that_removes_the_key_has_acknowledged() -> None:
     """And can do so again: the node is the guest's when it is made anew."""
     guest = Guest()
     for _ in range(2):
@@ -78,7 +78,7 @@ def test_a_guest_that_removes_the_key_has_acknowledged():
         assert request.progress is Progress.ACKNOWLEDGED
 
 
-def test_another_value_is_no_acknowledgement():
+def test_another_value_is_no_acknowledgement() -> None:
     """Only an empty key is one."""
     guest = Guest()
     request = guest.control.request(Shutdown.SUSPEND)
@@ -86,7 +86,7 @@ def test_another_value_is_no_acknowledgement():
     assert request.progress is Progress.WAITING
 
 
-def test_a_domain_that_goes_has_acknowledged_nothing():
+def test_a_domain_that_goes_has_acknowledged_nothing() -> None:
     """The toolstack removes the home."""
     guest, heard = Guest(), []
     request = guest.control.request(Shutdown.POWEROFF, lambda: heard.append(1))
@@ -95,7 +95,7 @@ def test_a_domain_that_goes_has_acknowledged_nothing():
 
 
 @pytest.mark.parametrize("close", [False, True])
-def test_a_request_can_be_withdrawn(close: bool):
+def test_a_request_can_be_withdrawn(close: bool) -> None:
     """The guest finds an empty key, and emptying it again says nothing."""
     guest, heard = Guest(), []
     request = guest.control.request(Shutdown.POWEROFF, lambda: heard.append(1))
@@ -105,7 +105,7 @@ def test_a_request_can_be_withdrawn(close: bool):
     assert not heard
 
 
-def test_a_second_request_takes_the_place_of_the_first():
+def test_a_second_request_takes_the_place_of_the_first() -> None:
     """One acknowledgement is for the second only."""
     guest, heard = Guest(), []
     first = guest.control.request(Shutdown.REBOOT, lambda: heard.append("first"))
@@ -115,24 +115,24 @@ def test_a_second_request_takes_the_place_of_the_first():
     assert heard == ["second"] and second.progress is Progress.ACKNOWLEDGED
 
 
-def test_a_request_in_a_callback_is_heard_too():
+def test_a_request_in_a_callback_is_heard_too() -> None:
     """As a toolstack does that asks again at once."""
     guest, requests = Guest(), []
     guest.control.request(Shutdown.SUSPEND, lambda: requests.append(guest.control.request(Shutdown.POWEROFF)))
     guest.write("control/shutdown", "")
-    assert guest.read("control/shutdown") == "poweroff" and requests[0].progress is Progress.WAITING
+    assert (guest.read("control/shutdown"), requests[0].progress) == ("poweroff", Progress.WAITING)
     guest.write("control/shutdown", "")
     assert requests[0].progress is Progress.ACKNOWLEDGED
 
 
 @pytest.mark.parametrize("how", [Shutdown.CRASH, Shutdown.WATCHDOG])
-def test_a_guest_is_not_asked_to_crash(how: Shutdown):
+def test_a_guest_is_not_asked_to_crash(how: Shutdown) -> None:
     """There is no such request."""
     with pytest.raises(ValueError):
         Guest().control.request(how)
 
 
-def test_support_is_what_the_guest_says():
+def test_support_is_what_the_guest_says() -> None:
     """The toolstack's empty key says nothing."""
     guest = Guest()
     assert not guest.control.supports(Shutdown.SUSPEND)
@@ -140,7 +140,7 @@ def test_support_is_what_the_guest_says():
     assert guest.control.supports(Shutdown.SUSPEND) and not guest.control.supports(Shutdown.REBOOT)
 
 
-def test_the_memory_target_is_written():
+def test_the_memory_target_is_written() -> None:
     """For the guest to read."""
     guest = Guest()
     guest.control.set_memory_target(1 << 20)
@@ -150,7 +150,7 @@ def test_the_memory_target_is_written():
             guest.control.set_memory_target(kib)
 
 
-def test_what_metrics_return_may_be_told():
+def test_what_metrics_return_may_be_told() -> None:
     """And nothing else: an image of a guest that says more is not one of ours."""
     guest = Guest()
     for key in ("data/a", "attr/b/c", "memory/meminfo", "control/feature-suspend"):
@@ -162,7 +162,7 @@ def test_what_metrics_return_may_be_told():
     assert not may_be_told({"data/a": "v" * MOST_BYTES})
 
 
-def test_metrics_are_what_the_guest_wrote():
+def test_metrics_are_what_the_guest_wrote() -> None:
     """All trees, no directories, no keys of the toolstack's, no unset features."""
     guest = Guest()
     assert guest.metrics() == {}
@@ -188,7 +188,7 @@ def test_metrics_are_what_the_guest_wrote():
     assert guest.metrics() == said and guest.control.metrics().complete
 
 
-def test_changes_are_told_once_until_they_are_read():
+def test_changes_are_told_once_until_they_are_read() -> None:
     """Not before the first reading, and not for what we write ourselves."""
     guest = Guest()
     guest.write("data/a")
@@ -214,7 +214,7 @@ def test_changes_are_told_once_until_they_are_read():
     assert guest.changes == 6
 
 
-def test_what_xml_cannot_carry_is_replaced():
+def test_what_xml_cannot_carry_is_replaced() -> None:
     """Bytes that are no UTF-8, control characters, half of a pair."""
     guest = Guest()
     guest.write("data/bad", b"a\x00\x01\x1f\xff\xed\xa0\x80\xef\xbf\xbf\tb\n\xc3\xa9\xf0\x9f\x98\x80")
@@ -223,14 +223,14 @@ def test_what_xml_cannot_carry_is_replaced():
 
 
 @given(st.binary(max_size=200))
-def test_any_value_can_be_put_into_xml(value: bytes):
+def test_any_value_can_be_put_into_xml(value: bytes) -> None:
     """The parser is the judge."""
     guest = Guest()
     guest.write("data/bad", value)
     ElementTree.fromstring(f"<a><![CDATA[{guest.metrics()['data/bad'].replace(']]>', '')}]]></a>")
 
 
-def test_a_guest_that_writes_much_is_cut_short():
+def test_a_guest_that_writes_much_is_cut_short() -> None:
     """Many keys, large values, deep paths, many empty directories: each within its limit, and it is said."""
     roomy = Quotas(nodes=100_000)
     many = Guest(roomy)
@@ -260,7 +260,7 @@ def test_a_guest_that_writes_much_is_cut_short():
     assert not found.complete and len(found.values) <= MOST_KEYS
 
 
-def test_a_missing_tree_is_nothing():
+def test_a_missing_tree_is_nothing() -> None:
     """A guest may remove what it owns."""
     guest = Guest()
     for tree in ("attr", "data", "drivers", "feature", "memory/meminfo"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from hypervisor.cpu import overlay, proof, support
+from hypervisor.cpu.msr import NoRegister
 from hypervisor.cpu.overlay import RAX, RBX, RCX, RDX, RSP, long_mode
 from hypervisor.cpu.support import UnsupportedUnicorn
 from hypervisor.cpu.vcpu import VCPU, Outcome
@@ -26,6 +27,8 @@ class Bare:
     def __init__(self) -> None:
         self.hypercalls: list[tuple[int, tuple[int, ...]]] = []
         self.ports: list[tuple[int, int, int]] = []
+        self.asked: Callable[[VCPU], None] = lambda cpu: None
+        """What happens when a port is read."""
 
     def hypercall(self, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
         self.hypercalls.append((number, tuple(arguments)))
@@ -34,7 +37,14 @@ class Bare:
     def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         return leaf + 1, leaf + 2, leaf + 3, subleaf
 
+    def read_msr(self, cpu: VCPU, number: int) -> int:
+        raise NoRegister(number)
+
+    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
+        raise NoRegister(number)
+
     def port_in(self, cpu: VCPU, port: int, size: int) -> int:
+        self.asked(cpu)
         return port + size
 
     def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
@@ -42,10 +52,15 @@ class Bare:
 
 
 @pytest.fixture
-def cpu() -> Iterator[VCPU]:
+def bare() -> Bare:
+    return Bare()
+
+
+@pytest.fixture
+def cpu(bare: Bare) -> Iterator[VCPU]:
     """A CPU in 64-bit mode with a GDT, an IDT of halting handlers and a TSS."""
     memory = Memory(4 << 20)
-    made = VCPU(0, memory, Bare())
+    made = VCPU(0, memory, bare)
     long_mode(made.engine, made.overlay)
     regs = made.overlay.regs
     # null, 64-bit code, data, user data, user code, TSS
@@ -303,33 +318,33 @@ def test_syscall_and_sysret_change_the_level(cpu: VCPU) -> None:
     assert frame(cpu, 2) == (CODE + 6, 0x23)
 
 
-def test_a_hypercall_gives_its_arguments_and_takes_the_result(cpu: VCPU) -> None:
+def test_a_hypercall_gives_its_arguments_and_takes_the_result(bare: Bare, cpu: VCPU) -> None:
     load(cpu, "0f 01 c1 f4")
     for register, value in ((RAX, 17), (7, 1), (6, 2), (RDX, 3), (10, 4), (8, 5)):
         cpu.general[register] = value
     assert cpu.run() is Outcome.OFF
-    assert cpu.platform.hypercalls == [(17, (1, 2, 3, 4, 5))]
+    assert bare.hypercalls == [(17, (1, 2, 3, 4, 5))]
     assert cpu.general[RAX] == (1 << 64) - 38
 
 
 @pytest.mark.parametrize("call", ["0f 01 c1", "0f 01 d9"], ids=["vmcall", "vmmcall"])
-def test_user_code_cannot_make_hypercalls(cpu: VCPU, call: str) -> None:
+def test_user_code_cannot_make_hypercalls(bare: Bare, cpu: VCPU, call: str) -> None:
     """Xen's hvm_hypercall answers -EPERM; it does not fault."""
     gate(cpu, 6, DATA)
     cpu.memory.write(DATA, b"\xf4")
     load(cpu, call + "0f 0b")
     user_mode(cpu)
     assert cpu.run() is Outcome.OFF
-    assert cpu.platform.hypercalls == []
+    assert bare.hypercalls == []
     assert cpu.general[RAX] == 2**64 - 1
     assert frame(cpu, 5)[0] == CODE + 3
 
 
-def test_cpuid_and_ports_ask_the_platform(cpu: VCPU) -> None:
+def test_cpuid_and_ports_ask_the_platform(bare: Bare, cpu: VCPU) -> None:
     load(cpu, "b8 07 00 00 00 b9 02 00 00 00 0f a2 89 c6 66 ba e9 00 ec ee f4")
     assert cpu.run() is Outcome.OFF
     assert (cpu.general[6], cpu.general[RBX]) == (8, 9)
-    assert cpu.platform.ports == [(0xE9, 1, 0xEA)]
+    assert bare.ports == [(0xE9, 1, 0xEA)]
 
 
 def test_an_interrupt_waits_until_the_guest_accepts_it(cpu: VCPU) -> None:
@@ -342,28 +357,28 @@ def test_an_interrupt_waits_until_the_guest_accepts_it(cpu: VCPU) -> None:
     assert cpu.general[RBX] == 1
 
 
-def test_a_stop_at_a_halt_does_not_carry_the_cpu_past_it(cpu: VCPU) -> None:
+def test_a_stop_at_a_halt_does_not_carry_the_cpu_past_it(bare: Bare, cpu: VCPU) -> None:
     """The stop comes inside the block that ends in HLT."""
     load(cpu, "ec 90 f4 0f 0b")
-    cpu.platform.port_in = lambda asked, port, size: asked.halt_here() or 0
+    bare.asked = VCPU.halt_here
     assert cpu.run() is Outcome.OFF
     assert cpu.overlay.regs.rip == CODE + 3
 
 
-def test_a_masked_interrupt_does_not_end_a_halt(cpu: VCPU) -> None:
+def test_a_masked_interrupt_does_not_end_a_halt(bare: Bare, cpu: VCPU) -> None:
     """cli, an interrupt that stays pending, hlt: the CPU is off, as Linux leaves it at the end."""
     load(cpu, "fa ec f4")
-    cpu.platform.port_in = lambda asked, port, size: asked.overlay.interrupt(0x40) or 0
+    bare.asked = lambda asked: asked.overlay.interrupt(0x40)
     stopper = threading.Timer(5, cpu.stop)
     stopper.start()
     assert cpu.run() is Outcome.OFF
     stopper.cancel()
 
 
-def test_an_instruction_that_ends_like_a_halt_is_none(cpu: VCPU) -> None:
+def test_an_instruction_that_ends_like_a_halt_is_none(bare: Bare, cpu: VCPU) -> None:
     """mov ebx, 0xf4000000 before the stop."""
     load(cpu, "ec bb 00 00 00 f4 eb fe")
-    cpu.platform.port_in = lambda asked, port, size: asked.halt_here() or 0
+    bare.asked = VCPU.halt_here
     cpu.general[RBX] = 0
     assert cpu.run() is Outcome.STOPPED
 

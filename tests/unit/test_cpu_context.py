@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -42,6 +42,12 @@ class Nothing:
     def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         raise AssertionError
 
+    def read_msr(self, cpu: VCPU, number: int) -> int:
+        raise AssertionError
+
+    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
+        raise AssertionError
+
     def port_in(self, cpu: VCPU, port: int, size: int) -> int:
         raise AssertionError
 
@@ -54,7 +60,7 @@ def a_cpu(memory: Memory) -> VCPU:
 
 
 @pytest.fixture
-def memory():
+def memory() -> Iterator[Memory]:
     made = Memory(2 << 20)
     yield made
     made.close()
@@ -67,7 +73,7 @@ def moved(cpu: VCPU, memory: Memory) -> VCPU:
     return other
 
 
-def test_a_program_goes_on_in_another_engine(memory: Memory):
+def test_a_program_goes_on_in_another_engine(memory: Memory) -> None:
     """Floats, vectors, flags and the place in the program are where they were."""
     cpu = a_cpu(memory)
     long_mode(cpu.engine, cpu.overlay)
@@ -84,7 +90,7 @@ def test_a_program_goes_on_in_another_engine(memory: Memory):
     assert flags & 0x400 and flags & 1
 
 
-def test_all_that_is_read_is_loaded(memory: Memory):
+def test_all_that_is_read_is_loaded(memory: Memory) -> None:
     """Every register set to a value of its own is read back from another engine."""
     cpu = a_cpu(memory)
     long_mode(cpu.engine, cpu.overlay)
@@ -116,7 +122,7 @@ def test_all_that_is_read_is_loaded(memory: Memory):
     assert (after.fpu[0], after.fpu[1], after.fpu[3]) == (values.fpu[0], values.fpu[1], values.fpu[3])
 
 
-def test_the_mode_of_the_start_is_derived(memory: Memory):
+def test_the_mode_of_the_start_is_derived(memory: Memory) -> None:
     """The 32-bit state in which a PVH kernel starts has the same derived flags in another engine."""
     cpu = a_cpu(memory)
     cpu.overlay.enter_flat32()
@@ -138,11 +144,11 @@ def test_the_mode_of_the_start_is_derived(memory: Memory):
         {"apic": b"x"},
     ],
 )
-def test_impossible_states_are_refused(memory: Memory, change: dict[str, object]):
+def test_impossible_states_are_refused(memory: Memory, change: dict[str, object]) -> None:
     """A mode that no instruction leads to is not loaded."""
     cpu = a_cpu(memory)
     long_mode(cpu.engine, cpu.overlay)
     good = context.read(cpu)
     fields = {name: getattr(good, name) for name in CPUContext.__slots__} | change
     with pytest.raises(ValueError):
-        CPUContext.decode(CPUContext(**fields).encode())  # type: ignore[arg-type]
+        CPUContext.decode(CPUContext(**fields).encode())

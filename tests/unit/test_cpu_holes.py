@@ -206,7 +206,7 @@ def test_a_frame_cannot_be_put_where_something_of_ours_is(domain: Domain, addres
 
 def test_frames_can_be_put_into_a_hole_while_the_guest_runs(domain: Domain) -> None:
     """In a hypercall, as a guest has it that asks for its grant table; the next instruction sees them."""
-    cpu, made = domain.vcpus[0].cpu, []
+    cpu, made = domain.vcpus[0].cpu, list[int]()
 
     def place(asking: Domain, _: VCPU, number: int, arguments: Sequence[int]) -> int:
         frame = HOLE // PAGE + 2 * len(made)

@@ -48,12 +48,12 @@ def run(domain: Domain, code: str, number: int = 0, value: int = 0) -> bool:
     cpu.overlay.regs.rip, cpu.general[RSP] = CODE, STACK
     cpu.general[RCX], cpu.general[RAX], cpu.general[RDX] = number, value & 0xFFFFFFFF, value >> 32
     assert cpu.run() is Outcome.OFF, cpu.crash
-    return cpu.overlay.regs.rip == DATA + 1
+    return bool(cpu.overlay.regs.rip == DATA + 1)
 
 
 def value(domain: Domain) -> int:
     general = domain.vcpus[0].cpu.general
-    return general[RDX] << 32 | general[RAX]
+    return int(general[RDX] << 32 | general[RAX])
 
 
 @pytest.mark.parametrize(

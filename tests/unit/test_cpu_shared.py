@@ -10,6 +10,7 @@ import pytest
 
 from hypervisor.cpu import context
 from hypervisor.cpu.apic import EOI, ICR_LOW, ISR, SVR
+from hypervisor.cpu.msr import NoRegister
 from hypervisor.cpu.overlay import RAX, RBX, RCX, RDI, RSI, RSP, long_mode
 from hypervisor.cpu.shared import SharedEngine, SharingVCPU
 from hypervisor.cpu.vcpu import VCPU, Outcome
@@ -34,6 +35,12 @@ class Board:
 
     def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         return cpu.number, 0, 0, 0
+
+    def read_msr(self, cpu: VCPU, number: int) -> int:
+        raise NoRegister(number)
+
+    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
+        raise NoRegister(number)
 
     def port_in(self, cpu: VCPU, port: int, size: int) -> int:
         return cpu.number

@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterator
 from itertools import count as counting
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ from hypervisor.domains.maptrack import MOST
 from hypervisor.errors import EBUSY, EFAULT, EINVAL
 from hypervisor.host import Host
 from hypervisor.hypercalls import paravirtual, table
+from hypervisor.memory import atomic
 from hypervisor.memory.guest_memory import EXTRA, PAGE
 from hypervisor.paravirtual.area import Area
 from hypervisor.snapshot.clone import Template
@@ -211,7 +213,7 @@ def test_a_list_is_done_one_after_the_other(granter: Domain, mapper: Domain) -> 
 def test_what_cannot_be_mapped_is_refused(granter: Domain, mapper: Domain) -> None:
     """With Xen's status, nothing mapped, nothing marked and the place as it was."""
     mapper.memory.write(PLACE * PAGE, b"before")
-    refused = [
+    refused: list[tuple[dict[str, Any], int]] = [
         ({"granter": 0}, GNTST_BAD_DOMAIN),
         ({"granter": 0x7FF0}, GNTST_BAD_DOMAIN),
         ({"ref": 512}, GNTST_BAD_GNTREF),
@@ -394,7 +396,7 @@ def test_an_entry_taken_back_while_it_is_marked_is_not_used(
         grant(granter, 8, 0, 0, 0)
         marked(address, bits)
 
-    marked = grant_table.set_bits
+    marked = atomic.set_bits
     monkeypatch.setattr(grant_table, "set_bits", taken_back)
     assert map_ref(mapper, granter)[0] == GNTST_GENERAL_ERROR
     assert granter.memory.read(GRANTS * PAGE + 64, 8) == bytes(8) and granter.grants._in_use == {}

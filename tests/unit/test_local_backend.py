@@ -132,7 +132,7 @@ def test_who_was_refused_hears_of_room(guest: Guest) -> None:
     typed = bytes(range(256)) * (TYPED_MOST // 256 + 8)
     taken = guest.stream.write(typed)
     room = Deferred.fromCoroutine(guest.stream.room())
-    assert taken == TYPED_MOST and not room.called
+    assert (taken, room.called) == (TYPED_MOST, False)
     heard = guest.reads()
     assert len(heard) == 1024 and room.called and room.result is True
     taken += guest.stream.write(typed[taken:])
@@ -185,7 +185,7 @@ def result(coroutine: Any) -> Any:
 
 def test_a_screen_is_followed_and_looked_at() -> None:
     """From before there is a front until it has gone; what changes while nobody waits comes at once."""
-    front, seen, gate = display_front.Screen(), [], Deferred[None]()  # type: ignore[var-annotated]
+    front, seen, gate = display_front.Screen(), list[Damage](), Deferred[None]()
     view = ScreenView(front.device, display_front.Keys().device, at_once())
     slow = [gate]
 
@@ -238,7 +238,7 @@ def test_a_screen_that_is_taken_away_is_followed_no_more(how: str) -> None:
             seen.append(damage)
 
     reading = Deferred.fromCoroutine(run())
-    assert len(seen) == 1 and not reading.called
+    assert (len(seen), reading.called) == (1, False)
     for front in (screen, keys):
         if how == "domain":
             front.host.destroy(front.domain)

@@ -37,12 +37,12 @@ def clones(source: Memory) -> Iterator[list[Memory]]:
         clone.close()
 
 
-def test_a_clone_begins_with_what_was_there(source: Memory, clones: list[Memory]):
+def test_a_clone_begins_with_what_was_there(source: Memory, clones: list[Memory]) -> None:
     """Every frame, and the holes."""
     assert all(clone.read(100 * PAGE, 8) == b"original" and not any(clone.read(PAGE, PAGE)) for clone in clones)
 
 
-def test_writes_stay_where_they_were_made(source: Memory, clones: list[Memory]):
+def test_writes_stay_where_they_were_made(source: Memory, clones: list[Memory]) -> None:
     """Source and clones go on by themselves."""
     source.write(0, b"source  ")
     clones[0].write(7 * PAGE, b"clone   ")
@@ -50,13 +50,13 @@ def test_writes_stay_where_they_were_made(source: Memory, clones: list[Memory]):
     assert [memory.read(7 * PAGE, 8) for memory in (source, *clones)] == [b"original", b"clone   ", b"original"]
 
 
-def test_a_clone_outlives_its_source(clones: list[Memory], source: Memory):
+def test_a_clone_outlives_its_source(clones: list[Memory], source: Memory) -> None:
     """The frozen file stays as long as somebody maps it."""
     source.close()
     assert clones[1].read(8 * PAGE, 8) == b"original"
 
 
-def test_a_clones_extents_are_what_was_written_before_or_by_it(source: Memory, clones: list[Memory]):
+def test_a_clones_extents_are_what_was_written_before_or_by_it(source: Memory, clones: list[Memory]) -> None:
     """The kernel tells which pages are the clone's own; nothing is read to find out."""
     clones[0].write(200 * PAGE, b"new")
     assert frames(clones[0]) == {0, 7, 8, 100, 200}
@@ -64,7 +64,7 @@ def test_a_clones_extents_are_what_was_written_before_or_by_it(source: Memory, c
     assert frames(source) <= {0, 7, 8, 100, 200} and not any(source.read(200 * PAGE, PAGE))
 
 
-def test_a_clones_extents_without_a_kernel_that_tells(clones: list[Memory], monkeypatch: pytest.MonkeyPatch):
+def test_a_clones_extents_without_a_kernel_that_tells(clones: list[Memory], monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is all of the memory, which is right too."""
 
     def refuse(*_: int) -> Iterator[tuple[int, int]]:
@@ -75,7 +75,7 @@ def test_a_clones_extents_without_a_kernel_that_tells(clones: list[Memory], monk
 
 
 @pytest.mark.parametrize("count", [1, 600])
-def test_frames_that_a_clone_frees_read_as_zero(source: Memory, clones: list[Memory], count: int):
+def test_frames_that_a_clone_frees_read_as_zero(source: Memory, clones: list[Memory], count: int) -> None:
     """One by one or many at once; the others keep theirs, and they can be written again."""
     clones[0].free(8, count)
     assert not any(clones[0].read(8 * PAGE, count * PAGE))
@@ -85,7 +85,7 @@ def test_frames_that_a_clone_frees_read_as_zero(source: Memory, clones: list[Mem
     assert 8 in frames(clones[0])
 
 
-def test_a_clone_is_frozen_with_what_it_wrote(source: Memory, clones: list[Memory]):
+def test_a_clone_is_frozen_with_what_it_wrote(source: Memory, clones: list[Memory]) -> None:
     """A clone of a clone has both; the first file stays as it was."""
     clones[0].write(7 * PAGE, b"second  ")
     clones[0].write(300 * PAGE, b"third   ")
@@ -100,13 +100,13 @@ def test_a_clone_is_frozen_with_what_it_wrote(source: Memory, clones: list[Memor
     grandchild.close()
 
 
-def test_freezing_again_without_a_change_copies_nothing(source: Memory, clones: list[Memory]):
+def test_freezing_again_without_a_change_copies_nothing(source: Memory, clones: list[Memory]) -> None:
     """The same file serves."""
     first, second = (os.fstat(file).st_ino for file in [clones[1].freeze(), clones[1].freeze()])
     assert first == second
 
 
-def test_frees_are_noted_while_somebody_copies(source: Memory):
+def test_frees_are_noted_while_somebody_copies(source: Memory) -> None:
     """Frame by frame."""
     source.freed = bytearray(SIZE // PAGE)
     source.free(7, 2)
@@ -121,7 +121,7 @@ def a_log(memory: Memory) -> pagemap.WriteLog:
         pytest.skip(f"this kernel logs no writes: {error}")
 
 
-def test_the_log_tells_what_was_written_since(source: Memory):
+def test_the_log_tells_what_was_written_since(source: Memory) -> None:
     """By stores and by system calls, to pages that were there and to new ones; asking does not change it."""
     log = a_log(source)
     assert sum(end - start for start, end in log.take(0, SIZE)) == SIZE
@@ -138,7 +138,7 @@ def test_the_log_tells_what_was_written_since(source: Memory):
     log.close()
 
 
-def test_a_log_of_what_was_mapped_anew_says_that_it_knows_nothing(source: Memory):
+def test_a_log_of_what_was_mapped_anew_says_that_it_knows_nothing(source: Memory) -> None:
     """A freeze replaces the mapping: an error, until it is registered again."""
     log = a_log(source)
     log.take(0, SIZE)

@@ -140,7 +140,12 @@ def test_a_datagram_with_a_wrong_checksum_is_dropped() -> None:
     got: list[Datagram] = []
     net.two.udp.bind(lambda _socket, datagram: got.append(datagram), 7)
     frames: list[bytes] = []
-    tapped = net.switch.attach(Port(lambda frame: frames.append(frame.data) or True))
+
+    def keep(frame: Frame) -> bool:
+        frames.append(frame.data)
+        return True
+
+    tapped = net.switch.attach(Port(keep))
     net.one.udp.bind(lambda _socket, _datagram: None).send(b"\x0a\0\0\xff", 7, b"data")
     net.switch.detach(tapped)
     broken = frames[-1][:-1] + b"!"

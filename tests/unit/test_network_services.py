@@ -30,7 +30,11 @@ class Net:
         self.switch = Switch(lambda: self.now)
         self.service = AddressService(self.switch, lambda: self.now, plan)
         self.frames: list[bytes] = []
-        self.port = self.switch.attach(Port(lambda frame: self.frames.append(frame.data) or True))
+        self.port = self.switch.attach(Port(self._receive))
+
+    def _receive(self, frame: Frame) -> bool:
+        self.frames.append(frame.data)
+        return True
 
     def ask(
         self, kind: int, mac: bytes, client: bytes = ANY, sender: bytes | None = None, **options: bytes
@@ -43,7 +47,7 @@ class Net:
         packet = ipv4_header(client, b"\xff" * 4, 17, len(segment)) + segment
         self.frames.clear()
         self.port.send(Frame(BROADCAST_MAC + (sender or mac) + b"\x08\x00" + packet))
-        replies = [packet for data in self.frames if (packet := parse_ipv4(data, 14)) and packet.protocol == 17]
+        replies = [found for data in self.frames if (found := parse_ipv4(data, 14)) and found.protocol == 17]
         return dhcp.parse(replies[0].payload[8:]) if replies else None
 
     def lease(self, mac: bytes, **options: bytes) -> IPv4Address:
@@ -128,7 +132,9 @@ def test_a_full_range_gives_nothing_until_somebody_leaves() -> None:
     net = Net(small(2))
     given = {net.lease(mac(1)), net.lease(mac(2))}
     refused = net.ask(dhcp.DISCOVER, mac(3))
-    net.ask(dhcp.RELEASE, mac(1), client=net.service._leases.of(mac(1)).address.packed, server=b"\x0a\0\0\x01")
+    lease = net.service._leases.of(mac(1))
+    assert lease is not None
+    net.ask(dhcp.RELEASE, mac(1), client=lease.address.packed, server=b"\x0a\0\0\x01")
     assert refused is None
     assert net.lease(mac(3)) in given
 

@@ -283,7 +283,12 @@ def test_a_rate_that_is_none_is_refused(kbps: int, slice_us: int) -> None:
 def test_metadata_passes_between_ports_that_take_it() -> None:
     switch = Switch(Clock())
     frames: list[Frame] = []
-    two = switch.attach(Port(lambda frame: frames.append(frame) or True, offloads=EVERY_OFFLOAD))
+
+    def keep(frame: Frame) -> bool:
+        frames.append(frame)
+        return True
+
+    two = switch.attach(Port(keep, offloads=EVERY_OFFLOAD))
     one = Peer(switch)
     udp = bytes.fromhex("4500001d00004000401100000a0000010a0000020001000200090000ff")
     frame = Frame(mac(2) + mac(1) + b"\x08\x00" + udp, 34, 6)

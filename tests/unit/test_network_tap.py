@@ -17,6 +17,7 @@ import sys
 import time
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from hypervisor.network.frame import PLAIN
 from hypervisor.network.switch import Switch
 from hypervisor.network.tap import Tap
 from hypervisor.network.tcp_connection import Connection
+from hypervisor.network.udp import Datagram, UdpSocket
 
 ROOT = Path(__file__).parent.parent.parent
 LENGTH = int(os.environ.get("STREAM_BYTES", 4 << 20))
@@ -33,7 +35,7 @@ DEADLINE_S = 60
 
 
 @pytest.fixture(scope="module", params=["offloads", "plain"])
-def outcome(request: pytest.FixtureRequest) -> dict[str, object]:
+def outcome(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Run the experiment once each way and return what it saw; plain: Linux verifies every checksum of ours."""
     if not shutil.which("unshare") or not shutil.which("ip"):
         pytest.skip("unshare or ip is missing")
@@ -43,28 +45,28 @@ def outcome(request: pytest.FixtureRequest) -> dict[str, object]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = ["unshare", "-n", sys.executable, __file__, request.param]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=2 * DEADLINE_S)
-    result: dict[str, object] = json.loads(run.stdout)
+    result: dict[str, Any] = json.loads(run.stdout)
     return result
 
 
-def test_linux_answers_our_echo_and_takes_our_fragments(outcome: dict[str, object]) -> None:
+def test_linux_answers_our_echo_and_takes_our_fragments(outcome: dict[str, Any]) -> None:
     assert [sent is not None for sent in outcome["pings"]] == [True, True]
 
 
-def test_linux_fetches_a_stream_from_us_intact(outcome: dict[str, object]) -> None:
+def test_linux_fetches_a_stream_from_us_intact(outcome: dict[str, Any]) -> None:
     """Large segments, checksums that the kernel verifies or completes."""
     assert outcome["fetched"] == outcome["served"]
 
 
-def test_linux_sends_us_a_stream_intact(outcome: dict[str, object]) -> None:
+def test_linux_sends_us_a_stream_intact(outcome: dict[str, Any]) -> None:
     assert outcome["stored"] == outcome["served"]
 
 
-def test_the_connection_ends_in_order(outcome: dict[str, object]) -> None:
+def test_the_connection_ends_in_order(outcome: dict[str, Any]) -> None:
     assert outcome["left"] == ["TIME_WAIT"] or outcome["left"] == []
 
 
-def test_linux_s_datagram_is_answered(outcome: dict[str, object]) -> None:
+def test_linux_s_datagram_is_answered(outcome: dict[str, Any]) -> None:
     assert outcome["datagram"] == "HELLO" * 700
 
 
@@ -90,7 +92,11 @@ class Experiment:
         self.stored_bytes = 0
         self.station.tcp.listen(80, self.serve)
         self.station.tcp.listen(81, self.store)
-        self.station.udp.bind(lambda port, got: port.send(got.source, got.port, got.data.upper()) and None, 7)
+        self.station.udp.bind(self.shout, 7)
+
+    def shout(self, port: UdpSocket, got: Datagram) -> None:
+        """Answer in capitals."""
+        port.send(got.source, got.port, got.data.upper())
 
     def serve(self, connection: Connection) -> None:
         """Send `LENGTH` bytes and close."""
@@ -121,7 +127,7 @@ class Experiment:
         """Move frames until one of the sockets is ready; False when it has taken too long."""
         end = time.monotonic() + DEADLINE_S
         while time.monotonic() < end:
-            readers = [self.tap, *([] if writing else sockets)]
+            readers: list[Tap | socket.socket] = [self.tap, *([] if writing else sockets)]
             ready, writable, _ = select.select(readers, sockets if writing else [], [], 0.01)
             if self.tap in ready:
                 self.tap.readable()

@@ -67,7 +67,12 @@ def test_an_alarm_wakes_the_thread() -> None:
 def test_an_alarm_for_nothing_wakes_nobody() -> None:
     """Stations ring for each frame: the thread looks when there is a deadline, once for each."""
     looks: list[int] = []
-    ticker, part = Ticker(threading.RLock(), lambda: looks.append(1) or 1), Part()
+
+    def now() -> int:
+        looks.append(1)
+        return 1
+
+    ticker, part = Ticker(threading.RLock(), now), Part()
     ticker.add(part)
     ticker.start()
     for _ in range(3):

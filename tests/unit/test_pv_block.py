@@ -55,7 +55,7 @@ def data_of(front: Front, frame: int) -> memoryview:
     return front.memory.frame(frame)
 
 
-def test_names_have_the_numbers_of_the_vbd_interface():
+def test_names_have_the_numbers_of_the_vbd_interface() -> None:
     """The short form for the first sixteen disks, the extended one beyond."""
     assert [number_of(name) for name in ("xvda", "xvdb2", "xvdp15")] == [51712, 51730, 51967]
     assert number_of("xvdq") == 1 << 28 | 16 << 8
@@ -64,13 +64,13 @@ def test_names_have_the_numbers_of_the_vbd_interface():
 
 
 @pytest.mark.parametrize("name", ["sda", "xvd", "xvda999", "xvd1", "xvdA", "xvda\n"])
-def test_other_names_are_refused(name: str):
+def test_other_names_are_refused(name: str) -> None:
     """There is no number to guess."""
     with pytest.raises(ValueError):
         number_of(name)
 
 
-def test_what_is_offered_is_what_there_is():
+def test_what_is_offered_is_what_there_is() -> None:
     """Size, features and limits stand in the back's nodes."""
     front = Front().connect()
     keys = {"sectors": "2048", "sector-size": "512", "info": "0", "mode": "w", "feature-flush-cache": "1"}
@@ -79,7 +79,7 @@ def test_what_is_offered_is_what_there_is():
     assert {key: front.back(key) for key in keys} == keys
 
 
-def test_a_write_is_read_back_by_another_frame():
+def test_a_write_is_read_back_by_another_frame() -> None:
     """Parts of frames, in order, across frames that are no neighbours."""
     front = Front().connect()
     data_of(front, 300)[512:1536] = b"a" * 1024
@@ -95,7 +95,7 @@ def test_a_write_is_read_back_by_another_frame():
     assert counters.in_flight == 0 and counters.wait_ns > 0
 
 
-def test_neighbouring_frames_are_one_transfer():
+def test_neighbouring_frames_are_one_transfer() -> None:
     """Scatter and gather cost nothing where there is nothing to scatter."""
     disk = Journal()
     front = Front(disk).connect()
@@ -104,14 +104,14 @@ def test_neighbouring_frames_are_one_transfer():
     assert disk.calls == [("write", 0, 8 * PAGE), ("readinto", 0, 8 * PAGE)]
 
 
-def test_the_answer_repeats_id_and_operation():
+def test_the_answer_repeats_id_and_operation() -> None:
     """Of an indirect request, the operation inside."""
     front = Front().connect()
     front.push(request(READ, 0, [(front.grant(40, 300), 0, 0)], 1 << 63), indirect(WRITE, 0, 0, 40))
     assert front.run() == [(1 << 63, READ, OKAY), (7, WRITE, ERROR)]
 
 
-def test_indirect_requests_carry_256_segments():
+def test_indirect_requests_carry_256_segments() -> None:
     """1 MiB in one request, and not a segment more."""
     front = Front(AnonymousDisk(2 * MIB)).connect()
     table = data_of(front, 299)
@@ -148,7 +148,7 @@ def test_indirect_requests_carry_256_segments():
     ],
     ids=str,
 )
-def test_a_bad_request_is_an_error_and_has_no_effect(slot: bytes):
+def test_a_bad_request_is_an_error_and_has_no_effect(slot: bytes) -> None:
     """Segments, sectors, grants: to another domain, for reading only, of no frame."""
     disk = AnonymousDisk(MIB)
     front = Front(disk).connect()
@@ -161,12 +161,12 @@ def test_a_bad_request_is_an_error_and_has_no_effect(slot: bytes):
     assert [front.granted(ref) & 24 for ref in (40, 41, 42)] == [0, 0, 0]
 
 
-def test_unknown_operations_are_not_supported():
+def test_unknown_operations_are_not_supported() -> None:
     """So that a front can ask."""
     assert Front().connect().do(request(4, 0, []), request(77, 0, [])) == [NOT_SUPPORTED] * 2
 
 
-def test_flush_and_barrier_reach_the_disk_in_order():
+def test_flush_and_barrier_reach_the_disk_in_order() -> None:
     """A barrier is durable itself, and all before it is."""
     disk = Journal()
     front = Front(disk).connect()
@@ -178,7 +178,7 @@ def test_flush_and_barrier_reach_the_disk_in_order():
     assert front.device.counters.flushes == 3
 
 
-def test_discard_gives_space_back():
+def test_discard_gives_space_back() -> None:
     """Through to the disk's own discard."""
     disk = AnonymousDisk(MIB)
     disk.write(0, b"x" * MIB)
@@ -186,7 +186,7 @@ def test_discard_gives_space_back():
     assert disk.utilisation == MIB // 2
 
 
-def test_a_read_only_disk_reads_and_flushes_only():
+def test_a_read_only_disk_reads_and_flushes_only() -> None:
     """The front was told; one that writes all the same gets errors."""
     disk = Journal()
     front = Front(disk, read_only=True).connect()
@@ -197,7 +197,7 @@ def test_a_read_only_disk_reads_and_flushes_only():
     assert "write" not in [name for name, _, _ in disk.calls]
 
 
-def test_errors_of_the_disk_are_the_guests_and_counted():
+def test_errors_of_the_disk_are_the_guests_and_counted() -> None:
     """Even those that nobody foresaw; the next request is served."""
     disk = Journal()
     front = Front(disk).connect()
@@ -209,7 +209,7 @@ def test_errors_of_the_disk_are_the_guests_and_counted():
     assert front.device.counters.errors == 1
 
 
-def test_an_error_that_nobody_foresaw_is_logged(caplog: pytest.LogCaptureFixture):
+def test_an_error_that_nobody_foresaw_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A bug of a disk's must not end its thread."""
     disk = Journal()
     disk.fails = RuntimeError("bug")
@@ -218,7 +218,7 @@ def test_an_error_that_nobody_foresaw_is_logged(caplog: pytest.LogCaptureFixture
     assert "a disk request failed" in caplog.text
 
 
-def test_persistent_grants_are_kept_and_given_back_at_the_end():
+def test_persistent_grants_are_kept_and_given_back_at_the_end() -> None:
     """As both sides agreed."""
     front = Front().connect(feature_persistent=1)
     slot = request(WRITE, 0, [(front.grant(40, 300), 0, 0)])
@@ -228,7 +228,7 @@ def test_persistent_grants_are_kept_and_given_back_at_the_end():
     assert front.granted(40) == 1
 
 
-def test_kept_grants_are_bounded_least_recently_used_first(monkeypatch: pytest.MonkeyPatch):
+def test_kept_grants_are_bounded_least_recently_used_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A front that never stops granting new frames does not make us keep them all."""
     monkeypatch.setattr("hypervisor.pv.block.PERSISTENT_GRANTS", 2)
     front = Front().connect(feature_persistent=1)
@@ -239,7 +239,7 @@ def test_kept_grants_are_bounded_least_recently_used_first(monkeypatch: pytest.M
     assert [front.granted(ref) for ref in (40, 41, 42)] == [25, 1, 25]
 
 
-def test_rings_of_several_pages():
+def test_rings_of_several_pages() -> None:
     """Up to sixteen; here all 512 requests at once."""
     front = Front().connect(order=4)
     slot = request(WRITE, 0, [(front.grant(40, 300), 0, 0)])
@@ -247,7 +247,7 @@ def test_rings_of_several_pages():
     assert front.do(slot) == [OKAY]
 
 
-def test_several_rings_share_the_disk():
+def test_several_rings_share_the_disk() -> None:
     """Each has its own event channel; answers go where the request came from."""
     front = Front()
     front.backend.plug()
@@ -268,7 +268,7 @@ def test_several_rings_share_the_disk():
     assert answers == [(0, FLUSH, OKAY), (1, FLUSH, OKAY)]
 
 
-def test_a_32_bit_front_is_served_in_its_layout():
+def test_a_32_bit_front_is_served_in_its_layout() -> None:
     """Ids at 4, segments at 20, slots of 108 bytes."""
     front = Front().connect(protocol="x86_32-abi")
     data_of(front, 300)[:512] = b"q" * 512
@@ -281,7 +281,7 @@ def test_a_32_bit_front_is_served_in_its_layout():
     assert front.device.disk is not None and front.device.disk.read(1536, 512) == b"q" * 512
 
 
-def test_a_ring_with_wild_indexes_is_not_served_any_more():
+def test_a_ring_with_wild_indexes_is_not_served_any_more() -> None:
     """The front hears of it by xenbus."""
     front = Front().connect()
     struct.pack_into("<I", front.ring, 0, 1000)
@@ -289,7 +289,7 @@ def test_a_ring_with_wild_indexes_is_not_served_any_more():
     assert front.back("state") == "5" and front.granted(8) == 1 and not front.work
 
 
-def test_a_disk_gives_way_to_others_after_a_batch():
+def test_a_disk_gives_way_to_others_after_a_batch() -> None:
     """The thread is asked for again instead of kept."""
     front = Front().connect(order=2)
     front.push(*[request(FLUSH, 0, [])] * (BATCH + 10))
@@ -306,7 +306,7 @@ def on_its_own_thread(front: Front, monkeypatch: pytest.MonkeyPatch) -> list[obj
     return deferred
 
 
-def test_reads_and_writes_are_done_on_the_domains_thread(monkeypatch: pytest.MonkeyPatch):
+def test_reads_and_writes_are_done_on_the_domains_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first flush, and what follows it, goes to a disk thread."""
     front = Front().connect()
     deferred = on_its_own_thread(front, monkeypatch)
@@ -318,7 +318,7 @@ def test_reads_and_writes_are_done_on_the_domains_thread(monkeypatch: pytest.Mon
     assert [status for _, _, status in front.run()] == [OKAY] * 4
 
 
-def test_a_slow_disk_is_left_to_the_disk_threads(monkeypatch: pytest.MonkeyPatch):
+def test_a_slow_disk_is_left_to_the_disk_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """One slow transfer, and those that wait behind it do not keep the domain's thread."""
     front = Front().connect()
     deferred = on_its_own_thread(front, monkeypatch)
@@ -334,7 +334,7 @@ def test_a_slow_disk_is_left_to_the_disk_threads(monkeypatch: pytest.MonkeyPatch
     assert [status for _, _, status in front.run()] == [OKAY]
 
 
-def test_one_hypercall_does_a_bounded_part_of_the_work(monkeypatch: pytest.MonkeyPatch):
+def test_one_hypercall_does_a_bounded_part_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest's timers wait while it does."""
     front = Front().connect(order=1)
     deferred = on_its_own_thread(front, monkeypatch)
@@ -343,7 +343,7 @@ def test_one_hypercall_does_a_bounded_part_of_the_work(monkeypatch: pytest.Monke
     assert front.device.counters.writes == HERE and len(front.work) == 1
 
 
-def test_a_cd_is_ejected_and_inserted():
+def test_a_cd_is_ejected_and_inserted() -> None:
     """An empty drive has no sectors and every read fails; the front is told by its state written again."""
     first, second = AnonymousDisk(MIB), AnonymousDisk(2 * MIB)
     second.write(0, b"second")
@@ -361,17 +361,17 @@ def test_a_cd_is_ejected_and_inserted():
     assert front.do(slot) == [OKAY] and bytes(data_of(front, 300)[:6]) == b"second"
 
 
-def test_a_disk_grows_while_it_is_used():
+def test_a_disk_grows_while_it_is_used() -> None:
     """New sectors, and Connected written again so that the front looks."""
     disk = AnonymousDisk(MIB)
-    front, seen = Front(disk).connect(), []
+    front, seen = Front(disk).connect(), list[str]()
     front.store.watch(f"{front.backend.back}/state", seen.append)
     disk.size = 3 * MIB
     front.device.resized()
     assert front.back("sectors") == "6144" and len(seen) == 2 and front.back("state") == "4"
 
 
-def test_requests_wait_while_the_disk_is_held():
+def test_requests_wait_while_the_disk_is_held() -> None:
     """For a snapshot: the disk is not used between `hold` and `release`, and none is lost."""
     front, held = Front().connect(), []
     front.push(request(FLUSH, 0, []))
@@ -382,7 +382,7 @@ def test_requests_wait_while_the_disk_is_held():
     assert [status for _, _, status in front.run()] == [OKAY]
 
 
-def test_only_a_drive_can_be_empty():
+def test_only_a_drive_can_be_empty() -> None:
     """A disk has a medium, always."""
     front = Front()
     with pytest.raises(ValueError):

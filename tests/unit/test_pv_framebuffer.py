@@ -30,7 +30,7 @@ class Watcher:
         return self.follower.take().areas
 
 
-def test_connects_and_asks_for_updates():
+def test_connects_and_asks_for_updates() -> None:
     """The front's shape is the screen's, and it is told that its updates are wanted."""
     screen = Screen().connect()
     assert (screen.back("state"), screen.back("request-update"), screen.back("feature-resize")) == ("4", "1", "1")
@@ -38,7 +38,7 @@ def test_connects_and_asks_for_updates():
     assert screen.back("videoram") == "8" and screen.back("width") is None
 
 
-def test_offers_the_size_that_is_wished():
+def test_offers_the_size_that_is_wished() -> None:
     """Linux's front takes its size from the back's nodes."""
     screen = Screen(width=1024, height=768, video_memory=4 * MIB)
     screen.backend.plug()
@@ -48,7 +48,7 @@ def test_offers_the_size_that_is_wished():
             Framebuffer(screen.domain, video_memory=memory)
 
 
-def test_does_not_connect_before_the_front_is_ready():
+def test_does_not_connect_before_the_front_is_ready() -> None:
     """A front in Initialising is not looked at, whatever it has written."""
     screen = Screen()
     screen.backend.plug()
@@ -57,7 +57,7 @@ def test_does_not_connect_before_the_front_is_ready():
     assert screen.device.snapshot().data == b"" and screen.device.follow(lambda: None).take() == Damage(0, 0, ())
 
 
-def test_a_front_that_does_not_tell_is_all_news():
+def test_a_front_that_does_not_tell_is_all_news() -> None:
     """Without feature-update nothing is requested, and whoever looks must look at everything."""
     screen = Screen().connect(feature_update=None)
     assert screen.back("request-update") == "0" and not screen.device.tells
@@ -66,7 +66,7 @@ def test_a_front_that_does_not_tell_is_all_news():
 
 
 @pytest.mark.parametrize("stride", [160, 200])
-def test_pixels_come_from_where_the_directory_says(stride: int):
+def test_pixels_come_from_where_the_directory_says(stride: int) -> None:
     """Across frames that are no neighbours, row for row, with gaps between rows or without."""
     screen = Screen().connect(stride=stride)
     video = bytes(number * 7 % 251 for number in range(stride * 30))
@@ -81,7 +81,7 @@ def test_pixels_come_from_where_the_directory_says(stride: int):
 @pytest.mark.parametrize(
     "area", [(0, 0, 41, 1), (-1, 0, 2, 1), (0, 0, 0, 1), (0, 29, 1, 2), (0, 0, 1, -1), (40, 0, 1, 1)]
 )
-def test_pixels_off_the_screen_are_refused(area: tuple[int, int, int, int]):
+def test_pixels_off_the_screen_are_refused(area: tuple[int, int, int, int]) -> None:
     """Nothing is cut or made up."""
     with pytest.raises(ValueError):
         Screen().connect().device.pixels(*area)
@@ -99,7 +99,7 @@ def test_pixels_off_the_screen_are_refused(area: tuple[int, int, int, int]):
         (24, b"\x01\x02\x03", b"\x01\x02\x03"),
     ],
 )
-def test_depths_become_one(depth: int, pixel: bytes, expected: bytes):
+def test_depths_become_one(depth: int, pixel: bytes, expected: bytes) -> None:
     """Blue, green, red, and a byte of no meaning; full is full and nothing is nothing."""
     assert converted(depth, pixel * 3) == (expected + b"\0") * 3
     screen = Screen().connect(depth=depth)
@@ -108,7 +108,7 @@ def test_depths_become_one(depth: int, pixel: bytes, expected: bytes):
     assert screen.device.pixels(4, 7, 1, 1)[:3] == bytes(3)
 
 
-def test_all_shades_of_16_bits_are_near():
+def test_all_shades_of_16_bits_are_near() -> None:
     """Each of the colours is its share of 255, one step more or less."""
     for value in range(0, 1 << 16, 37):
         blue, green, red, _ = converted(16, struct.pack("<H", value))
@@ -116,7 +116,7 @@ def test_all_shades_of_16_bits_are_near():
         assert all(abs(ours - theirs) <= 1 for ours, theirs in zip((blue, green, red), exact, strict=True))
 
 
-def test_updates_are_gathered_until_they_are_taken():
+def test_updates_are_gathered_until_they_are_taken() -> None:
     """One call for many; each follower has its own; what was taken does not come again."""
     screen = Screen().connect()
     first, second = Watcher(screen), Watcher(screen)
@@ -132,7 +132,7 @@ def test_updates_are_gathered_until_they_are_taken():
     assert screen.device.updates == 3
 
 
-def test_updates_are_clipped_to_the_screen():
+def test_updates_are_clipped_to_the_screen() -> None:
     """Also those that Linux sends of what it never drew, and numbers that would overflow."""
     screen = Screen().connect()
     watcher = Watcher(screen)
@@ -146,7 +146,7 @@ def test_updates_are_clipped_to_the_screen():
     assert screen.back("state") == "4"
 
 
-def test_the_front_is_told_that_its_events_were_taken():
+def test_the_front_is_told_that_its_events_were_taken() -> None:
     """Its index is followed, and an event is sent, for it may wait for room."""
     screen = Screen().connect()
     pending = 0x800 // 8 + screen.port // 64
@@ -156,7 +156,7 @@ def test_the_front_is_told_that_its_events_were_taken():
     assert screen.memory.words[11 * PAGE // 8 + pending] >> screen.port & 1
 
 
-def test_areas_are_joined_where_nothing_is_lost():
+def test_areas_are_joined_where_nothing_is_lost() -> None:
     """Neighbours and covered areas become one; too many become their common frame."""
     assert merged([Area(0, 0, 4, 4)], Area(1, 1, 2, 2)) == [Area(0, 0, 4, 4)]
     assert merged([Area(1, 1, 2, 2)], Area(0, 0, 4, 4)) == [Area(0, 0, 4, 4)]
@@ -168,7 +168,7 @@ def test_areas_are_joined_where_nothing_is_lost():
     assert areas == [Area(0, 0, 2 * MOST_AREAS + 1, 2 * MOST_AREAS + 1)]
 
 
-def test_a_resize_is_another_screen():
+def test_a_resize_is_another_screen() -> None:
     """Followers see all of it; shape and offset count for what is read."""
     screen = Screen().connect()
     watcher = Watcher(screen)
@@ -204,7 +204,7 @@ def test_a_resize_is_another_screen():
     ],
     ids=str,
 )
-def test_shapes_that_cannot_be_are_refused(shape: dict[str, int]):
+def test_shapes_that_cannot_be_are_refused(shape: dict[str, int]) -> None:
     """At connect, with an error node and nothing held."""
     screen = Screen()
     options: dict[str, Any] = {"width": 40, "height": 30, "stride": 160, "memory": 4800, **shape}
@@ -229,7 +229,7 @@ def test_shapes_that_cannot_be_are_refused(shape: dict[str, int]):
     ],
     ids=str,
 )
-def test_events_that_cannot_be_end_the_connection(event: bytes):
+def test_events_that_cannot_be_end_the_connection(event: bytes) -> None:
     """The device fails, with nothing of the guest's held, and the followers see that the screen is gone."""
     screen = Screen().connect()
     watcher = Watcher(screen)
@@ -241,7 +241,7 @@ def test_events_that_cannot_be_end_the_connection(event: bytes):
 
 
 @pytest.mark.parametrize("ahead", [52, 1 << 31, MASK])
-def test_a_wild_index_ends_the_connection(ahead: int):
+def test_a_wild_index_ends_the_connection(ahead: int) -> None:
     """An index beyond the ring is not followed."""
     screen = Screen().connect()
     screen.set_word(12, ahead)
@@ -249,7 +249,7 @@ def test_a_wild_index_ends_the_connection(ahead: int):
     assert screen.back("state") == "5" and "wild" in screen.error
 
 
-def test_a_full_ring_is_taken_across_the_end_of_the_numbers():
+def test_a_full_ring_is_taken_across_the_end_of_the_numbers() -> None:
     """51 events at once, with indexes that go round."""
     screen = Screen()
     screen.shape(40, 30)
@@ -267,7 +267,7 @@ def test_a_full_ring_is_taken_across_the_end_of_the_numbers():
 
 @pytest.mark.parametrize("frame", [1024, 1 << 36, (1 << 64) - 1, 1 << 52])
 @pytest.mark.parametrize("where", ["page-ref", "directory", "frame"])
-def test_frames_that_are_no_ram_are_refused(frame: int, where: str):
+def test_frames_that_are_no_ram_are_refused(frame: int, where: str) -> None:
     """Beyond the memory, and numbers whose address would overflow."""
     screen = Screen()
     screen.backend.plug()
@@ -280,7 +280,7 @@ def test_frames_that_are_no_ram_are_refused(frame: int, where: str):
     assert screen.back("state") == "5" and screen.device.shape is None
 
 
-def test_a_hole_in_the_memory_is_no_ram():
+def test_a_hole_in_the_memory_is_no_ram() -> None:
     """Between the ranges of a large guest there is address space, but nothing that it owns."""
     screen = Screen()
     screen.domain.ranges = ((0, 90 * PAGE), (95 * PAGE, 1024 * PAGE))
@@ -292,7 +292,7 @@ def test_a_hole_in_the_memory_is_no_ram():
     assert screen.back("state") == "5" and "no RAM" in screen.error
 
 
-def test_the_largest_directory_ends_before_the_rings():
+def test_the_largest_directory_ends_before_the_rings() -> None:
     """64 pages of it, every entry looked at: the last one is no RAM."""
     screen = Screen(video_memory=128 * MIB)
     screen.shape(40, 30, memory=128 * MIB)
@@ -306,7 +306,7 @@ def test_the_largest_directory_ends_before_the_rings():
     assert screen.back("state") == "5" and "frame 0x400 is no RAM" in screen.error
 
 
-def test_the_directory_is_read_once():
+def test_the_directory_is_read_once() -> None:
     """What the front writes there later moves nothing."""
     screen = Screen().connect()
     screen.draw(0, b"wxyz")
@@ -315,7 +315,7 @@ def test_the_directory_is_read_once():
     assert screen.device.pixels(0, 0, 1, 1) == b"wxyz"
 
 
-def test_the_32_bit_protocol_has_its_own_directory():
+def test_the_32_bit_protocol_has_its_own_directory() -> None:
     """Entries of 32 bits that begin 4 bytes before."""
     screen = Screen()
     screen.shape(40, 30)
@@ -328,7 +328,7 @@ def test_the_32_bit_protocol_has_its_own_directory():
 
 @pytest.mark.parametrize("key", ["page-ref", "event-channel", "protocol"])
 @pytest.mark.parametrize("value", ["", "-1", "x", "99999999999999999999999", "\x00"])
-def test_keys_that_make_no_sense_are_refused(key: str, value: str):
+def test_keys_that_make_no_sense_are_refused(key: str, value: str) -> None:
     """An error, not an exception."""
     screen = Screen()
     screen.backend.plug()
@@ -337,7 +337,7 @@ def test_keys_that_make_no_sense_are_refused(key: str, value: str):
     assert screen.back("state") == "5" and screen.error
 
 
-def test_a_front_comes_back_after_a_restart():
+def test_a_front_comes_back_after_a_restart() -> None:
     """With another page and screen; the old page is not touched any more."""
     screen = Screen().connect()
     watcher = Watcher(screen)
@@ -348,7 +348,7 @@ def test_a_front_comes_back_after_a_restart():
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_an_unplugged_screen_is_gone(force: bool):
+def test_an_unplugged_screen_is_gone(force: bool) -> None:
     """With the front's consent or without; the domain can end afterwards."""
     screen = Screen().connect()
     done: list[bool] = []
@@ -364,7 +364,7 @@ def test_an_unplugged_screen_is_gone(force: bool):
     screen.host.destroy(screen.domain)
 
 
-def test_a_domain_ends_with_its_screen():
+def test_a_domain_ends_with_its_screen() -> None:
     """The memory is let go of, and a follower sees an empty screen."""
     screen = Screen().connect()
     watcher = Watcher(screen)

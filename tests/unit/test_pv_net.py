@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
@@ -92,7 +94,7 @@ def test_settings_out_of_range_are_refused(options: dict[str, object]) -> None:
     ],
     ids=str,
 )
-def test_a_front_that_makes_no_sense_is_told_so_and_nothing_is_held(keys: dict[str, object], said: str) -> None:
+def test_a_front_that_makes_no_sense_is_told_so_and_nothing_is_held(keys: dict[str, Any], said: str) -> None:
     """An error node, Closing, and its pages are its own again."""
     front = NetFront().connect(**keys)
     assert front.back("state") == "5"
@@ -266,7 +268,13 @@ def test_a_packet_may_be_larger_than_the_mtu_only_if_it_is_cut() -> None:
 def test_answers_are_held_until_the_guests_cpu_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or until there are many: the guest, which sends packet by packet, is interrupted once for all of them."""
     front, raised = NetFront().connect(), events(monkeypatch)
-    monkeypatch.setattr(front, "kick", lambda: front.domain.events.channels[front.ports[0]].notify())
+
+    def kick() -> None:
+        notify = front.domain.events.channels[front.ports[0]].notify
+        assert notify is not None
+        notify()
+
+    monkeypatch.setattr(front, "kick", kick)
     for _ in range(ANSWERS_HELD - 1):
         assert front.send(PING) == []
     assert len(front.peer.frames) == ANSWERS_HELD - 1 and raised == []
@@ -283,7 +291,7 @@ def test_answers_are_held_until_the_guests_cpu_comes_back(monkeypatch: pytest.Mo
 
 def test_a_long_batch_lets_others_have_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while the rest is put off until the hypercall has let the lock go; nothing is lost."""
-    front, deferred = NetFront().connect(), []
+    front, deferred = NetFront().connect(), list[Callable[[], None]]()
     times = iter(range(0, 10**15, TURN_NS // 3))
     monkeypatch.setattr(front.domain, "on_this_thread", lambda: True)
     monkeypatch.setattr(front.domain, "defer", deferred.append)
@@ -379,7 +387,7 @@ def test_large_frames_are_spread_over_slots() -> None:
     ],
     ids=str,
 )
-def test_what_a_front_cannot_do_is_done_for_it(keys: dict[str, object], size: int, blank: bool) -> None:
+def test_what_a_front_cannot_do_is_done_for_it(keys: dict[str, Any], size: int, blank: bool) -> None:
     """Segments are cut to the MTU, checksums filled in."""
     front = NetFront().connect(**keys)
     front.post()
@@ -491,7 +499,7 @@ def test_a_nic_moves_to_another_network() -> None:
     """Nothing of the old one reaches it; the guest hears its state again, by which Linux greets its neighbours."""
     front = NetFront(network="one").connect()
     front.send(PING)
-    other, seen = Switch(lambda: front.now), []
+    other, seen = Switch(lambda: front.now), list[str]()
     there = Peer(other)
     front.store.watch(f"{front.backend.back}/state", seen.append)
     front.device.move(other, "two")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hypervisor.pv.block_request import WRITE
@@ -14,7 +16,7 @@ def error_of(front: Front) -> str | None:
     return front.store.read_text(f"/local/domain/0/error/backend/vbd/1/{front.device.number}/error")
 
 
-def test_the_layout_is_libxls():
+def test_the_layout_is_libxls() -> None:
     """Each side finds the other by its own directory, and may read but not write the other's."""
     front = Front()
     front.backend.plug()
@@ -27,7 +29,7 @@ def test_the_layout_is_libxls():
     assert front.store.get_perms(f"{front.backend.back}/state") == Permissions(0, NONE, ((1, READ),))
 
 
-def test_a_front_connects_and_closes_and_comes_back():
+def test_a_front_connects_and_closes_and_comes_back() -> None:
     """As a kernel started by kexec does it: Closing, Closed, Initialising, and all over."""
     front = Front().connect()
     assert front.back("state") == "4"
@@ -43,7 +45,7 @@ def test_a_front_connects_and_closes_and_comes_back():
     assert front.states == [2, 4, 5, 6, 2, 4]
 
 
-def test_a_front_that_begins_anew_without_closing_is_reset():
+def test_a_front_that_begins_anew_without_closing_is_reset() -> None:
     """A crashed kernel says nothing before its successor writes Initialising."""
     front = Front().connect()
     front.write("state", 1)
@@ -51,7 +53,7 @@ def test_a_front_that_begins_anew_without_closing_is_reset():
     assert front.connect().back("state") == "4"
 
 
-def test_the_ring_is_in_use_while_connected_only():
+def test_the_ring_is_in_use_while_connected_only() -> None:
     """The grant's marks tell the guest when it may take the page back."""
     front = Front().connect()
     assert front.granted(8) == 1 | 8 | 16
@@ -74,11 +76,12 @@ def test_the_ring_is_in_use_while_connected_only():
         ("protocol", "alpha", "protocol 'alpha' is unknown"),
     ],
 )
-def test_keys_that_cannot_be_used_end_in_an_error_node_and_closing(key: str, value: str, said: str):
+def test_keys_that_cannot_be_used_end_in_an_error_node_and_closing(key: str, value: str, said: str) -> None:
     """Nothing stays mapped, and a front that mends its ways may come again."""
     front = Front()
     front.backend.plug()
-    front.connect(**{key.replace("-", "_"): value})
+    keys: dict[str, Any] = {key.replace("-", "_"): value}
+    front.connect(**keys)
     assert front.back("state") == "5"
     assert said in (error_of(front) or "")
     assert front.granted(8) == 1
@@ -89,14 +92,14 @@ def test_keys_that_cannot_be_used_end_in_an_error_node_and_closing(key: str, val
 
 
 @pytest.mark.parametrize("state", ["", "9", "44", "-1", "x", "²", "\x00"])
-def test_a_state_that_is_none_is_an_error(state: str):
+def test_a_state_that_is_none_is_an_error(state: str) -> None:
     """The back closes; it does not guess."""
     front = Front().connect()
     front.write("state", state)
     assert front.back("state") == "5" and "state is none" in (error_of(front) or "")
 
 
-def test_a_ring_changed_while_connected_is_an_error():
+def test_a_ring_changed_while_connected_is_an_error() -> None:
     """The front must close first."""
     front = Front().connect()
     front.write("state", 4)
@@ -105,21 +108,21 @@ def test_a_ring_changed_while_connected_is_an_error():
     assert front.granted(8) == 1
 
 
-def test_keys_that_nobody_read_may_change():
+def test_keys_that_nobody_read_may_change() -> None:
     """Only what was used must stay."""
     front = Front().connect()
     front.write("note", "hello")
     assert front.back("state") == "4"
 
 
-def test_a_front_that_removes_its_directory_has_closed():
+def test_a_front_that_removes_its_directory_has_closed() -> None:
     """Whatever it removes is its own."""
     front = Front().connect()
     front.store.rm(front.backend.front)
     assert front.back("state") == "6" and front.granted(8) == 1
 
 
-def test_unplug_waits_for_the_front():
+def test_unplug_waits_for_the_front() -> None:
     """Closing is asked for, Closed answered with the removal of all nodes."""
     front, done = Front().connect(), []
     front.write("state", 4)
@@ -133,7 +136,7 @@ def test_unplug_waits_for_the_front():
     assert front.domain.at_end == []
 
 
-def test_unplug_of_what_no_driver_took_is_done_at_once():
+def test_unplug_of_what_no_driver_took_is_done_at_once() -> None:
     """There is nobody to wait for."""
     front, done = Front(), []
     front.backend.plug()
@@ -141,7 +144,7 @@ def test_unplug_of_what_no_driver_took_is_done_at_once():
     assert done == [True] and not front.store.exists(front.backend.back)
 
 
-def test_a_tool_that_writes_closing_unplugs():
+def test_a_tool_that_writes_closing_unplugs() -> None:
     """As libxl does it, by the back's own nodes."""
     front = Front().connect()
     front.store.write(f"{front.backend.back}/state", "5")
@@ -149,7 +152,7 @@ def test_a_tool_that_writes_closing_unplugs():
     assert front.backend.gone
 
 
-def test_forced_removal_asks_nobody_but_waits_for_the_transfer_under_way():
+def test_forced_removal_asks_nobody_but_waits_for_the_transfer_under_way() -> None:
     """The nodes go at once; what waited fails, and what comes, until the guest closes its event channel."""
     front, done = Front().connect(), []
     slot = request(WRITE, 0, [(front.grant(40, 300), 0, 0)])
@@ -164,7 +167,7 @@ def test_forced_removal_asks_nobody_but_waits_for_the_transfer_under_way():
     assert front.granted(8) == 1
 
 
-def test_closing_waits_for_requests_that_were_taken():
+def test_closing_waits_for_requests_that_were_taken() -> None:
     """The guest may reuse its memory after Closed, so Closed waits."""
     front = Front().connect()
     front.push(request(WRITE, 0, [(front.grant(40, 300), 0, 0)]))
@@ -174,7 +177,7 @@ def test_closing_waits_for_requests_that_were_taken():
     assert front.back("state") == "6" and front.device.counters.writes == 1
 
 
-def test_restart_takes_new_rings_after_a_resume():
+def test_restart_takes_new_rings_after_a_resume() -> None:
     """The old keys do not count as changed."""
     front = Front().connect()
     front.write("state", 4)
@@ -184,7 +187,7 @@ def test_restart_takes_new_rings_after_a_resume():
     assert front.back("state") == "4" and front.granted(9) == 25
 
 
-def test_two_devices_of_one_number_are_refused():
+def test_two_devices_of_one_number_are_refused() -> None:
     """The second finds the first's nodes."""
     front = Front().connect()
     with pytest.raises(Exists):
@@ -192,7 +195,7 @@ def test_two_devices_of_one_number_are_refused():
     assert front.back("state") == "4"
 
 
-def test_destroying_the_domain_removes_its_devices():
+def test_destroying_the_domain_removes_its_devices() -> None:
     """Memory is freed only when nothing uses it any more."""
     front = Front().connect()
     front.host.destroy(front.domain)

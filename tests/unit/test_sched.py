@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -129,10 +130,10 @@ class Simulation:
             taken = [self.queue.take(pcpu, self.now) for pcpu in range(self.pcpus)]
             step = min(SLICE, *(entity.run_end - self.now for entity in taken if entity), SLICE) + 1e-6
             self.now += step
-            for entity in taken:
-                if entity is not None:
-                    entity.charge(step, self.now)
-                    self.queue.leave(entity)
+            for running in taken:
+                if running is not None:
+                    running.charge(step, self.now)
+                    self.queue.leave(running)
         return [(entity.used - start) / (self.now - begun) for entity, start in zip(self.entities, before)]
 
 
@@ -283,7 +284,7 @@ def test_what_cannot_be_is_refused(host: Host) -> None:
         host.scheduler.adjust(999, weight=1)
     host.scheduler.adjust(domain.domid, weight=7, cap=150, pcpus=[1])
     entity = host.scheduler.entities[domain.domid]
-    assert (entity.weight, entity.cap, entity.affinity) == (7, 150, {1})
+    assert (entity.weight, entity.cap, entity.affinity) == (7, 150, frozenset({1}))
     host.scheduler.adjust(domain.domid, pcpus=[])
     assert (entity.weight, entity.cap, entity.affinity) == (7, 150, None)
 
@@ -296,7 +297,7 @@ def test_an_error_of_ours_costs_one_domain_its_life_and_no_more(
     """It is logged with its traceback, the pCPU's thread goes on, and another domain notices nothing."""
     domain = a_guest(host, {"cpuid": "0fa2 ebfe", "port": "ec ebfe"}.get(where, "0f01c1 ebfe"))
 
-    def fail(*_: object) -> int:
+    def fail(*_: object) -> NoReturn:
         raise RuntimeError("a bug")
 
     if where == "posted":
@@ -388,7 +389,7 @@ def test_an_event_wakes_one_idle_pcpu_and_no_more() -> None:
         while len(scheduler._idle) < 4:
             assert time.monotonic() < end
         pcpus = list(scheduler._idle)
-        woken, notify = [], threading.Condition.notify
+        woken, notify = pcpus[:0], threading.Condition.notify
 
         def count(condition: threading.Condition, n: int = 1) -> None:
             woken.extend(pcpu for pcpu in pcpus if pcpu.woken is condition)  # other threads have conditions too

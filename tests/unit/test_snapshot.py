@@ -45,7 +45,7 @@ def restored(host: Host, image: bytes) -> Domain:
 
 
 @pytest.mark.parametrize("compress", [True, False])
-def test_a_domain_comes_back(host: Host, domain: Domain, compress: bool):
+def test_a_domain_comes_back(host: Host, domain: Domain, compress: bool) -> None:
     """Memory, CPUs, parameters, map, clock and balloon; under another domid, paused."""
     image = Image(io.BytesIO(image_of(domain, host, compress)))
     other = image.build(host, "12345678-1234-5678-1234-567812345678")
@@ -61,7 +61,7 @@ def test_a_domain_comes_back(host: Host, domain: Domain, compress: bool):
     assert other.memory.extra == domain.memory.extra
 
 
-def test_zero_pages_and_holes_take_no_room(host: Host, domain: Domain):
+def test_zero_pages_and_holes_take_no_room(host: Host, domain: Domain) -> None:
     """Neither in the stream nor in the memory that is restored."""
     domain.memory.write(100 * PAGE, bytes(50 * PAGE))
     image = image_of(domain, host, compress=False)
@@ -69,7 +69,7 @@ def test_zero_pages_and_holes_take_no_room(host: Host, domain: Domain):
     assert restored(host, image).memory.used() <= 12 * PAGE
 
 
-def test_event_channel_parameters_and_rings_begin_anew(host: Host, domain: Domain):
+def test_event_channel_parameters_and_rings_begin_anew(host: Host, domain: Domain) -> None:
     """Ports are another domain's business; rings of before are empty."""
     domain.params |= {STORE_EVTCHN: 3, CONSOLE_EVTCHN: 4}
     for key in (STORE_PFN, CONSOLE_PFN):
@@ -80,7 +80,7 @@ def test_event_channel_parameters_and_rings_begin_anew(host: Host, domain: Domai
     assert other.events.shared_info == -1 and not other.events.channels and not other.grants.frames
 
 
-def test_the_clock_goes_on_from_where_it_was(host: Host, domain: Domain):
+def test_the_clock_goes_on_from_where_it_was(host: Host, domain: Domain) -> None:
     """However much later: the guest is told the time by the same rule."""
     image = image_of(domain, host)
     host.destroy(domain)
@@ -89,7 +89,7 @@ def test_the_clock_goes_on_from_where_it_was(host: Host, domain: Domain):
     assert 0 < other.clock.base <= other.clock.now() < other.clock.base + 10**9
 
 
-def test_a_record_that_readers_may_skip_is_skipped(host: Host, domain: Domain):
+def test_a_record_that_readers_may_skip_is_skipped(host: Host, domain: Domain) -> None:
     """Types with the optional bit; others are refused."""
     records: list[tuple[int, bytes]] = list(records_of(image_of(domain, host)))
     assert restored(host, written([*records[:2], (OPTIONAL | 77, b"news"), *records[2:]]))
@@ -97,7 +97,7 @@ def test_a_record_that_readers_may_skip_is_skipped(host: Host, domain: Domain):
         restored(host, written([*records[:2], (77, b"news"), *records[2:]]))
 
 
-def test_a_later_page_replaces_an_earlier_one(host: Host, domain: Domain):
+def test_a_later_page_replaces_an_earlier_one(host: Host, domain: Domain) -> None:
     """And so does a record of zeros: what a live copy sends again."""
     records = records_of(image_of(domain, host, compress=False))
     page = b"\0\0\0\0\1\0\0\0" + encode_runs([(9, 1)]) + b"new!" * 1024
@@ -108,7 +108,7 @@ def test_a_later_page_replaces_an_earlier_one(host: Host, domain: Domain):
     assert other.memory.read(9 * PAGE, 4) == b"new!" and not any(other.memory.read(PAGE, 2 * PAGE))
 
 
-def test_memory_above_a_hole_comes_back():
+def test_memory_above_a_hole_comes_back() -> None:
     """A domain of more than 3.75 GiB has RAM above 4 GiB too; the stream has no frame in between."""
     low, high = 0xF0000000, 1 << 32
     large = Host(16 << 30, 1)
@@ -132,7 +132,7 @@ def test_memory_above_a_hole_comes_back():
 # Saving
 
 
-def test_a_domain_that_runs_is_not_saved(host: Host):
+def test_a_domain_that_runs_is_not_saved(host: Host) -> None:
     """Its guest would wake up in a world that it does not know."""
     domain = host.create(((0, SIZE),))
     with pytest.raises(NotSuspended):
@@ -142,7 +142,7 @@ def test_a_domain_that_runs_is_not_saved(host: Host):
     assert domain.pauses == 1
 
 
-def test_a_file_that_fails_leaves_the_domain_as_it_was(host: Host, domain: Domain):
+def test_a_file_that_fails_leaves_the_domain_as_it_was(host: Host, domain: Domain) -> None:
     """It can be saved again, or resumed."""
 
     class Full(io.BytesIO):
@@ -159,7 +159,7 @@ def test_a_file_that_fails_leaves_the_domain_as_it_was(host: Host, domain: Domai
     assert domain.state is State.PAUSED and domain.reason is None and domain.pauses == 1
 
 
-def test_only_a_suspended_domain_is_resumed(host: Host):
+def test_only_a_suspended_domain_is_resumed(host: Host) -> None:
     """A domain that runs, or crashed, is not."""
     domain = host.create(((0, SIZE),))
     for call in (resume.cancel, resume.renew):
@@ -168,7 +168,7 @@ def test_only_a_suspended_domain_is_resumed(host: Host):
     assert domain.pauses == 1
 
 
-def test_renewing_forgets_what_the_guest_makes_anew(host: Host, domain: Domain):
+def test_renewing_forgets_what_the_guest_makes_anew(host: Host, domain: Domain) -> None:
     """Ports, shared page, vcpu_info, grants, timers; memory and parameters stay. Old grants can still be ended."""
     domain.place_shared_info(9)
     domain.events.bind_virq(VIRQ_TIMER, 0)
@@ -239,16 +239,16 @@ BAD = {
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD.keys())
 def test_a_domain_that_cannot_be_is_refused(
     host: Host, domain: Domain, change: Callable[[list[tuple[Kind, bytes]]], list[tuple[Kind, bytes]]]
-):
+) -> None:
     """With one error, and nothing left behind."""
-    image = written(change(records_of(image_of(domain, host))))  # type: ignore[arg-type]
+    image = written(change(records_of(image_of(domain, host))))
     before = left(host)
     with pytest.raises(ImageError):
         restored(host, image)
     assert left(host) == before
 
 
-def test_a_ring_outside_of_the_memory_is_refused(host: Host, domain: Domain):
+def test_a_ring_outside_of_the_memory_is_refused(host: Host, domain: Domain) -> None:
     """It would be used by our backends."""
     domain.params[CONSOLE_PFN] = 5000
     image, before = image_of(domain, host), left(host)
@@ -257,7 +257,7 @@ def test_a_ring_outside_of_the_memory_is_refused(host: Host, domain: Domain):
     assert left(host) == before
 
 
-def test_frames_where_the_cpu_has_hardware_are_refused(host: Host, domain: Domain):
+def test_frames_where_the_cpu_has_hardware_are_refused(host: Host, domain: Domain) -> None:
     """A frame beyond the memory cannot be the hypervisor's own."""
     domain.memory.extra = {0xFFFFF0000: SIZE}
     image, before = image_of(domain, host), left(host)
@@ -266,16 +266,16 @@ def test_frames_where_the_cpu_has_hardware_are_refused(host: Host, domain: Domai
     assert left(host) == before
 
 
-def test_more_memory_than_there_is_is_refused_before_it_is_filled(host: Host, domain: Domain):
+def test_more_memory_than_there_is_is_refused_before_it_is_filled(host: Host, domain: Domain) -> None:
     """By the error of any other domain that does not fit."""
     shape = b"\2\0\0\0\0\x10\0\0\1\0\0\0" + bytes(8) + (1 << 40).to_bytes(8, "little")
-    image, before = written(changed(Kind.DOMAIN, shape)(records_of(image_of(domain, host)))), left(host)  # type: ignore[arg-type]
+    image, before = written(changed(Kind.DOMAIN, shape)(records_of(image_of(domain, host)))), left(host)
     with pytest.raises(NoMemory):
         restored(host, image)
     assert left(host) == before
 
 
-def test_a_length_is_bounded_before_it_is_read():
+def test_a_length_is_bounded_before_it_is_read() -> None:
     """A record that says it is huge does not make us wait for its bytes, nor set memory aside."""
     good = bytearray(written([(Kind.CONFIG, b"x")]))
     good[28:32] = (LARGEST + 1).to_bytes(4, "little")
@@ -292,7 +292,7 @@ def test_a_length_is_bounded_before_it_is_read():
     assert Counting.asked < 100
 
 
-def test_records_of_another_stream_do_not_fit(host: Host, domain: Domain):
+def test_records_of_another_stream_do_not_fit(host: Host, domain: Domain) -> None:
     """Two images of the same domain cannot be mixed, even record for record."""
     first, second = image_of(domain, host), image_of(domain, host)
     half = len(first) // 2
@@ -303,7 +303,7 @@ def test_records_of_another_stream_do_not_fit(host: Host, domain: Domain):
         restored(host, first[:half] + second[half:])
 
 
-def test_a_file_that_cannot_be_read_is_an_image_error(host: Host, domain: Domain):
+def test_a_file_that_cannot_be_read_is_an_image_error(host: Host, domain: Domain) -> None:
     """The caller has one error to think of."""
     image = image_of(domain, host)
 
@@ -317,7 +317,7 @@ def test_a_file_that_cannot_be_read_is_an_image_error(host: Host, domain: Domain
         Image(Broken(image)).build(host)
 
 
-def test_a_stream_in_small_pieces_is_read(host: Host, domain: Domain):
+def test_a_stream_in_small_pieces_is_read(host: Host, domain: Domain) -> None:
     """Pipes and sockets give what they have."""
     image = image_of(domain, host)
 
@@ -328,7 +328,7 @@ def test_a_stream_in_small_pieces_is_read(host: Host, domain: Domain):
     assert Image(Slow(image)).build(host).memory.read(9 * PAGE, 2) == b"\x09\x09"
 
 
-def test_bytes_after_the_end_are_left_alone(host: Host, domain: Domain):
+def test_bytes_after_the_end_are_left_alone(host: Host, domain: Domain) -> None:
     """Something else may follow in a stream."""
     file = io.BytesIO(image_of(domain, host) + b"next")
     Image(file).build(host)
@@ -338,7 +338,7 @@ def test_bytes_after_the_end_are_left_alone(host: Host, domain: Domain):
 # Clones
 
 
-def test_clones_share_what_nobody_wrote(host: Host, domain: Domain):
+def test_clones_share_what_nobody_wrote(host: Host, domain: Domain) -> None:
     """Each is as a restored domain would be; the source goes on."""
     with Template(host, domain) as template:
         first, second = template.clone(host), template.clone(host)
@@ -354,7 +354,7 @@ def test_clones_share_what_nobody_wrote(host: Host, domain: Domain):
     assert second.memory.read(40 * PAGE, 2 * PAGE) == first.memory.read(40 * PAGE, 2 * PAGE)
 
 
-def test_a_clones_image_is_that_of_a_whole_domain(host: Host, domain: Domain):
+def test_a_clones_image_is_that_of_a_whole_domain(host: Host, domain: Domain) -> None:
     """What it shares and what is its own, once each."""
     with Template(host, domain) as template:
         clone = template.clone(host)
@@ -362,14 +362,15 @@ def test_a_clones_image_is_that_of_a_whole_domain(host: Host, domain: Domain):
     clone.physmap.release(300, 1)
     resume_state = clone.state
     clone.state, clone.pauses = State.RUNNING, 0
-    clone.shut_down(domain.reason)  # type: ignore[arg-type]
+    assert domain.reason is not None
+    clone.shut_down(domain.reason)
     other = restored(host, image_of(clone, host))
     assert resume_state is State.PAUSED
     assert bytes(other.memory.bytes[:SIZE]) == bytes(clone.memory.bytes[:SIZE])
     assert other.memory.read(400 * PAGE, 3) == b"own" and not any(other.memory.read(300 * PAGE, PAGE))
 
 
-def test_a_clone_that_does_not_fit_leaves_nothing(host: Host, domain: Domain):
+def test_a_clone_that_does_not_fit_leaves_nothing(host: Host, domain: Domain) -> None:
     """Memory is set aside in full for each."""
     with Template(host, domain) as template:
         made = [template.clone(host) for _ in range(31)]
@@ -379,7 +380,7 @@ def test_a_clone_that_does_not_fit_leaves_nothing(host: Host, domain: Domain):
         assert left(host) == before and len(made) == 31
 
 
-def test_a_closed_template_keeps_no_file(host: Host, domain: Domain):
+def test_a_closed_template_keeps_no_file(host: Host, domain: Domain) -> None:
     """When the last domain that maps it is gone too."""
     files = len(os.listdir("/proc/self/fd"))
     with Template(host, domain) as template:

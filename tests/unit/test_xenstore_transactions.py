@@ -3,6 +3,7 @@
 import pytest
 
 from hypervisor.xenstore import store as store_module
+from hypervisor.xenstore.client import Client
 from hypervisor.xenstore.connection import Connection
 from hypervisor.xenstore.errors import Conflict, NoEntry
 from hypervisor.xenstore.permissions import Permissions
@@ -193,7 +194,7 @@ def test_in_process_a_conflict_raises_from_a_block_and_repeats_a_function(store:
         store.write("/n", "1")
     seen: list[bytes] = []
 
-    def add(client) -> int:
+    def add(client: Client) -> int:
         seen.append(client.read("/n"))
         if len(seen) == 1:
             store.write("/n", "5")
@@ -208,7 +209,7 @@ def test_in_process_a_conflict_raises_from_a_block_and_repeats_a_function(store:
 def test_in_process_conflicts_without_end_raise_at_last(store: Store) -> None:
     store.write("/n", "0")
 
-    def never(client) -> None:
+    def never(client: Client) -> None:
         client.write("/m", client.read("/n"))
         store.write("/n", store.read("/n") + b"0")
 

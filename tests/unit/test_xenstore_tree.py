@@ -5,7 +5,7 @@ import pytest
 from hypervisor.xenstore import paths, permissions
 from hypervisor.xenstore.errors import Invalid
 from hypervisor.xenstore.permissions import ALL, BOTH, NONE, READ, WRITE, Caller, Permissions
-from hypervisor.xenstore.tree import Tree
+from hypervisor.xenstore.tree import Node, Tree
 
 ROOT = Permissions(0)
 
@@ -15,6 +15,12 @@ def tree_of(*names: str) -> Tree:
     for name in names:
         tree.create(name, b"", ROOT)
     return tree
+
+
+def at(tree: Tree, path: str) -> Node:
+    node = tree.find(path)
+    assert node is not None
+    return node
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,7 @@ def test_a_snapshot_does_not_see_later_changes() -> None:
     tree.set_value("/a/b", b"1")
     tree.create("/a/d/e", b"2", Permissions(4))
     tree.remove("/c")
-    assert twin.find("/a/b").value == b""
+    assert at(twin, "/a/b").value == b""
     assert twin.find("/a/d") is None
     assert twin.find("/c") is not None
     assert 4 not in twin.owned
@@ -94,7 +100,7 @@ def test_changes_of_a_snapshot_stay_its_own() -> None:
     twin = tree.snapshot()
     twin.set_value("/a/b", b"1")
     twin.remove("/a")
-    assert tree.find("/a/b").value == b""
+    assert at(tree, "/a/b").value == b""
 
 
 def test_without_a_snapshot_nodes_change_in_place() -> None:
@@ -117,14 +123,14 @@ def test_owners_are_counted() -> None:
 
 def test_the_generation_of_a_directory_grows_with_its_list_of_children() -> None:
     tree = tree_of("/a/b")
-    seen = [tree.find("/a").generation]
+    seen = [at(tree, "/a").generation]
     tree.create("/a/c", b"", ROOT)
-    seen.append(tree.find("/a").generation)
+    seen.append(at(tree, "/a").generation)
     tree.remove("/a/b")
-    seen.append(tree.find("/a").generation)
+    seen.append(at(tree, "/a").generation)
     assert len(set(seen)) == 3 and seen == sorted(seen)
     tree.set_value("/a/c", b"1")
-    assert tree.find("/a").generation == seen[-1]
+    assert at(tree, "/a").generation == seen[-1]
 
 
 def test_the_nodes_that_name_a_domain_are_found() -> None:
@@ -144,5 +150,5 @@ def test_a_tree_deeper_than_python_s_stack_works() -> None:
     twin.set_permissions(path, Permissions(4))
     assert [place for place, _ in twin.mentioning(4)] == [path]
     twin.remove("/a")
-    assert tree.find(path).value == b""
+    assert at(tree, path).value == b""
     assert twin.find("/a") is None

@@ -1,5 +1,7 @@
 """Watches of the xenstore: who hears what, when."""
 
+from collections.abc import Callable
+
 import pytest
 
 from hypervisor.xenstore.connection import Connection
@@ -82,7 +84,9 @@ def test_one_s_own_write_is_answered_before_its_event(guest: Connection) -> None
         (lambda store: store.write("/local/domain/3", b"1"), []),
     ],
 )
-def test_a_change_at_or_below_the_watched_path_fires(guest: Connection, store: Store, change, expected) -> None:
+def test_a_change_at_or_below_the_watched_path_fires(
+    guest: Connection, store: Store, change: Callable[[Store], object], expected: list[bytes]
+) -> None:
     store.write("/local/domain/3/a/b", b"0")
     store.write("/local/domain/3/ab", b"0")
     ask(guest, Type.WATCH, b"a\0t\0")
