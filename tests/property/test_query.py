@@ -1,21 +1,28 @@
 """The query language against a naive evaluator, and against any text."""
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xapi import datamodel, errors
-from xapi.store.memory import Store
+from xapi import datamodel, errors, records
+from xapi.store.memory import Change, Store
 from xapi.store.query import select
+
+Side = tuple[str, str]
+"""What it is, and its text."""
+Tree = tuple[Any, ...]
+"""Its kind, then what it is made of: trees, sides, or a constant."""
 
 
 class NoJournal:
     """Keep nothing: these tests read only."""
 
-    def write(self, generation, changes):
+    def write(self, generation: int, changes: list[Change]) -> None:
         """Forget the changes."""
 
 
-def make_store():
+def make_store() -> Store:
     store = Store(datamodel.load(), NoJournal(), call_soon=lambda call: None)
     host = store.host.create(uuid="h", name_label="7")
     sr = store.SR.create(uuid="s", name_label="true")
@@ -54,22 +61,22 @@ ASKED = [
 TEXTS = ["7", "07", "true", "false", "Halted", "('x')", "('d1')", "()", "", "u1", "u2", "r1", "19700101T00:00:00Z"]
 
 
-def stored(row, column):
+def stored(row: records.VM, column: str) -> str:
     if column == "_ref":
         return row._ref
     field = COLUMNS[column]
     return field.type.stored(getattr(row, field.name))
 
 
-def side(row, value):
+def side(row: records.VM, value: Side) -> str:
     return stored(row, value[1]) if value[0] == "field" else value[1]
 
 
-def evaluate(row, tree):
+def evaluate(row: records.VM, tree: Tree) -> bool:
     """Evaluate a tree with the conventional meaning of its parts, by nothing but stored texts."""
     kind = tree[0]
     if kind == "constant":
-        return tree[1]
+        return tree[1] is True
     if kind == "=":
         return side(row, tree[1]) == side(row, tree[2])
     if kind == "not":
@@ -78,11 +85,11 @@ def evaluate(row, tree):
     return (left and right) if kind == "and" else (left or right)
 
 
-def value_text(value):
+def value_text(value: Side) -> str:
     return f'field "{value[1]}"' if value[0] == "field" else f'"{value[1]}"'
 
 
-def written(tree, tight):
+def written(tree: Tree, tight: bool) -> str:
     """Write a tree with no more parentheses than the grammar needs."""
     kind = tree[0]
     blank = "" if tight else " "
@@ -100,7 +107,7 @@ def written(tree, tight):
     return f"{left}{blank}{kind}{blank}{right}"
 
 
-def ends_open(tree):
+def ends_open(tree: Tree) -> bool:
     """Tell whether a tree ends in a `not` that would take what is written after it."""
     return tree[0] == "not" or (tree[0] in ("and", "or") and tree[2][0] == "not")
 
@@ -120,7 +127,7 @@ trees = st.recursive(
 
 @settings(max_examples=400, deadline=None)
 @given(trees, st.booleans())
-def test_select_agrees_with_a_naive_evaluator(tree, tight):
+def test_select_agrees_with_a_naive_evaluator(tree: Tree, tight: bool) -> None:
     """Typed comparison, narrowing by index and flat chains never change the answer."""
     expected = {row._ref for row in STORE.VM if evaluate(row, tree)}
     assert {row._ref for row in select(STORE.VM, written(tree, tight))} == expected
@@ -128,7 +135,7 @@ def test_select_agrees_with_a_naive_evaluator(tree, tight):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text())
-def test_any_text_selects_or_faults(text):
+def test_any_text_selects_or_faults(text: str) -> None:
     """Nothing but a Fault comes out, whatever a client sends."""
     check(text)
 
@@ -140,12 +147,12 @@ words = st.sampled_from(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(words, max_size=30).map("".join))
-def test_any_row_of_words_selects_or_faults(text):
+def test_any_row_of_words_selects_or_faults(text: str) -> None:
     """Text that nearly is an expression reaches the parser's corners."""
     check(text)
 
 
-def check(text):
+def check(text: str) -> None:
     try:
         rows = select(STORE.VM, text)
     except errors.Fault as fault:

@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Dialect, Text, create_engine, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import BigInteger, Boolean, Column, Connection, Dialect, Text, create_engine, make_url, select
 from sqlalchemy.schema import CreateTable
 
 from xapi import datamodel
@@ -18,7 +17,7 @@ from xapi.types import NULL
 
 MODEL = datamodel.load()
 METADATA = tables.make_metadata(MODEL)
-DIALECTS: list[Dialect] = [sqlite.dialect(), postgresql.dialect()]
+DIALECTS = [make_url(url).get_dialect()() for url in ("sqlite://", "postgresql://")]
 
 
 class NoJournal:
@@ -96,7 +95,7 @@ def test_a_field_has_the_column_of_its_type(class_name: str, field: str, kind: t
 def _stored(connection: Connection, column: Column[Any], value: Any) -> Any:
     """Write one value and read it back."""
     table = column.table
-    connection.execute(table.insert(), {"_ref": "x", column.key: value})  # type: ignore[attr-defined]
+    connection.execute(table.insert(), {"_ref": "x", column.key: value})
     return connection.execute(select(column)).scalar_one()
 
 

@@ -30,7 +30,7 @@ from xapi import errors
 from xapi.datamodel import Class
 from xapi.lexical import DecodeError, format_datetime, parse_datetime
 from xapi.store.memory import Store
-from xapi.store.rows import Row, Table
+from xapi.store.rows import R, Row, Table
 from xapi.types import STRING, BoolType, DateTimeType, EnumType, IntType, RefType, StringType, Type
 
 LONGEST = 300 * 1024
@@ -333,7 +333,7 @@ def _compile(columns: _Columns, expression: str) -> _Query:
 _compiled = lru_cache(maxsize=512)(_compile)
 
 
-def _candidates(table: Table[Any], narrowing: tuple[str, str] | None) -> Iterable[Any]:
+def _candidates(table: Table[R], narrowing: tuple[str, str] | None) -> Iterable[R]:
     """Return the rows that an index leaves to be tested."""
     if narrowing is None:
         return table
@@ -349,7 +349,7 @@ def _candidates(table: Table[Any], narrowing: tuple[str, str] | None) -> Iterabl
         return ()
 
 
-def select(table: Table[Any], expression: str) -> list[Row]:
+def select(table: Table[R], expression: str) -> list[R]:
     """Return the rows of a table for which the expression is true.
 
     Raises INVALID_VALUE for a text that is no expression, and for an unknown field what xapi's database says of
