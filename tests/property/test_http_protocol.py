@@ -52,7 +52,7 @@ class Mirror:
 def connect() -> tuple[Mirror, StringTransport, HTTPServer]:
     mirror, transport = Mirror(), StringTransport()
     server = HTTPFactory(mirror, Clock()).buildProtocol(None)
-    server.makeConnection(transport)
+    Protocol.makeConnection(server, transport)
     return mirror, transport, server
 
 
@@ -72,7 +72,7 @@ def split(stream: bytes, cuts: set[int]) -> list[bytes]:
 WHOLE = exchange([STREAM])
 
 
-def test_the_stream_unsplit_gives_its_eight_requests():
+def test_the_stream_unsplit_gives_its_eight_requests() -> None:
     """The measure of the property below is right itself."""
     assert len(WHOLE[0]) == 8
     assert WHOLE[1].count(b"HTTP/1.1 200 OK") == 8
@@ -80,7 +80,7 @@ def test_the_stream_unsplit_gives_its_eight_requests():
 
 
 @given(st.sets(st.integers(1, len(STREAM) - 1)))
-def test_any_split_gives_the_same_requests_and_answers(cuts):
+def test_any_split_gives_the_same_requests_and_answers(cuts: set[int]) -> None:
     """Segments carry no meaning."""
     assert exchange(split(STREAM, cuts)) == WHOLE
 
@@ -105,13 +105,13 @@ TAILS = (b"", b"\r\n", b"ab", b"abc", b"ab\r\n", b"ab\r")
 
 @example([(WHOLE_REQUESTS[0], b"ab"), (WHOLE_REQUESTS[-1], b""), (WHOLE_REQUESTS[0], b"ab")])
 @given(st.lists(st.tuples(st.sampled_from(WHOLE_REQUESTS), st.sampled_from(TAILS)), max_size=12))
-def test_a_head_that_comes_again_means_what_it_means_byte_by_byte(requests):
+def test_a_head_that_comes_again_means_what_it_means_byte_by_byte(requests: list[tuple[bytes, bytes]]) -> None:
     """What is remembered of a head is never taken for another's, and what follows a body is judged anew."""
     segments = [head + body for head, body in requests]
     assert exchange(segments) == exchange([b"%c" % byte for byte in b"".join(segments)])
 
 
-def test_single_bytes_give_the_same_requests_and_answers():
+def test_single_bytes_give_the_same_requests_and_answers() -> None:
     """The finest split."""
     assert exchange(split(STREAM, set(range(1, len(STREAM))))) == WHOLE
 
@@ -125,7 +125,7 @@ def held(server: HTTPServer) -> int:
 
 
 @given(st.lists(st.one_of(st.binary(max_size=200), FRAGMENTS), max_size=40))
-def test_garbage_never_raises_and_is_never_kept(segments):
+def test_garbage_never_raises_and_is_never_kept(segments: list[bytes]) -> None:
     """Whatever is sent, at most a head, a body and a segment are held, and every request was answered."""
     mirror, transport, server = connect()
     for segment in segments:
@@ -135,7 +135,7 @@ def test_garbage_never_raises_and_is_never_kept(segments):
 
 
 @given(st.lists(FRAGMENTS, min_size=1, max_size=30), st.data())
-def test_any_split_of_garbage_gives_the_same_answers(segments, data):
+def test_any_split_of_garbage_gives_the_same_answers(segments: list[bytes], data: st.DataObject) -> None:
     """Errors, too, do not depend on segments."""
     stream = b"".join(segments)
     cuts = data.draw(st.sets(st.integers(1, len(stream)), max_size=10))
@@ -180,13 +180,15 @@ class Door:
     st.lists(st.integers(0, 1000), max_size=6),
     st.none() | st.integers(0, 6),
 )
-def test_what_comes_behind_a_connect_is_its_successors(before, version, typed, times, cuts, opened):
+def test_what_comes_behind_a_connect_is_its_successors(
+    before: int, version: str, typed: bytes, times: int, cuts: list[int], opened: int | None
+) -> None:
     """Each byte once and in order, wherever the segments end and whenever the answer comes; and nothing else is."""
     typed = (typed * times)[:200_000]
     stream = b"GET /a HTTP/1.1\r\n\r\n" * before + f"CONNECT /console HTTP/{version}\r\n\r\n".encode() + typed
     door, transport = Door(opened is None), StringTransport()
     server = HTTPFactory(door, Clock()).buildProtocol(None)
-    server.makeConnection(transport)
+    Protocol.makeConnection(server, transport)
     segments = split(stream, {cut % len(stream) for cut in cuts} - {0})
     for number, segment in enumerate(segments):
         if number == opened:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IProtocol
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 
 from tests.conftest import NOW
 from xapi.http.budget import MOST, Budget, affordable
@@ -23,6 +26,7 @@ from xapi.state import State
 OLD_NAMES = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 """Twisted hands pyOpenSSL what that would rather have by another name."""
 GET = b"GET / HTTP/1.1\r\n\r\n"
+LOST = Failure(ConnectionDone())
 
 
 class Application:
@@ -37,6 +41,25 @@ class Application:
         return Takeover(Protocol) if request.path == "/console" else Response(200, b"", None)
 
 
+class Peer:
+    """Who is at the other end of a connection."""
+
+    def __init__(self, server: IProtocol) -> None:
+        self._server = server
+        self._transport = StringTransport()
+        server.makeConnection(self._transport)
+
+    @property
+    def disconnected(self) -> bool:
+        return self._transport.disconnected
+
+    def send(self, data: bytes) -> None:
+        self._server.dataReceived(data)
+
+    def leave(self) -> None:
+        self._server.connectionLost(LOST)
+
+
 class Site:
     """A server with room for four."""
 
@@ -44,17 +67,12 @@ class Site:
         self.clock = Clock()
         self.factory = HTTPFactory(Application(), self.clock, budget=Budget(4))
 
-    def connect(self, sent: bytes = b"") -> StringTransport:
+    def connect(self, sent: bytes = b"") -> Peer:
         self.clock.advance(1)
-        transport = StringTransport()
-        server = self.factory.buildProtocol(None)
-        transport.abortConnection = lambda: transport.__dict__.update(disconnected=True)
-        server.makeConnection(transport)
-        transport.lose = lambda: server.connectionLost()
-        transport.hear = server.dataReceived
+        peer = Peer(self.factory.buildProtocol(None))
         if sent:
-            server.dataReceived(sent)
-        return transport
+            peer.send(sent)
+        return peer
 
 
 def test_the_longest_idle_gives_way() -> None:
@@ -62,7 +80,7 @@ def test_the_longest_idle_gives_way() -> None:
     site = Site()
     first, second, third, fourth = (site.connect(sent) for sent in (GET, b"", GET, GET))
     site.clock.advance(1)
-    first.hear(GET)
+    first.send(GET)
     site.connect()
     assert [each.disconnected for each in (first, second, third, fourth)] == [False, True, False, False]
     site.connect()
@@ -87,7 +105,7 @@ def test_who_waits_for_an_answer_stays_and_the_newcomer_goes() -> None:
     busy = [site.connect(each) for each in sent]
     assert site.connect().disconnected
     assert not any(each.disconnected for each in busy)
-    busy[0].lose()
+    busy[0].leave()
     assert not site.connect().disconnected
 
 
@@ -98,7 +116,7 @@ def test_that_all_are_taken_is_logged_once() -> None:
         connected = [site.connect() for _ in range(8)]
     assert len([event for event in events if "connections are taken" in event["log_format"]]) == 1
     for each in connected:
-        each.lose()
+        each.leave()
     with capturedLogs() as events:
         for _ in range(5):
             site.connect()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, capturedLogs
@@ -26,7 +27,7 @@ class Echo:
         self.requests: list[Request] = []
         self.answer = answer or (lambda request: Response(200, request.path.encode(), b"text/plain"))
 
-    def body_limit(self, method: str, path: str) -> int:
+    def body_limit(self, method: str, path: str) -> int | None:
         return 100_000 if path == "/large" else 10
 
     def respond(self, request: Request) -> Any:
@@ -37,12 +38,17 @@ class Echo:
 class Wire:
     """Hold one connection and what it stands on."""
 
-    def __init__(self, answer: Callable[[Request], Any] | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Request], Any] | None = None,
+        limits: Limits | None = None,
+        transport: StringTransport | None = None,
+    ) -> None:
         self.application = Echo(answer)
         self.clock = Clock()
-        self.transport = StringTransport()
+        self.transport = transport or StringTransport()
         self.server: HTTPServer = HTTPFactory(self.application, self.clock, limits).buildProtocol(None)
-        self.server.makeConnection(self.transport)
+        Protocol.makeConnection(self.server, self.transport)
 
     def send(self, data: bytes) -> bytes:
         """Deliver bytes and return all that was written since the last time."""
@@ -59,11 +65,14 @@ class Wire:
         self.transport.clear()
         return written
 
+    def closing(self) -> bool:
+        return self.transport.disconnecting
+
     def closes_when_the_peer_rests(self) -> bool:
         """Let the peer send nothing more; tell whether the connection was open until then, and is closed."""
-        open_before = not self.transport.disconnecting
+        open_before = not self.closing()
         self.clock.advance(5)
-        return open_before and self.transport.disconnecting
+        return open_before and self.closing()
 
     def pull(self) -> list[bytes]:
         """Play a transport that always has room; return what each turn wrote."""
@@ -95,7 +104,7 @@ def failures(events: Any) -> list[Any]:
 # Requests
 
 
-def test_request_carries_all_its_parts():
+def test_request_carries_all_its_parts() -> None:
     """Path decoded, query raw, names lower-case, repeated headers joined."""
     wire = Wire()
     wire.send(b"PUT /a%20b%C3%A9?x=%20 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nx-a: 2\r\nContent-Length: 2\r\n\r\nhi")
@@ -116,14 +125,14 @@ def test_request_carries_all_its_parts():
         (b"/a//b", "/a//b"),
     ],
 )
-def test_absolute_and_asterisk_targets_have_a_path(target, path):
+def test_absolute_and_asterisk_targets_have_a_path(target: bytes, path: str) -> None:
     """A proxy's form of the target means the same request."""
     wire = Wire()
     wire.send(b"OPTIONS %b HTTP/1.1\r\n\r\n" % target)
     assert wire.application.requests[0].path == path
 
 
-def test_bytes_delivered_singly_give_the_same_answers():
+def test_bytes_delivered_singly_give_the_same_answers() -> None:
     """Framing does not depend on segments."""
     wire = Wire()
     stream = GET + post(b"hello") + post(b"2\r\nhi\r\n0\r\n\r\n", b"transfer-encoding: chunked")
@@ -131,7 +140,7 @@ def test_bytes_delivered_singly_give_the_same_answers():
     assert [request.body for request in wire.application.requests] == [b"", b"hello", b"hi"]
 
 
-def test_chunked_body_is_joined_and_its_trailers_are_dropped():
+def test_chunked_body_is_joined_and_its_trailers_are_dropped() -> None:
     """Trailers cannot add headers."""
     wire = Wire()
     wire.send(post(b"1;x=y\r\na\r\n2\r\nbc\r\n0\r\nx-late: 1\r\n\r\n", b"transfer-encoding: chunked"))
@@ -142,33 +151,33 @@ def test_chunked_body_is_joined_and_its_trailers_are_dropped():
 # Keep-alive
 
 
-def test_http_1_1_keeps_the_connection():
+def test_http_1_1_keeps_the_connection() -> None:
     """The default of 1.1."""
     wire = Wire()
     assert wire.send(GET) == reply(b"/")
     assert wire.send(GET) == reply(b"/")
-    assert not wire.transport.disconnecting
+    assert not wire.closing()
 
 
-def test_http_1_0_closes():
+def test_http_1_0_closes() -> None:
     """The default of 1.0."""
     wire = Wire()
     assert wire.send(b"GET / HTTP/1.0\r\n\r\n") == reply(b"/", b"close")
-    assert wire.transport.disconnecting
+    assert wire.closing()
 
 
-def test_http_1_0_with_keep_alive_keeps_the_connection():
+def test_http_1_0_with_keep_alive_keeps_the_connection() -> None:
     """1.0 clients have to ask."""
     wire = Wire()
     assert wire.send(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n") == reply(b"/")
-    assert not wire.transport.disconnecting
+    assert not wire.closing()
 
 
-def test_connection_close_ends_after_that_answer():
+def test_connection_close_ends_after_that_answer() -> None:
     """What follows the last request is not read."""
     wire = Wire()
     assert wire.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n" + GET) == reply(b"/", b"close")
-    assert wire.transport.disconnecting
+    assert wire.closing()
     assert wire.send(GET) == b""
 
 
@@ -184,7 +193,7 @@ def plain(body: bytes) -> Response:
     return Response(200, body, b"text/plain")
 
 
-def test_pipelined_requests_are_answered_in_order():
+def test_pipelined_requests_are_answered_in_order() -> None:
     """The second is begun only when the first is answered."""
     pending, answer = pending_by_path()
     wire = Wire(answer)
@@ -196,7 +205,7 @@ def test_pipelined_requests_are_answered_in_order():
     assert wire.take() == reply(b"two")
 
 
-def test_deferreds_fired_in_the_wrong_order_are_answered_in_order():
+def test_deferreds_fired_in_the_wrong_order_are_answered_in_order() -> None:
     """The second Deferred exists already and has fired before the first."""
     first: Deferred[Response] = Deferred()
     second: Deferred[Response] = Deferred()
@@ -208,7 +217,7 @@ def test_deferreds_fired_in_the_wrong_order_are_answered_in_order():
     assert wire.take() == reply(b"one") + reply(b"two")
 
 
-def test_an_error_waits_for_the_answers_before_it():
+def test_an_error_waits_for_the_answers_before_it() -> None:
     """Garbage behind a request must not overtake its answer."""
     pending, answer = pending_by_path()
     wire = Wire(answer)
@@ -219,13 +228,13 @@ def test_an_error_waits_for_the_answers_before_it():
     assert wire.closes_when_the_peer_rests()
 
 
-def test_a_thousand_pipelined_requests_need_no_stack():
+def test_a_thousand_pipelined_requests_need_no_stack() -> None:
     """Answers of one segment are a loop, not a recursion."""
     wire = Wire(lambda request: plain(b"x"))
     assert wire.send(GET * 2000) == reply(b"x") * 2000
 
 
-def test_transport_is_paused_while_too_much_is_buffered():
+def test_transport_is_paused_while_too_much_is_buffered() -> None:
     """Memory of one connection is bounded; it goes on after the answer."""
     pending, answer = pending_by_path()
     wire = Wire(answer)
@@ -242,7 +251,7 @@ def test_transport_is_paused_while_too_much_is_buffered():
     assert len(wire.application.requests) == 4001
 
 
-def test_bytes_after_a_refusal_are_not_read_for_ever():
+def test_bytes_after_a_refusal_are_not_read_for_ever() -> None:
     """They are dropped while an earlier call is answered, and soon not even received."""
     pending, answer = pending_by_path()
     wire = Wire(answer)
@@ -255,7 +264,7 @@ def test_bytes_after_a_refusal_are_not_read_for_ever():
     assert wire.closes_when_the_peer_rests()
 
 
-def test_unread_small_answers_are_bounded():
+def test_unread_small_answers_are_bounded() -> None:
     """A client that sends and never reads gets no more than about 256 KiB buffered."""
     wire = Wire(lambda request: plain(b"x" * 100_000))
     assert len(wire.send(GET * 50)) < 256 * 1024
@@ -266,14 +275,14 @@ def test_unread_small_answers_are_bounded():
 # Expect
 
 
-def test_expect_is_answered_100_within_the_limit():
+def test_expect_is_answered_100_within_the_limit() -> None:
     """The client sends its body only then."""
     wire = Wire()
     assert wire.send(post(b"", b"content-length: 5", b"expect: 100-continue")) == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert wire.send(b"hello") == reply(b"/")
 
 
-def test_expect_100_waits_for_the_answer_before_it():
+def test_expect_100_waits_for_the_answer_before_it() -> None:
     """An interim answer must not be taken for the earlier request's."""
     pending, answer = pending_by_path()
     wire = Wire(answer)
@@ -283,14 +292,14 @@ def test_expect_100_waits_for_the_answer_before_it():
     assert wire.take() == reply(b"one") + b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def test_expect_of_a_chunked_body_is_answered_100():
+def test_expect_of_a_chunked_body_is_answered_100() -> None:
     """No length is declared; the limit is kept as chunks arrive."""
     wire = Wire()
     head = post(b"", b"transfer-encoding: chunked", b"expect: 100-continue")
     assert wire.send(head) == b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def test_expect_of_http_1_0_is_ignored():
+def test_expect_of_http_1_0_is_ignored() -> None:
     """1.0 knows no interim answers."""
     wire = Wire()
     assert wire.send(b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\n") == b""
@@ -331,7 +340,7 @@ def test_expect_of_http_1_0_is_ignored():
         (b"GET / HTTP/1.1\r\nx: " + b"a" * 70000, b"431 Request Header Fields Too Large"),
     ],
 )
-def test_bad_request_is_answered_with_its_status_and_closed(data, status):
+def test_bad_request_is_answered_with_its_status_and_closed(data: bytes, status: bytes) -> None:
     """Nothing of it reaches the application; the body is short text."""
     wire = Wire()
     head, _, body = (wire.send(data) + wire.send(b"a" * 70000)).partition(b"\r\n\r\n")
@@ -342,7 +351,7 @@ def test_bad_request_is_answered_with_its_status_and_closed(data, status):
     assert wire.application.requests == []
 
 
-def test_a_head_of_a_hundred_lines_is_accepted():
+def test_a_head_of_a_hundred_lines_is_accepted() -> None:
     """The limit is inclusive."""
     wire = Wire()
     assert wire.send(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 100 + b"\r\n") == reply(b"/")
@@ -352,7 +361,7 @@ def test_a_head_of_a_hundred_lines_is_accepted():
     "begin",
     [b"GET / HTTP/1.1\r\nx", b"GET / HTTP/1.1\r\nx: ", b"GET /", post(b"1;", b"transfer-encoding: chunked")],
 )
-def test_an_endless_line_is_refused_while_it_arrives(begin):
+def test_an_endless_line_is_refused_while_it_arrives(begin: bytes) -> None:
     """The parser gathers names and values silently, so what it holds is counted for it."""
     wire = Wire()
     wire.send(begin)
@@ -361,7 +370,7 @@ def test_an_endless_line_is_refused_while_it_arrives(begin):
     assert wire.take().startswith(b"HTTP/1.1 431 ")
 
 
-def test_413_is_sent_before_the_body_is_read():
+def test_413_is_sent_before_the_body_is_read() -> None:
     """A refused upload is not received."""
     wire = Wire()
     assert wire.send(post(b"", b"content-length: 1000000000")).startswith(b"HTTP/1.1 413 ")
@@ -372,7 +381,7 @@ def test_413_is_sent_before_the_body_is_read():
     "lines",
     [(b"content-length: 50000000",), (b"transfer-encoding: chunked",), (b"content-length: 9", b"expect: 100-continue")],
 )
-def test_a_body_that_nobody_wants_is_not_waited_for(lines):
+def test_a_body_that_nobody_wants_is_not_waited_for(lines: tuple[bytes, ...]) -> None:
     """The request is answered by its head; whoever sends on is heard until it rests, so that it finds the answer."""
     wire = Wire()
     wire.application.body_limit = lambda method, path: None  # type: ignore[method-assign]
@@ -387,10 +396,10 @@ def test_a_body_that_nobody_wants_is_not_waited_for(lines):
     assert wire.take() == b""
     assert len(wire.application.requests) == 1
     wire.clock.advance(1)
-    assert wire.transport.disconnecting
+    assert wire.closing()
 
 
-def test_a_put_that_only_its_end_delimits_is_answered_by_its_head():
+def test_a_put_that_only_its_end_delimits_is_answered_by_its_head() -> None:
     """xe's uploads have no length."""
     wire = Wire()
     wire.application.body_limit = lambda method, path: None  # type: ignore[method-assign]
@@ -398,21 +407,21 @@ def test_a_put_that_only_its_end_delimits_is_answered_by_its_head():
     assert wire.closes_when_the_peer_rests()
 
 
-def test_who_sends_without_end_is_heard_for_half_a_minute():
+def test_who_sends_without_end_is_heard_for_half_a_minute() -> None:
     """Then the connection ends, come what may."""
     wire = Wire()
     wire.send(post(b"", b"content-length: 1000000000"))
     for _ in range(29):
         wire.send(b"x" * 65536)
         wire.clock.advance(1)
-    assert not wire.transport.disconnecting
+    assert not wire.closing()
     wire.clock.advance(1)
-    assert wire.transport.disconnecting
+    assert wire.closing()
     wire.clock.advance(600)
     assert wire.transport.disconnected
 
 
-def test_content_length_of_many_zeros_is_a_number():
+def test_content_length_of_many_zeros_is_a_number() -> None:
     """int() alone would refuse it after 4,300 digits."""
     wire = Wire()
     assert wire.send(post(b"abc", b"content-length: " + b"0" * 5000 + b"3")) == reply(b"/")
@@ -435,20 +444,22 @@ def test_content_length_of_many_zeros_is_a_number():
     ],
 )
 @pytest.mark.parametrize("deliver", [Wire.send, Wire.trickle])
-def test_upgrade_is_an_ordinary_request(deliver, lines, wired, body):
+def test_upgrade_is_an_ordinary_request(
+    deliver: Callable[[Wire, bytes], bytes], lines: tuple[bytes, ...], wired: bytes, body: bytes
+) -> None:
     """Its body is read, and what follows is the next request."""
     wire = Wire()
     assert deliver(wire, post(wired, *lines) * 2 + GET) == reply(b"/") * 3
     assert [request.body for request in wire.application.requests] == [body, body, b""]
 
 
-def test_connect_is_an_ordinary_request():
+def test_connect_is_an_ordinary_request() -> None:
     """XenAPI consoles begin with CONNECT /console."""
     wire = Wire()
     assert wire.send(b"CONNECT /console?uuid=x HTTP/1.1\r\n\r\n" + GET) == reply(b"/console") + reply(b"/")
 
 
-def test_a_thousand_pipelined_upgrades_need_no_stack():
+def test_a_thousand_pipelined_upgrades_need_no_stack() -> None:
     """Each makes a new parser, in a loop."""
     wire = Wire(lambda request: plain(b"x"))
     assert wire.send(b"CONNECT h:1 HTTP/1.1\r\n\r\n" * 1500) == reply(b"x") * 1500
@@ -457,16 +468,16 @@ def test_a_thousand_pipelined_upgrades_need_no_stack():
 # Failures of the application
 
 
-def test_an_exception_is_logged_and_answered_500_and_the_connection_goes_on():
+def test_an_exception_is_logged_and_answered_500_and_the_connection_goes_on() -> None:
     """Framing is intact, so only this call fails."""
     wire = Wire(lambda request: 1 / 0)
     with capturedLogs() as events:
         assert wire.send(GET) == reply(b"Internal Server Error\n", status=b"500 Internal Server Error")
     assert len(failures(events)) == 1
-    assert not wire.transport.disconnecting
+    assert not wire.closing()
 
 
-def test_a_failed_deferred_is_logged_and_answered_500():
+def test_a_failed_deferred_is_logged_and_answered_500() -> None:
     """The same for an error that comes later."""
     pending, answer = pending_by_path()
     wire = Wire(answer)
@@ -488,7 +499,7 @@ def test_a_failed_deferred_is_logged_and_answered_500():
         Response(200, b"", b"text/plain\r\nx: y"),
     ],
 )
-def test_an_answer_that_cannot_be_sent_is_a_500(answer):
+def test_an_answer_that_cannot_be_sent_is_a_500(answer: object) -> None:
     """Wrong types and line ends in headers are the application's errors."""
     wire = Wire(lambda request: answer)
     with capturedLogs() as events:
@@ -498,7 +509,7 @@ def test_an_answer_that_cannot_be_sent_is_a_500(answer):
     assert len(failures(events)) == 1
 
 
-def test_a_failing_body_limit_is_a_500_and_closes():
+def test_a_failing_body_limit_is_a_500_and_closes() -> None:
     """The body's framing was not judged, so the connection cannot go on."""
     wire = Wire()
     wire.application.body_limit = lambda method, path: 1 / 0  # type: ignore[method-assign,assignment,return-value]
@@ -508,7 +519,7 @@ def test_a_failing_body_limit_is_a_500_and_closes():
     assert wire.closes_when_the_peer_rests()
 
 
-def test_a_client_that_goes_away_cancels_its_call():
+def test_a_client_that_goes_away_cancels_its_call() -> None:
     """Nothing is written, nothing is logged, no timer stays."""
     cancelled: list[object] = []
     wire = Wire(lambda request: Deferred(cancelled.append))
@@ -521,7 +532,7 @@ def test_a_client_that_goes_away_cancels_its_call():
     assert wire.clock.getDelayedCalls() == []
 
 
-def test_an_answer_after_the_client_has_gone_is_dropped():
+def test_an_answer_after_the_client_has_gone_is_dropped() -> None:
     """A canceller may well give a result."""
     wire = Wire(lambda request: Deferred(lambda deferred: deferred.callback(plain(b"late"))))
     wire.send(GET)
@@ -532,19 +543,19 @@ def test_an_answer_after_the_client_has_gone_is_dropped():
 # Answers
 
 
-def test_head_is_answered_without_a_body():
+def test_head_is_answered_without_a_body() -> None:
     """The length is the one of GET."""
     wire = Wire(lambda request: plain(b"hello"))
     assert wire.send(b"HEAD / HTTP/1.1\r\n\r\n" + GET) == reply(b"hello")[:-5] + reply(b"hello")
 
 
-def test_204_has_neither_body_nor_length():
+def test_204_has_neither_body_nor_length() -> None:
     """RFC 9110 forbids both."""
     wire = Wire(lambda request: Response(204, b"", None))
     assert wire.send(GET) == b"HTTP/1.1 204 No Content\r\nconnection: keep-alive\r\n\r\n"
 
 
-def test_given_headers_and_an_unknown_status_are_sent():
+def test_given_headers_and_an_unknown_status_are_sent() -> None:
     """The content type stays exactly as given."""
     wire = Wire(lambda request: Response(299, b"x", b"Text/XML", [(b"set-cookie", b"a"), (b"set-cookie", b"b")]))
     assert wire.send(GET) == (
@@ -553,17 +564,17 @@ def test_given_headers_and_an_unknown_status_are_sent():
     )
 
 
-def test_a_small_sequence_is_one_write():
+def test_a_small_sequence_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """Head and body leave in one segment."""
     writes: list[bytes] = []
     wire = Wire(lambda request: Response(200, [b"a", b"b", b"c"], b"text/plain"))
-    wire.transport.write = writes.append
+    monkeypatch.setattr(wire.transport, "write", writes.append)
     wire.send(GET)
     assert writes == [reply(b"abc")]
 
 
 @pytest.mark.parametrize("body", [b"x" * 3_000_000, [b"x" * 1000] * 3000, [b"x" * 1_500_000] * 2])
-def test_a_large_answer_is_pulled_in_pieces_of_512_kb(body):
+def test_a_large_answer_is_pulled_in_pieces_of_512_kb(body: bytes | list[bytes]) -> None:
     """One write of all would make every other connection wait."""
     wire = Wire(lambda request: Response(200, body, b"text/plain"))
     wire.server.dataReceived(GET)
@@ -574,7 +585,7 @@ def test_a_large_answer_is_pulled_in_pieces_of_512_kb(body):
     assert wire.send(b"HEAD / HTTP/1.1\r\n\r\n") == reply(b"x" * 3_000_000)[:-3_000_000]
 
 
-def test_a_million_tiny_fragments_take_many_turns():
+def test_a_million_tiny_fragments_take_many_turns() -> None:
     """A turn is short even if its bytes are few."""
     wire = Wire(lambda request: Response(200, [b"x"] * 300_000, b"text/plain"))
     wire.server.dataReceived(GET)
@@ -583,7 +594,7 @@ def test_a_million_tiny_fragments_take_many_turns():
     assert max(map(len, turns)) < 10_000
 
 
-def test_an_iterator_is_chunked_for_http_1_1():
+def test_an_iterator_is_chunked_for_http_1_1() -> None:
     """One slice a turn."""
     wire = Wire(lambda request: Response(200, iter([b"abc", b"0123456789"]), b"text/plain"))
     wire.server.dataReceived(GET)
@@ -593,29 +604,30 @@ def test_an_iterator_is_chunked_for_http_1_1():
         b"a\r\n0123456789\r\n",
         b"0\r\n\r\n",
     ]
-    assert not wire.transport.disconnecting
+    assert not wire.closing()
 
 
-def test_an_iterator_is_ended_by_the_close_for_http_1_0():
+def test_an_iterator_is_ended_by_the_close_for_http_1_0() -> None:
     """Even if the client asked to keep the connection."""
     wire = Wire(lambda request: Response(200, iter([b"abc", b"def"]), b"text/plain"))
     wire.server.dataReceived(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
     assert b"".join(wire.pull()) == b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/plain\r\n\r\nabcdef"
-    assert wire.transport.disconnecting
+    assert wire.closing()
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_an_iterator_of_known_length_has_a_content_length(version):
+def test_an_iterator_of_known_length_has_a_content_length(version: bytes) -> None:
     """The same bytes for both versions."""
     wire = Wire(lambda request: Response(200, iter([b"abc", b"def"]), b"text/plain", length=6))
     wire.server.dataReceived(b"GET / HTTP/%b\r\nconnection: keep-alive\r\n\r\n" % version)
     assert b"".join(wire.pull()) == reply(b"abcdef")
 
 
-def test_an_empty_slice_means_go_on_next_turn():
+def test_an_empty_slice_means_go_on_next_turn() -> None:
     """A transport with nothing to send does not ask again, so the clock does."""
     wire = Wire(lambda request: Response(200, iter([b"", b"abc"]), b"text/plain", length=3))
     wire.server.dataReceived(GET)
+    assert wire.transport.producer is not None
     wire.transport.producer.resumeProducing()
     assert wire.take() == b""
     wire.clock.advance(0)
@@ -623,7 +635,7 @@ def test_an_empty_slice_means_go_on_next_turn():
 
 
 @pytest.mark.parametrize(("slices", "sent"), [([b"abc"], 3), ([b"abc", b"defgh"], 3)])
-def test_an_iterator_that_breaks_its_length_is_aborted(slices, sent):
+def test_an_iterator_that_breaks_its_length_is_aborted(slices: list[bytes], sent: int) -> None:
     """The client must not take a wrong answer for a whole one."""
     wire = Wire(lambda request: Response(200, iter(slices), b"text/plain", length=6))
     with capturedLogs() as events:
@@ -639,7 +651,7 @@ def failing(*slices: bytes) -> Iterator[bytes]:
     raise ZeroDivisionError
 
 
-def test_an_iterator_that_fails_at_once_is_a_500():
+def test_an_iterator_that_fails_at_once_is_a_500() -> None:
     """No byte has been sent yet."""
     wire = Wire(lambda request: Response(200, failing(), b"text/plain"))
     with capturedLogs() as events:
@@ -649,7 +661,7 @@ def test_an_iterator_that_fails_at_once_is_a_500():
     assert wire.send(b"HEAD / HTTP/1.1\r\n\r\n") != b""
 
 
-def test_an_iterator_that_fails_later_is_aborted():
+def test_an_iterator_that_fails_later_is_aborted() -> None:
     """Only the broken framing can tell the client."""
     wire = Wire(lambda request: Response(200, failing(b"abc"), b"text/plain"))
     with capturedLogs() as events:
@@ -676,7 +688,7 @@ class Closeable:
 
 
 @pytest.mark.parametrize("begin", [b"GET", b"HEAD"])
-def test_an_iterator_not_read_to_its_end_is_closed_once(begin):
+def test_an_iterator_not_read_to_its_end_is_closed_once(begin: bytes) -> None:
     """The client goes away, or HEAD never reads it."""
     body = Closeable()
     wire = Wire(lambda request: Response(200, body, b"text/plain"))
@@ -685,7 +697,7 @@ def test_an_iterator_not_read_to_its_end_is_closed_once(begin):
     assert body.closed == 1
 
 
-def test_pipelined_request_waits_for_a_pulled_answer():
+def test_pipelined_request_waits_for_a_pulled_answer() -> None:
     """The next answer follows the last piece."""
     wire = Wire(lambda request: plain(b"x" * (300_000 if request.path == "/" else 1)))
     wire.server.dataReceived(GET + b"GET /2 HTTP/1.1\r\n\r\n")
@@ -696,17 +708,17 @@ def test_pipelined_request_waits_for_a_pulled_answer():
 # Time
 
 
-def test_a_connection_that_asks_nothing_is_closed_after_a_minute():
+def test_a_connection_that_asks_nothing_is_closed_after_a_minute() -> None:
     """It may not even have shaken hands by TLS, which goes on below."""
     wire = Wire()
     wire.clock.advance(59)
-    assert not wire.transport.disconnecting
+    assert not wire.closing()
     wire.clock.advance(1)
-    assert wire.transport.disconnecting
+    assert wire.closing()
     assert wire.take() == b""
 
 
-def test_idle_connection_is_closed_after_an_hour():
+def test_idle_connection_is_closed_after_an_hour() -> None:
     """Counted from the last answer."""
     wire = Wire()
     wire.send(GET)
@@ -714,13 +726,13 @@ def test_idle_connection_is_closed_after_an_hour():
     wire.send(GET)
     wire.take()
     wire.clock.advance(3599)
-    assert not wire.transport.disconnecting
+    assert not wire.closing()
     wire.clock.advance(1)
-    assert wire.transport.disconnecting
+    assert wire.closing()
     assert wire.take() == b""
 
 
-def test_incomplete_head_is_answered_408_a_minute_after_its_first_byte():
+def test_incomplete_head_is_answered_408_a_minute_after_its_first_byte() -> None:
     """Further bytes do not prolong it."""
     wire = Wire()
     wire.send(GET)
@@ -734,7 +746,7 @@ def test_incomplete_head_is_answered_408_a_minute_after_its_first_byte():
     assert wire.closes_when_the_peer_rests()
 
 
-def test_a_body_that_rests_for_a_minute_is_answered_408():
+def test_a_body_that_rests_for_a_minute_is_answered_408() -> None:
     """However fast it came before."""
     wire = Wire()
     wire.send(post(b"x" * 90_000, b"content-length: 99999", path=b"/large"))
@@ -747,7 +759,7 @@ def test_a_body_that_rests_for_a_minute_is_answered_408():
     assert wire.closes_when_the_peer_rests()
 
 
-def test_a_body_must_come_at_a_thousand_bytes_a_second_and_a_minute():
+def test_a_body_must_come_at_a_thousand_bytes_a_second_and_a_minute() -> None:
     """A byte a minute would hold a connection for an hour."""
     wire = Wire()
     wire.send(post(b"", b"content-length: 99999", path=b"/large"))
@@ -762,7 +774,7 @@ def test_a_body_must_come_at_a_thousand_bytes_a_second_and_a_minute():
     assert wire.take().startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_long_call_has_no_deadline():
+def test_a_long_call_has_no_deadline() -> None:
     """event.from may wait; a half-sent next request waits with it, and then has its minute."""
     pending, answer = pending_by_path()
     wire = Wire(answer)
@@ -771,15 +783,16 @@ def test_a_long_call_has_no_deadline():
     pending["/"].callback(plain(b"x"))
     assert wire.take() == reply(b"x")
     wire.clock.advance(59)
-    assert not wire.transport.disconnecting
+    assert not wire.closing()
     wire.clock.advance(1)
     assert wire.take().startswith(b"HTTP/1.1 408 ")
 
 
-def test_an_answer_nobody_reads_is_aborted():
+def test_an_answer_nobody_reads_is_aborted() -> None:
     """Ten minutes without room in the transport."""
     wire = Wire(lambda request: plain(b"x" * 2_000_000))
     wire.send(GET)
+    assert wire.transport.producer is not None
     wire.transport.producer.resumeProducing()
     wire.clock.advance(599)
     wire.transport.producer.resumeProducing()
@@ -789,7 +802,7 @@ def test_an_answer_nobody_reads_is_aborted():
     assert wire.transport.disconnected
 
 
-def test_a_close_that_the_peer_does_not_let_finish_is_aborted():
+def test_a_close_that_the_peer_does_not_let_finish_is_aborted() -> None:
     """The last bytes are not read either."""
     wire = Wire()
     wire.send(b"GET / HTTP/1.0\r\n\r\n")
@@ -797,17 +810,17 @@ def test_a_close_that_the_peer_does_not_let_finish_is_aborted():
     assert wire.transport.disconnected
 
 
-def test_limits_can_be_set():
+def test_limits_can_be_set() -> None:
     """Every time and size is a setting."""
     wire = Wire(limits=Limits(idle_seconds=5, head_lines=1))
     assert wire.send(b"GET / HTTP/1.1\r\na: b\r\nc: d\r\n\r\n").startswith(b"HTTP/1.1 431 ")
     wire = Wire(limits=Limits(idle_seconds=5))
     wire.send(GET)
     wire.clock.advance(5)
-    assert wire.transport.disconnecting
+    assert wire.closing()
 
 
-def test_ordinary_requests_use_one_timer():
+def test_ordinary_requests_use_one_timer() -> None:
     """A timer a request would cost more than the request's parsing."""
     wire = Wire()
     before = wire.clock.getDelayedCalls()
@@ -815,12 +828,12 @@ def test_ordinary_requests_use_one_timer():
     assert wire.clock.getDelayedCalls() == before
 
 
-def test_nagle_is_turned_off_on_tcp():
+def test_nagle_is_turned_off_on_tcp() -> None:
     """An answer in two segments would wait 40 ms for an acknowledgement."""
     calls: list[bool] = []
     transport = StringTransport()
     transport.setTcpNoDelay = calls.append  # type: ignore[attr-defined]
-    HTTPFactory(Echo(), Clock()).buildProtocol(None).makeConnection(transport)
+    Wire(transport=transport)
     assert calls == [True]
 
 
@@ -831,7 +844,7 @@ class DirectTransport(StringTransport):
     _tempDataBuffer: tuple[bytes, ...] = ()
 
     def __init__(self) -> None:
-        super().__init__()
+        StringTransport.__init__(self)
         self.socket = self
         self.sent = 0
         self.pulls = 0
@@ -842,17 +855,15 @@ class DirectTransport(StringTransport):
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         self.pulls += 1
-        super().registerProducer(producer, streaming)
+        StringTransport.registerProducer(self, producer, streaming)
 
 
 def test_small_answers_that_the_socket_takes_are_never_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of them waits in the transport, however many there are."""
     monkeypatch.setattr(sending, "PLAIN", (DirectTransport,))
-    wire = Wire(lambda request: Response(200, b"x" * 10_000, b"text/plain"))
     transport = DirectTransport()
-    server = HTTPFactory(wire.application, wire.clock).buildProtocol(None)
-    server.makeConnection(transport)
+    wire = Wire(lambda request: Response(200, b"x" * 10_000, b"text/plain"), transport=transport)
     for _ in range(100):
-        server.dataReceived(GET)
+        wire.server.dataReceived(GET)
     assert transport.sent > 1_000_000
-    assert transport.pulls == 0 and transport.value() == b""
+    assert transport.pulls == 0 and wire.take() == b""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import select
-from typing import Any
 
 import pytest
+from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionDone
-from twisted.logger import capturedLogs, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, capturedLogs, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from xapi import reactor
 from xapi.reactor import ShortTurnReactor, _Few
@@ -79,7 +80,8 @@ def test_what_is_left_of_a_file_goes_when_it_is_closed_or_wants_something_else()
 @pytest.mark.usefixtures("slow")
 def test_news_of_threads_are_heard_in_order_over_several_turns() -> None:
     """All of them, each once, and the reactor does not sleep before."""
-    turning, heard = ShortTurnReactor(), []  # type: ignore[var-annotated]
+    turning = ShortTurnReactor()
+    heard: list[int] = []
     try:
         for number in range(5):
             turning.callFromThread(heard.append, number)
@@ -89,7 +91,7 @@ def test_news_of_threads_are_heard_in_order_over_several_turns() -> None:
             turns.append(len(heard))
         assert heard == [0, 1, 2, 3, 4] and turns == [2, 4, 5]
     finally:
-        turning.removeAll()
+        EPollReactor.removeAll(turning)
         turning._poller.close()
 
 
@@ -127,15 +129,17 @@ def test_a_socket_that_fails_is_logged_and_all_others_of_its_turn_are_served() -
     finally:
         turning._poller = epoll
         del turning._selectables[5], turning._selectables[7]
-        turning.removeAll()
+        EPollReactor.removeAll(turning)
         epoll.close()
 
 
 def test_it_ends_without_an_error_however_often_it_is_asked_to() -> None:
     """Two signals at once, to a process and to its group, are both heard before the first is heeded."""
-    turning, failures = ShortTurnReactor(), []  # type: ignore[var-annotated]
+    turning = ShortTurnReactor()
+    failures: list[Failure] = []
 
-    def hear(event: Any) -> None:
+    @implementer(ILogObserver)
+    def hear(event: LogEvent) -> None:
         if "log_failure" in event:
             failures.append(event["log_failure"])
 
@@ -146,6 +150,6 @@ def test_it_ends_without_an_error_however_often_it_is_asked_to() -> None:
         turning.run(installSignalHandlers=False)
     finally:
         globalLogPublisher.removeObserver(hear)
-        turning.removeAll()
+        EPollReactor.removeAll(turning)
         turning._poller.close()
     assert failures == []
