@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypervisor.firmware import entries, extlinux, grub, grub_legacy, tree, unified
 from hypervisor.firmware.boot import find, pygrub
 from hypervisor.firmware.errors import BootError, NothingBootable
-from hypervisor.firmware.grub_syntax import parse
+from hypervisor.firmware.grub_syntax import Command, parse
 from hypervisor.firmware.menu import Menu
 from hypervisor.firmware.places import Places
 from hypervisor.firmware.volume import Budget
@@ -24,14 +25,15 @@ from tests.unit.loader_images import compressed, pvh_kernel
 SECONDS = 30
 """No look takes longer, on a machine that does other things too; a used-up budget is some 3 s of it."""
 KERNEL = compressed("gzip", pvh_kernel(b"\xf4" * 20_000, size=0x8000))
-FILES = {
+INITRD = bytes(range(256)) * 40
+FILES: dict[str, bytes | str] = {
     "boot/vmlinuz": KERNEL,
-    "boot/initrd": bytes(range(256)) * 40,
+    "boot/initrd": INITRD,
     "boot/grub/grub.cfg": "search --set=root --file /boot/vmlinuz\nlinux /boot/vmlinuz a\ninitrd /boot/initrd\n",
     "loader/entries/x.conf": "linux /boot/vmlinuz\n",
     **{f"boot/a long file name {number}": "x" for number in range(40)},
 }
-LINKS = {"vmlinuz": "-> boot/vmlinuz", "boot/self": "-> ../boot"}
+LINKS: dict[str, bytes | str] = {"vmlinuz": "-> boot/vmlinuz", "boot/self": "-> ../boot"}
 KINDS = ("ext4", "inline", "ext2", "fat12", "fat32", "rock ridge", "joliet", "mbr", "gpt")
 
 
@@ -65,7 +67,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, l
     for kind in KINDS:
         image = make(work, kind)
         content = set()
-        for data in (KERNEL, FILES["boot/initrd"]):
+        for data in (KERNEL, INITRD):
             start = image.find(data[:2000])
             content |= set(range(start // 64 + 1, (start + len(data)) // 64 - 1)) if start >= 0 else set()
         used = [at for at in range(0, len(image), 64) if at // 64 not in content and any(image[at : at + 64])]
@@ -108,12 +110,12 @@ def look(image: bytes | bytearray, disc: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_images_boot_when_they_are_whole(kind: str, images: dict[str, tuple[bytes, list[int]]]):
+def test_the_images_boot_when_they_are_whole(kind: str, images: dict[str, tuple[bytes, list[int]]]) -> None:
     """Else the tests below would damage nothing that matters."""
     image, used = images[kind]
     disc = kind in ("rock ridge", "joliet")
     boot = find("d" if disc else "c", [] if disc else [MemoryDisk(image)], [MemoryDisk(image)] if disc else [])
-    assert boot.ramdisk == FILES["boot/initrd"]
+    assert boot.ramdisk == INITRD
     assert len(used) > 20
 
 
@@ -127,7 +129,7 @@ VALUES = st.one_of(
 @given(data=st.data())
 def test_damaged_images_are_errors_and_nothing_else(
     kind: str, images: dict[str, tuple[bytes, list[int]]], data: st.DataObject
-):
+) -> None:
     """Bytes of superblocks, tables, inodes, directories and records, some at a time."""
     image, used = images[kind]
     damaged = bytearray(image)
@@ -143,7 +145,7 @@ def test_damaged_images_are_errors_and_nothing_else(
 @given(data=st.data())
 def test_images_that_are_cut_off_are_errors_and_nothing_else(
     kind: str, images: dict[str, tuple[bytes, list[int]]], data: st.DataObject
-):
+) -> None:
     """A disk that is shorter than what is on it believes."""
     image, used = images[kind]
     look(image[: data.draw(st.sampled_from(used)) + data.draw(st.integers(0, 63))], kind in ("rock ridge", "joliet"))
@@ -151,13 +153,13 @@ def test_images_that_are_cut_off_are_errors_and_nothing_else(
 
 @settings(max_examples=100, deadline=None)
 @given(boot=st.binary(min_size=510, max_size=510), rest=st.binary(max_size=3000))
-def test_noise_is_not_bootable(boot: bytes, rest: bytes):
+def test_noise_is_not_bootable(boot: bytes, rest: bytes) -> None:
     """With the signature of a boot sector, so that a table is looked for."""
     with pytest.raises(NothingBootable):
         find("c", [MemoryDisk(boot + b"\x55\xaa" + rest)], [])
 
 
-def test_a_huge_sparse_file_costs_no_memory(tmp_path: Path):
+def test_a_huge_sparse_file_costs_no_memory(tmp_path: Path) -> None:
     """A hole of a terabyte is refused by its size; the limit is the caller's."""
     files = {name: content for name, content in FILES.items() if not name.startswith("loader")}
     image = bytearray(ext(tmp_path, files, "-O", "^metadata_csum"))
@@ -178,7 +180,7 @@ def test_a_huge_sparse_file_costs_no_memory(tmp_path: Path):
 def _inode(files: tree.FileSystem, path: str) -> int:
     """Return an inode's number, which nodes do not tell."""
     folder, name = path.rsplit("/", 1)
-    entries = tree.find(files, folder)._entries()  # type: ignore[attr-defined]
+    entries: Iterator[tuple[int, bytes]] = tree.find(files, folder)._entries()  # type: ignore[attr-defined]
     return next(number for number, found in entries if found == name.encode())
 
 
@@ -215,7 +217,7 @@ def start_all(menu: Menu) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(script=SCRIPTS)
-def test_any_grub_script_ends(script: str):
+def test_any_grub_script_ends(script: str) -> None:
     """Well formed or not."""
     files = {"/boot/grub/grub.cfg": script, "/k": "kernel", "/loader/entries/a.conf": "linux /k\noptions $a\n"}
     found = places(files)
@@ -228,7 +230,7 @@ def test_any_grub_script_ends(script: str):
 
 @settings(max_examples=150, deadline=None)
 @given(text=LINES)
-def test_any_configuration_of_lines_ends(text: str):
+def test_any_configuration_of_lines_ends(text: str) -> None:
     """The same lines as menu.lst, extlinux.conf and loader entries."""
     found = places({"/c": text, "/k": "kernel", "/loader/entries/a.conf": text, "/loader/loader.conf": text})
     place = found.named("hd0")
@@ -243,19 +245,20 @@ def test_any_configuration_of_lines_ends(text: str):
 @given(
     words=st.lists(st.text(st.characters(exclude_characters="'\0", codec="utf-8"), min_size=1), min_size=1, max_size=5)
 )
-def test_quoted_words_arrive_as_they_were_written(words: list[str]):
+def test_quoted_words_arrive_as_they_were_written(words: list[str]) -> None:
     """Single quotes keep everything."""
     (command,) = parse("echo " + " ".join(f"'{word}'" for word in words))
+    assert isinstance(command, Command)
     assert ["".join(part.text for part in word) for word in command.words] == ["echo", *words]
 
 
 @given(image=st.binary(max_size=400))
-def test_any_efi_program_is_taken_apart_or_not(image: bytes):
+def test_any_efi_program_is_taken_apart_or_not(image: bytes) -> None:
     for start, size in unified.sections(b"MZ".ljust(60, b"\0") + b"\x40\0\0\0PE\0\0" + image).values():
         assert start >= 0 and size >= 0
 
 
 @given(arguments=st.text(max_size=60))
-def test_any_arguments_of_pygrub_are_an_error_or_none(arguments: str):
+def test_any_arguments_of_pygrub_are_an_error_or_none(arguments: str) -> None:
     with pytest.raises(BootError):
         pygrub(MemoryDisk(bytes(2048)), arguments)

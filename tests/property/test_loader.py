@@ -42,14 +42,16 @@ def attempt(image: bytes) -> Memory | None:
 @given(st.binary(max_size=700))
 @example(b"\x7fELF" + bytes(700))
 @example(bytes(0x202) + b"HdrS" + bytes(200))
-def test_arbitrary_bytes_are_refused(image):
+def test_arbitrary_bytes_are_refused(image: bytes) -> None:
     """No byte string is a kernel by chance."""
     assert attempt(image) is None
 
 
 @settings(deadline=1000)
 @given(st.sampled_from(sorted(IMAGES)), st.lists(st.tuples(st.integers(0, 4000), PATCHES), max_size=4), st.data())
-def test_a_damaged_kernel_is_loaded_or_refused(name, patches, data):
+def test_a_damaged_kernel_is_loaded_or_refused(
+    name: str, patches: list[tuple[int, bytes]], data: st.DataObject
+) -> None:
     """Patched anywhere, cut anywhere: a domain, or one line; each in well under a second."""
     image = bytearray(IMAGES[name])
     for at, patch in patches:
@@ -62,7 +64,7 @@ def test_a_damaged_kernel_is_loaded_or_refused(name, patches, data):
 
 @settings(deadline=1000)
 @given(st.sampled_from(sorted(COMPRESSORS)), st.binary(max_size=200), QUADS, st.integers(0, 40))
-def test_a_damaged_stream_gives_what_it_declares_or_is_refused(name, junk, size, keep):
+def test_a_damaged_stream_gives_what_it_declares_or_is_refused(name: str, junk: bytes, size: int, keep: int) -> None:
     """The head of a good stream, then junk, and any size declared."""
     stream = COMPRESSORS[name](KERNEL)[:keep] + junk
     try:
@@ -73,7 +75,7 @@ def test_a_damaged_stream_gives_what_it_declares_or_is_refused(name, junk, size,
 
 
 @st.composite
-def headers(draw):
+def headers(draw: st.DrawFn) -> bytes:
     """Program headers that are often valid, with small and with wild numbers."""
     kind = draw(st.sampled_from([LOAD, LOAD, LOAD, NOTE, 6]))
     size = draw(st.one_of(st.integers(0, 3 * PAGE), QUADS))
@@ -83,7 +85,7 @@ def headers(draw):
 
 
 @given(st.lists(headers(), max_size=5), st.binary(max_size=256))
-def test_a_kernel_writes_only_within_its_segments(entries, body):
+def test_a_kernel_writes_only_within_its_segments(entries: list[bytes], body: bytes) -> None:
     """Every byte of memory is the file's, zero within a segment, or what it was."""
     image = make_elf(entries, body)
     memory = Memory(SMALL)
@@ -103,7 +105,7 @@ def test_a_kernel_writes_only_within_its_segments(entries, body):
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.binary(max_size=20), st.binary(max_size=9)), max_size=6))
-def test_notes_of_any_content_are_decoded_or_refused(notes):
+def test_notes_of_any_content_are_decoded_or_refused(notes: list[tuple[int, bytes, bytes]]) -> None:
     """Numbers are numbers, strings are ASCII, and other names are not looked at."""
     content = b"".join(note(kind, data, b"Xen\0" if len(name) < 5 else name) for kind, data, name in notes)
     start = body_offset(2)
@@ -117,7 +119,7 @@ def test_notes_of_any_content_are_decoded_or_refused(notes):
 
 
 @given(st.integers(PAGE, 1 << 41))
-def test_every_size_of_ram_has_a_map_or_none(ram):
+def test_every_size_of_ram_has_a_map_or_none(ram: int) -> None:
     """Parts are in order, and RAM is never in the hole."""
     ram -= ram % PAGE
     try:

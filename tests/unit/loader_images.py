@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import struct
+from collections.abc import Callable
 
 import lz4.block
 import zstandard
@@ -83,7 +84,7 @@ def streamed_zstd(content: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_content_size=False).compress(content)
 
 
-COMPRESSORS = {
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda content: gzip.compress(content, mtime=0)[:-4],  # its own size is the trailing word
     "xz": lambda content: lzma.compress(content, lzma.FORMAT_XZ, lzma.CHECK_CRC32),
     "lzma": lambda content: lzma.compress(content, lzma.FORMAT_ALONE),

@@ -20,7 +20,7 @@ from hypervisor.firmware.volume import Budget, Volume
 from tests.unit.firmware_images import MIB, MemoryDisk, ext, fat, iso, lay_out, partitioned, run
 
 BIG = random.Random(4).randbytes(3_000_001)
-FILES = {
+FILES: dict[str, bytes | str] = {
     "boot/vmlinuz-6.1": BIG,
     "boot/grub/grub.cfg": "set default=0\n",
     "boot/A name that is long and has spaces.txt": "long",
@@ -29,7 +29,7 @@ FILES = {
     **{f"few/entry-number-{number}": str(number) for number in range(6)},
     **{f"many/file-number-{number}": str(number) for number in range(500)},
 }
-LINKS = {
+LINKS: dict[str, bytes | str] = {
     "vmlinuz": "-> boot/vmlinuz-6.1",
     "boot/current": "-> /boot/vmlinuz-6.1",
     "boot/up": "-> ../vmlinuz",
@@ -92,7 +92,7 @@ EXT = {
 
 
 @pytest.mark.parametrize("name", EXT)
-def test_ext_file_systems_are_read(name: str, tmp_path: Path):
+def test_ext_file_systems_are_read(name: str, tmp_path: Path) -> None:
     """Each way in which data, directories and descriptors can lie."""
     kind, options = EXT[name]
     size = 64 * MIB if "64 KiB" in name else 16 * MIB
@@ -102,13 +102,13 @@ def test_ext_file_systems_are_read(name: str, tmp_path: Path):
     check_links(files)
 
 
-def test_the_uuid_of_ext_is_what_mke2fs_gave(tmp_path: Path):
+def test_the_uuid_of_ext_is_what_mke2fs_gave(tmp_path: Path) -> None:
     """As in root=UUID=…"""
     name = "0fc63daf-8483-4772-8e79-3d69d8477de4"
     assert opened(ext(tmp_path, {}, "-U", name)).uuid == name
 
 
-def test_a_hashed_directory_of_ext4_is_listed(tmp_path: Path):
+def test_a_hashed_directory_of_ext4_is_listed(tmp_path: Path) -> None:
     """The kernel is not there to build the tree; e2fsck is."""
     names = {f"d/{'x' * 200}{number}": str(number) for number in range(300)}
     image = tmp_path / "image"
@@ -120,7 +120,7 @@ def test_a_hashed_directory_of_ext4_is_listed(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("kind", "block"), [("ext4", 4096), ("ext4", 1024), ("ext2", 4096), ("ext2", 1024)])
-def test_holes_are_zeros(kind: str, block: int, tmp_path: Path):
+def test_holes_are_zeros(kind: str, block: int, tmp_path: Path) -> None:
     """In files so torn that trees of extents are two levels deep, and pointers three times indirect."""
     expected = bytearray(70 * MIB)
     for number in range(600):
@@ -137,7 +137,7 @@ def test_holes_are_zeros(kind: str, block: int, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("width", "size", "options"), [(12, 4, ()), (16, 32, ()), (32, 64, ("-s", "1"))])
-def test_fat_file_systems_are_read(width: int, size: int, options: tuple[str, ...], tmp_path: Path):
+def test_fat_file_systems_are_read(width: int, size: int, options: tuple[str, ...], tmp_path: Path) -> None:
     """All widths, with long names and a directory of many clusters."""
     image = fat(tmp_path, FILES, "-F", str(width), "-n", "BOOT", "-i", "1234ABCD", *options, size=size * MIB)
     files = opened(image)
@@ -154,7 +154,7 @@ ISO = {
 
 
 @pytest.mark.parametrize("name", ISO)
-def test_discs_are_read(name: str, tmp_path: Path):
+def test_discs_are_read(name: str, tmp_path: Path) -> None:
     """Names as they were written, whichever extension has them."""
     rock_ridge = "rock ridge" in name
     image = iso(tmp_path, FILES | (LINKS if rock_ridge else {}), *ISO[name], "-V", "DEBIAN")
@@ -166,7 +166,7 @@ def test_discs_are_read(name: str, tmp_path: Path):
         check_links(files)
 
 
-def test_a_disc_without_extensions_is_read_in_any_case(tmp_path: Path):
+def test_a_disc_without_extensions_is_read_in_any_case(tmp_path: Path) -> None:
     """isolinux.cfg says /isolinux/vmlinuz of what is ISOLINUX/VMLINUZ.;1."""
     files = opened(iso(tmp_path, {"isolinux/vmlinuz": BIG, "isolinux/isolinux.cfg": "x"}, "--norock"))
     assert files.name == "ISO 9660"
@@ -174,7 +174,7 @@ def test_a_disc_without_extensions_is_read_in_any_case(tmp_path: Path):
     assert tree.names(files, "/ISOLINUX") == ["ISOLINUX.CFG", "VMLINUZ"]
 
 
-def test_directories_that_are_too_deep_for_a_disc_are_found(tmp_path: Path):
+def test_directories_that_are_too_deep_for_a_disc_are_found(tmp_path: Path) -> None:
     """Rock Ridge moves what is deeper than eight levels, and long links go on in other records."""
     deep = "/".join(f"level{number}" for number in range(12))
     files = opened(iso(tmp_path, {f"{deep}/file": "deep", "link": "-> " + "./" * 200 + deep + "/file"}, "-R"))
@@ -186,7 +186,7 @@ def test_directories_that_are_too_deep_for_a_disc_are_found(tmp_path: Path):
     ("offset", "content", "text"),
     [(0, b"XFSB", "XFS"), (3, b"NTFS    ", "Windows"), (65600, b"_BHRfS_M", "btrfs"), (536, b"LVM2 001", "LVM")],
 )
-def test_what_is_not_read_is_named(offset: int, content: bytes, text: str):
+def test_what_is_not_read_is_named(offset: int, content: bytes, text: str) -> None:
     """So that people know why nothing boots."""
     image = bytearray(MIB)
     image[offset : offset + len(content)] = content
@@ -220,7 +220,7 @@ GPT = f"""label: gpt
 """
 
 
-def test_an_mbr_is_read_with_its_logical_partitions(tmp_path: Path):
+def test_an_mbr_is_read_with_its_logical_partitions(tmp_path: Path) -> None:
     """Numbers as Linux gives them."""
     disk = partitioned(tmp_path, MBR)
     assert table(disk) == [
@@ -233,7 +233,7 @@ def test_an_mbr_is_read_with_its_logical_partitions(tmp_path: Path):
     assert partitions(Volume(MemoryDisk(disk), Budget()))[0].uuid == "1234abcd-01"
 
 
-def test_a_gpt_is_read_and_its_backup_when_it_is_damaged(tmp_path: Path):
+def test_a_gpt_is_read_and_its_backup_when_it_is_damaged(tmp_path: Path) -> None:
     """Either header, either array."""
     disk = partitioned(tmp_path, GPT)
     expected = [(1, 2048, 2048, EFI_SYSTEM, False), (3, 8192, 4096, EXTENDED_BOOT, False)]
@@ -245,7 +245,7 @@ def test_a_gpt_is_read_and_its_backup_when_it_is_damaged(tmp_path: Path):
         assert table(damaged) == expected
 
 
-def test_a_gpt_without_a_good_header_has_no_partitions_but_the_protective_one(tmp_path: Path):
+def test_a_gpt_without_a_good_header_has_no_partitions_but_the_protective_one(tmp_path: Path) -> None:
     """A disk whose both headers are damaged is one that has nothing to boot, not a crash."""
     disk = partitioned(tmp_path, GPT)
     disk[SECTOR + 24] ^= 1
@@ -253,7 +253,7 @@ def test_a_gpt_without_a_good_header_has_no_partitions_but_the_protective_one(tm
     assert [(number, kind) for number, _, _, kind, _ in table(disk)] == [(1, "ee")]
 
 
-def test_an_extended_partition_that_leads_back_ends():
+def test_an_extended_partition_that_leads_back_ends() -> None:
     """The links of the chain must go forward."""
     disk = bytearray(64 * SECTOR)
 
@@ -269,7 +269,7 @@ def test_an_extended_partition_that_leads_back_ends():
     assert [number for number, _, _, _, _ in table(disk)] == [5, 6]
 
 
-def test_partitions_beyond_the_disk_are_cut():
+def test_partitions_beyond_the_disk_are_cut() -> None:
     """And can be read no further than the disk goes."""
     disk = bytearray(64 * SECTOR)
     disk[510:512] = b"\x55\xaa"
@@ -279,7 +279,7 @@ def test_partitions_beyond_the_disk_are_cut():
     assert [(start, size) for _, start, size, _, _ in table(disk)] == [(60, 4), (64, 0)]
 
 
-def test_a_gpt_on_large_sectors_is_read():
+def test_a_gpt_on_large_sectors_is_read() -> None:
     """A disk of 4 KiB sectors has its table at 4096 (UEFI specification, 5.3)."""
     disk = bytearray(64 * 4096)
     disk[446:462] = struct.pack("<B3sB3sII", 0, b"", 0xEE, b"", 1, 63)
@@ -294,20 +294,21 @@ def test_a_gpt_on_large_sectors_is_read():
     assert table(disk, 4096) == [(1, 10, 10, EFI_SYSTEM, True)]
 
 
-def test_a_file_system_on_the_bare_disk_is_no_table(tmp_path: Path):
+def test_a_file_system_on_the_bare_disk_is_no_table(tmp_path: Path) -> None:
     """FAT's boot sector has the same signature as an MBR."""
     assert table(fat(tmp_path, {}, size=4 * MIB)) == []
     assert table(bytes(MIB)) == table(b"") == []
 
 
-def test_places_have_grub_s_names(tmp_path: Path):
+def test_places_have_grub_s_names(tmp_path: Path) -> None:
     """The active partition is looked at first, the disk as a whole last."""
     disk = MemoryDisk(partitioned(tmp_path, MBR, {2048: ext(tmp_path, {"a": "x"}, "-U", "clear", size=MIB)}))
     found = Places([disk], [MemoryDisk(b"")], Budget())
     assert [place.name for place in found.on("hd0")][:3] == ["hd0,msdos2", "hd0,msdos1", "hd0,msdos5"]
     assert found.on("hd0")[-1].name == "hd0"
     assert found.named("hd0,1") is found.named("hd0,msdos1") is found.search("file", "/a")
-    assert found.named("hd,5").partition.number == 5
+    partition = found.named("hd,5").partition
+    assert partition is not None and partition.number == 5
     assert found.named("cd0").title == "CD 0"
     with pytest.raises(BootError, match=r"no device \(hd1\)"):
         found.named("hd1")

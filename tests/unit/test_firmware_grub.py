@@ -91,7 +91,7 @@ def environment(**values: str) -> dict[str, str]:
     return {"/boot/grub/grubenv": ("# GRUB Environment Block\n" + lines).ljust(1024, "#")}
 
 
-def test_what_debian_generates_starts_the_first_kernel():
+def test_what_debian_generates_starts_the_first_kernel() -> None:
     """Its kernel, initrd and command line, as GRUB hands them over."""
     found = entry(DEBIAN)
     assert (found.title, found.kernel.path) == ("Debian GNU/Linux", "/boot/vmlinuz-6.1")
@@ -101,27 +101,27 @@ def test_what_debian_generates_starts_the_first_kernel():
 
 @pytest.mark.parametrize("name", ["saved_entry", "next_entry"])
 @pytest.mark.parametrize("selector", ["advanced>advanced-5.10", "1>1", "advanced>Debian GNU/Linux, with Linux 5.10"])
-def test_the_entry_that_grub_reboot_or_grub_set_default_chose_is_started(name: str, selector: str):
+def test_the_entry_that_grub_reboot_or_grub_set_default_chose_is_started(name: str, selector: str) -> None:
     """By ids, numbers and titles, through the submenu."""
     assert entry(DEBIAN, environment(**{name: selector})).kernel.path == "/boot/vmlinuz-5.10"
 
 
 @pytest.mark.parametrize("selector", ["", "nothing", "7", "1>9", "advanced>", "0>0"])
-def test_a_default_that_does_not_exist_is_the_first_entry(selector: str):
+def test_a_default_that_does_not_exist_is_the_first_entry(selector: str) -> None:
     """As after a kernel was removed."""
     assert entry(DEBIAN, environment(saved_entry=selector)).kernel.path == "/boot/vmlinuz-6.1"
 
 
-def test_a_submenu_as_default_starts_its_first_entry():
+def test_a_submenu_as_default_starts_its_first_entry() -> None:
     assert entry(DEBIAN, environment(saved_entry="advanced")).title == "Debian GNU/Linux, with Linux 6.1"
 
 
-def test_an_entry_without_a_kernel_says_so():
+def test_an_entry_without_a_kernel_says_so() -> None:
     with pytest.raises(BootError, match="'System setup' has no kernel"):
         menu(DEBIAN).select("uefi-firmware")
 
 
-def test_the_efi_partition_leads_to_the_configuration_elsewhere():
+def test_the_efi_partition_leads_to_the_configuration_elsewhere() -> None:
     """What Debian's grub-install writes to EFI/debian/grub.cfg."""
     efi = f"search.fs_uuid {ROOT} root hd0,gpt2 \nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n"
     found = places(
@@ -163,7 +163,7 @@ BOOT_PARTITION = {
 }
 
 
-def test_what_fedora_generates_starts_the_newest_loader_entry():
+def test_what_fedora_generates_starts_the_newest_loader_entry() -> None:
     """On the boot partition, with the options that grubenv has."""
     found = entry(FEDORA, environment(kernelopts="root=/dev/xvda3 ro"), BOOT_PARTITION)
     assert (found.kernel.path, found.kernel.place.name) == ("/vmlinuz-6.10.1-1.fc40", "hd1")
@@ -171,7 +171,7 @@ def test_what_fedora_generates_starts_the_newest_loader_entry():
     assert found.command_line == "root=/dev/xvda3 ro quiet"
 
 
-def test_fedora_s_saved_entry_is_a_loader_entry_s_name():
+def test_fedora_s_saved_entry_is_a_loader_entry_s_name() -> None:
     found = entry(FEDORA, environment(saved_entry="abc-6.9.7-1.fc40"), BOOT_PARTITION)
     assert found.kernel.path == "/vmlinuz-6.9.7-1.fc40"
 
@@ -208,34 +208,34 @@ LANGUAGE = {
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
-def test_the_language_is_grub_s(name: str):
+def test_the_language_is_grub_s(name: str) -> None:
     """Variables before an entry are seen in it."""
     before, words, expected = LANGUAGE[name]
     script = f"{before}\nmenuentry x {{ linux /k {words}\n}}\n"
     assert line(script, {"/boot/grub/more.cfg": "set a=more\n"}) == expected
 
 
-def test_an_entry_s_arguments_are_positional():
+def test_an_entry_s_arguments_are_positional() -> None:
     """What stands behind the title of menuentry."""
     assert line("menuentry title --class c one --id i 'two three' { linux /k $1 $2 \"$3\" }") == 'title one "two three"'
 
 
-def test_an_entry_does_not_change_what_others_see():
+def test_an_entry_does_not_change_what_others_see() -> None:
     found = menu("set a=1\nmenuentry x { set a=2; linux /k $a }\nmenuentry y { linux /k $a }")
     assert [choice.load().command_line for choice in found.choices] == ["BOOT_IMAGE=/k 2", "BOOT_IMAGE=/k 1"]
 
 
-def test_several_initrds_are_all_loaded():
+def test_several_initrds_are_all_loaded() -> None:
     """Microcode comes first."""
     found = entry("menuentry x { linux (hd0)/k\n initrd /boot/initrd.img-6.1 (hd0)/boot/vmlinuz-5.10 }")
     assert [file.path for file in found.initrds] == ["/boot/initrd.img-6.1", "/boot/vmlinuz-5.10"]
 
 
-def test_a_script_may_start_a_kernel_without_a_menu():
+def test_a_script_may_start_a_kernel_without_a_menu() -> None:
     assert entry("linux /k a\nboot").command_line == "BOOT_IMAGE=/k a"
 
 
-def test_the_fallback_comes_after_the_default():
+def test_the_fallback_comes_after_the_default() -> None:
     found = menu("set default=1\nset fallback='0 5'\nmenuentry x { linux /k }\nmenuentry y { linux /k }")
     assert [choice.title for choice in found.candidates()] == ["y", "x"]
 
@@ -250,7 +250,7 @@ def test_the_fallback_comes_after_the_default():
         ("true", "no kernel"),
     ],
 )
-def test_what_is_no_linux_is_told(command: str, reason: str):
+def test_what_is_no_linux_is_told(command: str, reason: str) -> None:
     """So that "No bootable device" has a reason."""
     with pytest.raises(BootError, match=reason):
         entry(f"menuentry x {{ {command}\n}}")
@@ -275,7 +275,7 @@ NEVER_ENDING = {
 
 
 @pytest.mark.parametrize("name", NEVER_ENDING)
-def test_what_would_never_end_ends_as_an_error(name: str):
+def test_what_would_never_end_ends_as_an_error(name: str) -> None:
     """Within the budget, whatever the form of the loop."""
     with pytest.raises(BootError):
         entry(NEVER_ENDING[name])
@@ -289,13 +289,13 @@ def test_what_would_never_end_ends_as_an_error(name: str):
         *("[ " + "( " * 150 + " ]", "while", "menuentry", "linux", "search --set", "load_env -f", "probe", "$", "\\"),
     ],
 )
-def test_scripts_that_are_not_whole_are_refused_or_empty(script: str):
+def test_scripts_that_are_not_whole_are_refused_or_empty(script: str) -> None:
     """Nothing else than BootError comes out."""
     with pytest.raises(BootError):
         entry(script)
 
 
-def test_expressions_are_as_in_the_manual():
+def test_expressions_are_as_in_the_manual() -> None:
     def look(path: str) -> tuple[Kind, int] | None:
         return {"/d": (Kind.DIRECTORY, 10), "/f": (Kind.FILE, 5), "/empty": (Kind.FILE, 0)}.get(path)
 
@@ -313,7 +313,7 @@ def test_expressions_are_as_in_the_manual():
     assert [text for text in false if holds(words[text], look)] == []
 
 
-def test_versions_are_sorted_by_their_numbers():
+def test_versions_are_sorted_by_their_numbers() -> None:
     assert newest_first(["a-6.9.conf", "a-6.10.conf", "a-0-rescue.conf"]) == [
         *("a-6.10.conf", "a-6.9.conf", "a-0-rescue.conf"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 
 import pytest
 
@@ -43,22 +44,22 @@ def legacy(default: str) -> Menu:
     return grub_legacy.read(found, found.named("hd0"), "/boot/grub/menu.lst")
 
 
-def test_menu_lst_starts_its_default():
+def test_menu_lst_starts_its_default() -> None:
     assert started(legacy("0").default()) == (*("/boot/vmlinuz-6.1", ["/boot/initrd.img-6.1"], "root=/dev/xvda1 ro"),)
     assert started(legacy("1").default()) == ("/boot/vmlinuz-5.10", [], "--type=linux single")
     assert legacy("2").default().kernel.path == "/boot/memtest"
 
 
-def test_menu_lst_saved_is_the_first_and_fallback_comes_next():
+def test_menu_lst_saved_is_the_first_and_fallback_comes_next() -> None:
     assert [choice.title for choice in legacy("saved").candidates()] == ["Xen guest", "Other"]
 
 
-def test_menu_lst_that_starts_another_loader_is_told():
+def test_menu_lst_that_starts_another_loader_is_told() -> None:
     with pytest.raises(BootError, match="'Windows' starts another boot loader"):
         legacy("3").default()
 
 
-def test_menu_lst_counts_partitions_from_zero():
+def test_menu_lst_counts_partitions_from_zero() -> None:
     found = places({})
     with pytest.raises(BootError, match=r"no device \(hd0,3\)"):
         grub_legacy.device(found, "hd0,2")
@@ -91,7 +92,7 @@ LABEL lts
 """
 
 
-def test_what_alpine_generates_starts_its_default():
+def test_what_alpine_generates_starts_its_default() -> None:
     """Paths are relative to the configuration."""
     menu = syslinux({"/boot/extlinux.conf": ALPINE}, "/boot/extlinux.conf")
     assert started(menu.default()) == (
@@ -112,7 +113,7 @@ INSTALLER = {
 }
 
 
-def test_what_debian_s_installer_has_starts_its_first_label():
+def test_what_debian_s_installer_has_starts_its_first_label() -> None:
     """The default is a menu program; included files hold the labels."""
     menu = syslinux(INSTALLER, "/isolinux/isolinux.cfg")
     assert started(menu.default()) == (
@@ -124,7 +125,7 @@ def test_what_debian_s_installer_has_starts_its_first_label():
     assert started(menu.select("expert"))[2].endswith("priority=low")
 
 
-def test_append_of_all_labels_counts_where_a_label_has_none():
+def test_append_of_all_labels_counts_where_a_label_has_none() -> None:
     menu = syslinux(
         {"/c": "append a b\nlabel x\nkernel /k\nlabel y\nkernel /k\nappend -\nlabel z\nkernel /k\nappend c"}, "/c"
     )
@@ -132,7 +133,7 @@ def test_append_of_all_labels_counts_where_a_label_has_none():
     assert lines == ["a b", "", "c"]
 
 
-def test_a_default_may_be_a_command_line():
+def test_a_default_may_be_a_command_line() -> None:
     menu = syslinux({"/c": "default /linux root=/dev/xvda initrd=/i\n"}, "/c")
     assert started(menu.default()) == ("/linux", ["/i"], "BOOT_IMAGE=/linux root=/dev/xvda initrd=/i")
 
@@ -149,7 +150,7 @@ def test_a_default_may_be_a_command_line():
         ("include a\n" * 100, "includes too many"),
     ],
 )
-def test_a_configuration_without_a_kernel_is_told(text: str, reason: str):
+def test_a_configuration_without_a_kernel_is_told(text: str, reason: str) -> None:
     with pytest.raises(BootError, match=reason):
         syslinux({"/c": text, "/a": "prompt 0\n"}, "/c").default()
 
@@ -171,7 +172,7 @@ def pe(**sections: bytes) -> bytes:
     )
 
 
-LOADER = {
+LOADER: dict[str, str | bytes] = {
     "/loader/loader.conf": "timeout 3\ndefault arch-lts*\n",
     "/loader/entries/arch.conf": "title Arch\nlinux /vmlinuz-linux\ninitrd /intel-ucode.img\ninitrd /initramfs.img\n"
     "options root=LABEL=arch\noptions rw\n",
@@ -181,11 +182,11 @@ LOADER = {
 }
 
 
-def loader(files: dict[str, str | bytes]) -> Menu | None:
+def loader(files: Mapping[str, str | bytes]) -> Menu | None:
     return entries.systemd_boot(places(files).named("hd0"))
 
 
-def test_systemd_boot_starts_the_default_of_its_settings():
+def test_systemd_boot_starts_the_default_of_its_settings() -> None:
     menu = loader(LOADER)
     assert menu is not None
     assert started(menu.default()) == ("/vmlinuz-lts", [], "")
@@ -196,7 +197,7 @@ def test_systemd_boot_starts_the_default_of_its_settings():
         menu.select("shell.conf")
 
 
-def test_systemd_boot_without_a_default_starts_the_newest():
+def test_systemd_boot_without_a_default_starts_the_newest() -> None:
     """Entries that were tried in vain come last."""
     files = {f"/loader/entries/{name}.conf": f"linux /{name}\n" for name in ("a-6.9", "a-6.10", "a-6.11+0-3")}
     menu = loader(files)
@@ -204,7 +205,7 @@ def test_systemd_boot_without_a_default_starts_the_newest():
     assert [choice.load().kernel.path for choice in menu.choices] == ["/a-6.10", "/a-6.9", "/a-6.11+0-3"]
 
 
-def test_a_unified_kernel_image_is_taken_apart():
+def test_a_unified_kernel_image_is_taken_apart() -> None:
     """Kernel, initrd and command line are sections of one file."""
     image = pe(linux=b"kernel", initrd=b"initrd of it", cmdline=b"root=/dev/xvda1 ro\n\0", osrel=b"ID=x")
     menu = loader({"/EFI/Linux/arch.efi": image})
@@ -214,7 +215,7 @@ def test_a_unified_kernel_image_is_taken_apart():
     assert entry.command_line == "root=/dev/xvda1 ro"
 
 
-def test_every_truncation_of_a_unified_kernel_image_is_refused_or_short():
+def test_every_truncation_of_a_unified_kernel_image_is_refused_or_short() -> None:
     image = pe(linux=b"kernel", cmdline=b"root=/dev/xvda1 ro")
     for length in range(len(image)):
         menu = loader({"/EFI/Linux/arch.efi": image[:length]})
@@ -225,5 +226,5 @@ def test_every_truncation_of_a_unified_kernel_image_is_refused_or_short():
             continue
 
 
-def test_a_partition_without_entries_has_no_menu():
+def test_a_partition_without_entries_has_no_menu() -> None:
     assert loader({"/loader/loader.conf": "default x\n"}) is None

@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,7 @@ class Walk:
         return list(struct.iter_unpack("<BBBBI", self.madt[44:]))
 
 
-def test_the_pointer_has_both_checksums():
+def test_the_pointer_has_both_checksums() -> None:
     """The first 20 bytes are ACPI 1.0's, all 36 are 2.0's."""
     rsdp = Walk(acpi.build(BASE, vcpus=1, online=1)).rsdp
     assert (rsdp[:8], rsdp[15], len(rsdp)) == (b"RSD PTR ", 2, 36)
@@ -50,7 +51,7 @@ def test_the_pointer_has_both_checksums():
     assert (sum(rsdp[:20]) % 256, sum(rsdp) % 256) == (0, 0)
 
 
-def test_hardware_is_reduced_in_revision_6():
+def test_hardware_is_reduced_in_revision_6() -> None:
     """Linux then looks for no timer, PIC or fixed register."""
     fadt = Walk(acpi.build(BASE, vcpus=1, online=1)).fadt
     assert (len(fadt), fadt[8]) == (276, 6)
@@ -58,21 +59,21 @@ def test_hardware_is_reduced_in_revision_6():
     assert struct.unpack_from("<I", fadt, 40)[0] == struct.unpack_from("<Q", fadt, 140)[0]
 
 
-def test_each_vcpu_has_a_local_apic_and_the_first_are_enabled():
+def test_each_vcpu_has_a_local_apic_and_the_first_are_enabled() -> None:
     """ACPI numbers are vCPU numbers; APIC numbers are twice those."""
     walk = Walk(acpi.build(BASE, vcpus=4, online=2))
     assert struct.unpack_from("<II", walk.madt, 36) == (0xFEE00000, 0)
     assert walk.processors() == [(0, 8, 0, 0, 1), (0, 8, 1, 2, 1), (0, 8, 2, 4, 0), (0, 8, 3, 6, 0)]
 
 
-def test_the_most_vcpus_have_numbers_of_their_own_in_a_byte():
+def test_the_most_vcpus_have_numbers_of_their_own_in_a_byte() -> None:
     """255 would be a broadcast."""
     walk = Walk(acpi.build(BASE, vcpus=128, online=128))
     assert [entry[3] for entry in walk.processors()] == list(range(0, 256, 2))
     assert len(walk.image) < 0xFFFC0 - BASE
 
 
-def test_definitions_are_the_body_of_the_last_table():
+def test_definitions_are_the_body_of_the_last_table() -> None:
     """Room for an _S5 object."""
     walk = Walk(acpi.build(BASE, vcpus=1, online=1, definitions=SOFT_OFF))
     assert walk.dsdt[:4] == b"DSDT"
@@ -81,13 +82,13 @@ def test_definitions_are_the_body_of_the_last_table():
 
 
 @pytest.mark.parametrize(("vcpus", "online"), [(0, 0), (1, 0), (1, 2), (129, 1), (-1, -1)])
-def test_impossible_numbers_are_refused(vcpus, online):
+def test_impossible_numbers_are_refused(vcpus: int, online: int) -> None:
     """One CPU at least, and no more than there are."""
     with pytest.raises(ValueError, match="are not among"):
         acpi.build(BASE, vcpus=vcpus, online=online)
 
 
-def test_intels_compiler_reads_and_rebuilds_every_table(tmp_path):
+def test_intels_compiler_reads_and_rebuilds_every_table(tmp_path: Path) -> None:
     """The reference implementation (acpica-tools) finds nothing to remark."""
     iasl = os.environ.get("KRONOS_IASL") or shutil.which("iasl")
     if not iasl:

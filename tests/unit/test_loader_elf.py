@@ -22,7 +22,7 @@ def long(value: int) -> bytes:
     return struct.pack("<Q", value)
 
 
-def test_segments_have_their_addresses_and_are_sorted_by_the_physical_one():
+def test_segments_have_their_addresses_and_are_sorted_by_the_physical_one() -> None:
     """A loader may rely on the order."""
     start = body_offset(3)
     headers = [
@@ -38,7 +38,7 @@ def test_segments_have_their_addresses_and_are_sorted_by_the_physical_one():
     assert (parsed.start, parsed.end, parsed.entry) == (0x200000, 0x300040, 0x100000)
 
 
-def test_loading_copies_the_file_and_zeros_the_rest():
+def test_loading_copies_the_file_and_zeros_the_rest() -> None:
     """Memory that was used before shows that nothing is left where bss is."""
     memory = Memory(2 << 20)
     memory.write(0x100000, b"\xee" * 0x5000)
@@ -48,14 +48,14 @@ def test_loading_copies_the_file_and_zeros_the_rest():
     assert memory.read(0x103210, 16) == b"\xee" * 16
 
 
-def test_zeros_in_fresh_memory_cost_no_memory():
+def test_zeros_in_fresh_memory_cost_no_memory() -> None:
     """A kernel's bss may be much larger than its file."""
     memory = Memory(64 << 20)
     load(parse(kernel(CODE, size=32 << 20)), memory)
     assert memory.used() <= 4 * PAGE
 
 
-def test_zeroing_within_a_frame_leaves_its_neighbours():
+def test_zeroing_within_a_frame_leaves_its_neighbours() -> None:
     """A range that holds no whole frame is written, not freed."""
     memory = Memory(PAGE)
     memory.write(0, b"\xee" * 64)
@@ -63,7 +63,7 @@ def test_zeroing_within_a_frame_leaves_its_neighbours():
     assert memory.read(0, 64) == b"\xee" * 8 + bytes(16) + b"\xee" * 40
 
 
-def test_a_kernel_beyond_the_memory_is_refused_with_nothing_written():
+def test_a_kernel_beyond_the_memory_is_refused_with_nothing_written() -> None:
     """The first segment would fit."""
     memory = Memory(1 << 20)
     start = body_offset(2)
@@ -85,7 +85,7 @@ STRINGS = [
 
 
 @pytest.mark.parametrize(("case", "size"), NUMBERS.items(), ids=lambda value: str(value))
-def test_numeric_notes_are_decoded(case, size):
+def test_numeric_notes_are_decoded(case: tuple[int, str], size: int) -> None:
     """Each type of public/elfnote.h that is a number, in the width that kernels use."""
     number, name = case
     notes = parse(kernel(CODE, note(number, (0x1234).to_bytes(size, "little")))).notes
@@ -93,13 +93,13 @@ def test_numeric_notes_are_decoded(case, size):
 
 
 @pytest.mark.parametrize(("number", "name"), STRINGS)
-def test_string_notes_are_decoded(number, name):
+def test_string_notes_are_decoded(number: int, name: str) -> None:
     """Each type of public/elfnote.h that is a string."""
     notes = parse(kernel(CODE, note(number, b"yes\0"))).notes
     assert getattr(notes, name) == "yes"
 
 
-def test_notes_of_pairs_and_constraints_are_decoded():
+def test_notes_of_pairs_and_constraints_are_decoded() -> None:
     """The two types that are neither number nor string."""
     pairs = struct.pack("<QQQQ", 1, 1, 5, 4)
     notes = parse(kernel(CODE, note(13, pairs) + note(19, word(0x1000) + word(0x200000)))).notes
@@ -107,7 +107,7 @@ def test_notes_of_pairs_and_constraints_are_decoded():
     assert notes.phys32_reloc == (0x1000, 0x200000)
 
 
-def test_features_of_both_notes_are_joined():
+def test_features_of_both_notes_are_joined() -> None:
     """What is required is supported; unknown names without a mark are no harm (libelf of Xen)."""
     text = b"!writable_page_tables|pae_pgdir_above_4gb|something_new\0"
     notes = parse(kernel(CODE, note(10, text) + note(17, word(1 << 15)))).notes
@@ -116,13 +116,13 @@ def test_features_of_both_notes_are_joined():
     assert FEATURES[20] == "dm_msix_all_writes"
 
 
-def test_notes_of_others_and_unknown_notes_say_nothing():
+def test_notes_of_others_and_unknown_notes_say_nothing() -> None:
     """A build id has type 3, as VIRT_BASE has."""
     notes = parse(kernel(CODE, note(3, b"12345678", b"GNU\0") + note(0x1000001, b"?"))).notes
     assert notes == parse(kernel(CODE)).notes
 
 
-def test_notes_aligned_to_eight_bytes_are_found():
+def test_notes_aligned_to_eight_bytes_are_found() -> None:
     """Segments with property notes are padded to 8 bytes (x86-64 psABI)."""
     content = note(5, b"GNU", b"GNU\0") + bytes(4) + note(18, word(0x100000))
     start = body_offset(2)
@@ -131,7 +131,7 @@ def test_notes_aligned_to_eight_bytes_are_found():
     assert parsed.notes.phys32_entry == 0x100000
 
 
-def test_a_kernel_of_32_bits_is_parsed_as_one_of_64():
+def test_a_kernel_of_32_bits_is_parsed_as_one_of_64() -> None:
     """The order of a program header's members is another."""
     parsed = parse(kernel32(CODE, note(18, struct.pack("<I", 0x100002)), entry=0x100001))
     assert (parsed.bits, parsed.entry, parsed.notes.phys32_entry) == (32, 0x100001, 0x100002)
@@ -179,14 +179,14 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "image"), [(text, image) for text, images in BAD.items() for image in images])
-def test_a_bad_file_is_refused_in_one_line(text, image):
+def test_a_bad_file_is_refused_in_one_line(text: str, image: bytes) -> None:
     """Strict: nothing is guessed."""
     with pytest.raises(LoadError, match=text) as caught:
         parse(image)
     assert len(str(caught.value)) < 120
 
 
-def test_every_truncation_of_a_kernel_is_refused():
+def test_every_truncation_of_a_kernel_is_refused() -> None:
     """No length is special."""
     image = kernel(CODE, note(18, word(0x100000)))
     for length in range(len(image)):
@@ -203,7 +203,7 @@ def debian() -> bytes:
     return fetched(KERNEL_PACKAGE).kernel.read_bytes()
 
 
-def test_debians_kernel_is_loaded_byte_by_byte(debian):
+def test_debians_kernel_is_loaded_byte_by_byte(debian: bytes) -> None:
     """Each segment's bytes are in memory, and the notes are those of Linux."""
     image = bzimage.extract(debian)
     parsed = parse(image)
@@ -215,5 +215,5 @@ def test_debians_kernel_is_loaded_byte_by_byte(debian):
         assert content == bytes(image[segment.offset : segment.offset + segment.file_size]).ljust(segment.size, b"\0")
     notes = dataclasses.asdict(parsed.notes)
     assert (notes["guest_os"], notes["xen_version"], notes["paddr_offset"]) == ("linux", "xen-3.0", 0)
-    assert parsed.holds(parsed.notes.phys32_entry)
+    assert parsed.notes.phys32_entry is not None and parsed.holds(parsed.notes.phys32_entry)
     assert notes["supported_features"] & 1 << FEATURES.index("linux_rsdp_unrestricted")

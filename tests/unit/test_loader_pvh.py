@@ -1,11 +1,14 @@
 """A PVH domain's memory as a guest finds it at its first instruction."""
 
 import struct
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hypervisor.cpu.msr import NoRegister
 from hypervisor.cpu.overlay import RAX, RBX, RCX
 from hypervisor.cpu.vcpu import VCPU, Outcome
 from hypervisor.loader import acpi, pvh
@@ -18,8 +21,15 @@ GIB = 1 << 30
 RAM = 16 * MIB
 
 
-def build(memory, kernel=None, initrd=None, command_line="console=hvc0", **options):
-    return pvh.build(memory, kernel or pvh_kernel(), initrd, command_line, **{"vcpus": 1, **options})
+def build(
+    memory: Memory,
+    kernel: pvh.Source | None = None,
+    initrd: pvh.Source | None = None,
+    command_line: str = "console=hvc0",
+    vcpus: int = 1,
+    online: int | None = None,
+) -> pvh.PVHImage:
+    return pvh.build(memory, kernel or pvh_kernel(), initrd, command_line, vcpus=vcpus, online=online)
 
 
 class Guest:
@@ -41,7 +51,7 @@ class Guest:
         return list(struct.iter_unpack("<QQII", self.memory.read(self.map, 24 * self.entries)))
 
 
-def test_start_info_leads_to_everything():
+def test_start_info_leads_to_everything() -> None:
     """Version 1, with a memory map, ACPI and a command line; no module without an initrd."""
     memory = Memory(RAM)
     image = build(memory)
@@ -53,7 +63,7 @@ def test_start_info_leads_to_everything():
     assert guest.memory_map() == [(entry.start, entry.size, entry.kind, 0) for entry in image.memory_map]
 
 
-def test_the_map_reserves_page_zero_the_legacy_area_and_the_special_pages():
+def test_the_map_reserves_page_zero_the_legacy_area_and_the_special_pages() -> None:
     """All else of a small domain is RAM."""
     image = build(Memory(RAM))
     assert [(entry.start, entry.end, entry.kind) for entry in image.memory_map] == [
@@ -69,7 +79,7 @@ def test_the_map_reserves_page_zero_the_legacy_area_and_the_special_pages():
     assert image.frames == RAM >> 12
 
 
-def test_special_pages_are_empty_even_in_used_memory():
+def test_special_pages_are_empty_even_in_used_memory() -> None:
     """A stale ring index would be taken for the guest's."""
     memory = Memory(RAM)
     memory.write(RAM - 8 * PAGE, b"\xee" * 8 * PAGE)
@@ -77,7 +87,7 @@ def test_special_pages_are_empty_even_in_used_memory():
     assert memory.read(RAM - 8 * PAGE, 8 * PAGE) == bytes(8 * PAGE)
 
 
-def test_the_initrd_ends_below_the_special_pages():
+def test_the_initrd_ends_below_the_special_pages() -> None:
     """As high as whole pages allow, and listed as the one module."""
     memory = Memory(RAM)
     initrd = bytes(range(256)) * 33
@@ -90,19 +100,19 @@ def test_the_initrd_ends_below_the_special_pages():
     assert 0 <= RAM - 0x8000 - (image.initrd + len(initrd)) < PAGE
 
 
-def test_start_info_follows_the_kernel():
+def test_start_info_follows_the_kernel() -> None:
     """Where libxl puts it; some kernels take what follows it for free memory."""
     image = build(Memory(RAM), pvh_kernel(size=0x3001))
     assert image.start_info == 0x104000
 
 
-def test_a_kernel_below_the_first_mib_leaves_start_info_above_it():
+def test_a_kernel_below_the_first_mib_leaves_start_info_above_it() -> None:
     """The legacy area is not RAM."""
     low = kernel(b"\xf4" * 16, note(18, struct.pack("<I", 0x1000)), physical=0x1000)
     assert build(Memory(RAM), low).start_info == 0x100000
 
 
-def test_kernels_and_initrds_may_be_files(tmp_path: Path):
+def test_kernels_and_initrds_may_be_files(tmp_path: Path) -> None:
     """A bzImage in a file is as good as an ELF file in bytes."""
     (tmp_path / "kernel").write_bytes(compressed("zstd", pvh_kernel()))
     (tmp_path / "initrd").write_bytes(b"archive")
@@ -111,7 +121,7 @@ def test_kernels_and_initrds_may_be_files(tmp_path: Path):
     assert one.read(0, RAM) == other.read(0, RAM)
 
 
-def test_the_tables_know_the_vcpus():
+def test_the_tables_know_the_vcpus() -> None:
     """Two of three are there at the start."""
     memory = Memory(RAM)
     build(memory, vcpus=3, online=2)
@@ -127,7 +137,7 @@ def outside(physical: int) -> bytes:
     return elf([*headers, header(4, start, 0, len(notes), len(notes))], notes)
 
 
-REFUSED = {
+REFUSED: dict[str, dict[str, Any]] = {
     "no PVH entry": {"kernel": kernel(b"\xf4")},
     "lies outside of the kernel": {"kernel": pvh_kernel(entry=0x103000)},
     "0xffd, where the domain": {"kernel": outside(0xFFD)},
@@ -150,7 +160,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "options"), REFUSED.items(), ids=list(REFUSED))
-def test_what_cannot_be_built_is_refused_with_nothing_written(text, options):
+def test_what_cannot_be_built_is_refused_with_nothing_written(text: str, options: dict[str, Any]) -> None:
     """One line for people, and memory as it was."""
     memory = Memory(RAM)
     with pytest.raises(LoadError, match=text) as caught:
@@ -159,13 +169,13 @@ def test_what_cannot_be_built_is_refused_with_nothing_written(text, options):
     assert memory.used() == 0
 
 
-def test_the_longest_command_line_is_taken():
+def test_the_longest_command_line_is_taken() -> None:
     """2047 bytes and the zero are Linux's COMMAND_LINE_SIZE."""
     memory = Memory(RAM)
     assert Guest(memory, build(memory, command_line="x" * 2047)).text() == b"x" * 2047
 
 
-def test_an_initrd_may_fill_the_memory_to_the_last_page():
+def test_an_initrd_may_fill_the_memory_to_the_last_page() -> None:
     """Start_info takes one page between kernel and initrd."""
     memory = Memory(RAM)
     image = build(memory, initrd=b"i" * (RAM - 0x8000 - 0x104000))
@@ -176,7 +186,7 @@ def test_an_initrd_may_fill_the_memory_to_the_last_page():
 
 
 @pytest.mark.parametrize("ram", [2 * MIB, 256 * MIB, pvh.LOW_END, pvh.LOW_END + PAGE, 8 * GIB, 1024 * GIB])
-def test_all_ram_is_in_the_map_whatever_its_size(ram):
+def test_all_ram_is_in_the_map_whatever_its_size(ram: int) -> None:
     """What is not RAM or special in the address space is the hole."""
     size = pvh.address_space(ram)
     regions = pvh.memory_map(size)
@@ -187,7 +197,7 @@ def test_all_ram_is_in_the_map_whatever_its_size(ram):
     assert all(one.end <= other.start for one, other in pairwise(regions))
 
 
-def test_a_large_domain_is_built_around_the_hole():
+def test_a_large_domain_is_built_around_the_hole() -> None:
     """The special pages and the initrd stay below it; its frames do not count."""
     memory = pvh.allocate(5 * GIB)
     image = build(memory, initrd=b"archive")
@@ -200,7 +210,7 @@ def test_a_large_domain_is_built_around_the_hole():
 
 
 @pytest.mark.parametrize("size", [0, PAGE, 2 * MIB - PAGE, 2 * MIB + 1, pvh.LOW_END + PAGE, 4 * GIB])
-def test_an_address_space_that_ends_in_the_hole_is_refused(size):
+def test_an_address_space_that_ends_in_the_hole_is_refused(size: int) -> None:
     """Or that is too small for anything."""
     with pytest.raises(LoadError, match="cannot have an address space"):
         pvh.memory_map(size)
@@ -212,16 +222,22 @@ def test_an_address_space_that_ends_in_the_hole_is_refused(size):
 class Silent:
     """A machine that answers nothing."""
 
-    def hypercall(self, cpu, number, arguments):
+    def hypercall(self, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
         return -38
 
-    def cpuid(self, cpu, leaf, subleaf):
+    def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         return 0, 0, 0, 0
 
-    def port_in(self, cpu, port, size):
+    def read_msr(self, cpu: VCPU, number: int) -> int:
+        raise NoRegister(number)
+
+    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
+        raise NoRegister(number)
+
+    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
         return 0
 
-    def port_out(self, cpu, port, size, value):
+    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
         pass
 
 
@@ -233,7 +249,7 @@ def run(memory: Memory, code: str, number: int = 0) -> tuple[VCPU, Outcome, pvh.
     return cpu, cpu.run(), image
 
 
-def test_the_cpu_starts_in_32_bit_mode_with_start_info_in_ebx():
+def test_the_cpu_starts_in_32_bit_mode_with_start_info_in_ebx() -> None:
     """The first instructions read the magic number through EBX, and encode otherwise in 64-bit mode."""
     cpu, outcome, image = run(Memory(RAM), "8b 03 40 f4")  # mov eax, [ebx]; inc eax (REX in 64-bit mode); hlt
     assert outcome is Outcome.OFF
@@ -245,7 +261,7 @@ def test_the_cpu_starts_in_32_bit_mode_with_start_info_in_ebx():
 
 
 @pytest.mark.parametrize("ram", [RAM, 4 * GIB])
-def test_each_cpu_sees_its_own_local_apic(ram):
+def test_each_cpu_sees_its_own_local_apic(ram: int) -> None:
     """Identity and version, in a small domain and in one with a hole; nothing of it is in `Memory`."""
     memory = pvh.allocate(ram)
     cpu, outcome, _ = run(memory, "a1 20 00 e0 fe 8b 0d 30 00 e0 fe f4", number=3)  # mov eax, [..20]; mov ecx, [..30]
@@ -254,7 +270,7 @@ def test_each_cpu_sees_its_own_local_apic(ram):
     assert cpu.general[RCX] == 0x50014
 
 
-def test_the_hole_holds_no_memory_for_the_guest():
+def test_the_hole_holds_no_memory_for_the_guest() -> None:
     """Reading it gives all ones, as any address without memory does."""
     memory = pvh.allocate(4 * GIB)
     cpu, outcome, _ = run(memory, "a1 00 00 00 f0 f4")  # mov eax, [0xf0000000]; hlt
@@ -262,7 +278,7 @@ def test_the_hole_holds_no_memory_for_the_guest():
     assert cpu.general[RAX] == 0xFFFFFFFF
 
 
-def test_memory_on_both_sides_of_the_hole_stays_the_domains():
+def test_memory_on_both_sides_of_the_hole_stays_the_domains() -> None:
     """Taking the hole out must not replace what is beside it."""
     memory = pvh.allocate(4 * GIB)
     cpu, _, _ = run(memory, "c7 05 fc ff ff ef 78 56 34 12 f4")  # mov dword [0xeffffffc], 0x12345678; hlt
@@ -271,12 +287,12 @@ def test_memory_on_both_sides_of_the_hole_stays_the_domains():
     assert memory.read(4 * GIB, 4) == b"high"
 
 
-def test_the_entry_is_the_notes_not_the_files():
+def test_the_entry_is_the_notes_not_the_files() -> None:
     """e_entry is for other loaders."""
     assert build(Memory(RAM)).entry == ENTRY
 
 
-def test_a_kernel_of_32_bits_is_entered_by_its_note():
+def test_a_kernel_of_32_bits_is_entered_by_its_note() -> None:
     """PVH enters all kernels in 32-bit mode."""
     image = kernel32(b"\xf4" * 64, note(18, struct.pack("<I", 0x100020)), entry=0x100010)
     memory = Memory(RAM)
@@ -284,7 +300,7 @@ def test_a_kernel_of_32_bits_is_entered_by_its_note():
     assert memory.read(0x100000, 64) == b"\xf4" * 64
 
 
-def test_a_kernel_of_32_bits_without_a_note_is_entered_where_its_header_says():
+def test_a_kernel_of_32_bits_without_a_note_is_entered_where_its_header_says() -> None:
     """So Xen enters the firmware of HVM domains."""
     assert build(Memory(RAM), kernel32(b"\xf4" * 64, entry=0x100010)).entry == 0x100010
     with pytest.raises(LoadError, match="lies outside of the kernel"):
