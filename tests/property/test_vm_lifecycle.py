@@ -180,7 +180,8 @@ class Lifecycle(RuleBasedStateMachine):
     def snapshot(self, number: int, memory: bool, fail: str | None) -> None:
         vm = self.pick(number, self.own(templates=False))
         if vm is not None and len(self.own()) < MOST:
-            name, more = ("checkpoint", ()) if memory else ("snapshot", ([],))
+            name = "checkpoint" if memory else "snapshot"
+            more: tuple[list[str], ...] = () if memory else ([],)
             self.ask(vm, name, f"VM.{name}", vm._ref, "snapshot", *more, fail=fail)
 
     @rule(number=NUMBERS, fail=FAILS)

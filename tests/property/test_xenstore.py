@@ -172,7 +172,8 @@ class StoreMachine(RuleBasedStateMachine):
         reply = b""
         for domid, connection in self.connections.items():
             messages = parsed(connection.take(1 << 20))
-            self.heard[domid] = [tuple(body.split(b"\0")[:2]) for got, body in messages if got == Type.WATCH_EVENT]
+            events = [body.split(b"\0") for got, body in messages if got == Type.WATCH_EVENT]
+            self.heard[domid] = [(path, token) for path, token, _ in events]
             replies = [body for got, body in messages if got != Type.WATCH_EVENT]
             assert len(replies) == (domid == actor)
             reply = replies[0] if replies else reply

@@ -386,8 +386,8 @@ def test_we_read_what_qemu_writes(tmp_path: Path, subformat: str) -> None:
     data = b"".join(bytes([number % 251]) * 4096 for number in range(2048))
     (tmp_path / "raw").write_bytes(data)
     options = f"subformat={subformat},force_size=on"
-    command = ["qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", options, tmp_path / "raw", tmp_path / "q.vhd"]
-    subprocess.run(command, check=True)
+    files = tmp_path / "raw", tmp_path / "q.vhd"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", options, *files], check=True)
     assert content(tmp_path / "q.vhd") == data
 
 
@@ -403,9 +403,9 @@ def test_an_image_of_qemu_can_be_written_and_grown(tmp_path: Path) -> None:
     disk.write(500 * MIB, b"y" * MIB)
     disk.close()
     subprocess.run(["qemu-img", "convert", "-f", "vpc", "-O", "raw", path, tmp_path / "raw"], check=True)
-    for disk in (opened(path, read_only=True), raw.open(tmp_path / "raw", read_only=True)):
-        assert (disk.read(MIB, MIB), disk.read(500 * MIB, MIB)) == (b"x" * MIB, b"y" * MIB)
-        disk.close()
+    for copy in (opened(path, read_only=True), raw.open(tmp_path / "raw", read_only=True)):
+        assert (copy.read(MIB, MIB), copy.read(500 * MIB, MIB)) == (b"x" * MIB, b"y" * MIB)
+        copy.close()
 
 
 @needs_7z

@@ -54,7 +54,17 @@ def spoil_footers(path: Path) -> None:
     overwrite(path, size - FOOTER, bytes(FOOTER))
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Something else of the same name."""
+
+    def replace(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return replace
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "empty": lambda path: path.write_bytes(b""),
     "another kind of file": lambda path: path.write_bytes(b"QFI\xfb" + bytes(5000)),
@@ -62,15 +72,15 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "no footers": spoil_footers,
     "no header": lambda path: overwrite(path, FOOTER, bytes(HEADER)),
     "a header of nonsense": lambda path: overwrite(path, FOOTER + 8, b"\xff" * 200),
-    "a directory": lambda path: (path.unlink(), path.mkdir())[1],  # type: ignore[func-returns-value]
-    "a FIFO": lambda path: (path.unlink(), os.mkfifo(path))[1],  # type: ignore[func-returns-value]
-    "a link to itself": lambda path: (path.unlink(), path.symlink_to(path.name))[1],  # type: ignore[func-returns-value]
+    "a directory": instead(Path.mkdir),
+    "a FIFO": instead(os.mkfifo),
+    "a link to itself": instead(lambda path: path.symlink_to(path.name)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_scan_tells_of_an_image_that_was_spoilt_meanwhile(
-    repository: FileRepository, damage: Callable[[Path], None]
+    repository: FileRepository, damage: Callable[[Path], object]
 ) -> None:
     """It was known as whole before; the other one stays as it was, and a repaired one is back."""
     good, bad = repository.create_volume(4 * MIB), repository.create_volume(4 * MIB)

@@ -687,8 +687,7 @@ def test_qemu_finds_nothing_wrong_with_any_file(repository: FileRepository, tmp_
         told = subprocess.run(["qemu-img", "info", "-f", "vpc", path], capture_output=True, text=True, check=True)
         assert f"({one.virtual_size} bytes)" in told.stdout
     raw = tmp_path / "raw"
-    command = ["qemu-img", "convert", "-f", "vpc", "-O", "raw", repository.image(copied.uuid), raw]
-    subprocess.run(command, check=True)
+    subprocess.run(["qemu-img", "convert", "-f", "vpc", "-O", "raw", repository.image(copied.uuid), raw], check=True)
     assert raw.read_bytes() == head(repository, volume, 12 * MIB)
 
 
