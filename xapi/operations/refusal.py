@@ -9,15 +9,16 @@ Everything follows from rows: no clock, no host is asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from xapi import errors
 from xapi.errors import Fault
 from xapi.operations import appliance, cluster, host, pool, sr, vbd, vdi, vif, vm, vtpm, vusb
 from xapi.operations.serving import AMONG_HOSTS, served, unserved
-from xapi.operations.sources import Guests, Source
+from xapi.operations.sources import Guests, Source, either, when
 from xapi.store.memory import Derivation, Store
+from xapi.store.rows import Row
 from xapi.types import EnumType, SetType
 
 
@@ -98,11 +99,26 @@ def _listing(name: str) -> Callable[[Store, Any], tuple[str, ...]]:
     return (lambda db, row: served(allowed(db, row), absent)) if absent else allowed
 
 
+def _otherwise(db: Store, name: str) -> Callable[[Row], Iterable[str]]:
+    """Return what finds the lists of a class that were made in a pool of one host and are in one of several now, or
+    the other way round, when a host comes or goes."""
+
+    def reach(host: Row) -> Iterable[str]:
+        rows = db.tables[name].rows
+        if len(db.host) == 1:
+            return list(rows)
+        return [ref for ref, row in rows.items() if not AMONG_HOSTS[name].isdisjoint(row.allowed_operations)]
+
+    return reach
+
+
 def register(db: Store) -> None:
     """Derive allowed_operations from now on, and bring the rows that exist up to date."""
     guests = Guests(db)
     for name, rules in RULES.items():
-        sources = rules.sources(db, guests)
+        sources = dict(rules.sources(db, guests))
+        if name in AMONG_HOSTS:
+            sources["host"] = either(sources["host"], when("", _otherwise(db, name), new=True))
         if sources:
             db.derive(Derivation(name, "allowed_operations", _listing(name), sources))
     with db.atomic():
