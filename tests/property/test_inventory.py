@@ -2,6 +2,7 @@
 
 import random
 from datetime import UTC, datetime
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,9 +12,10 @@ from xapi import datamodel
 from xapi.inventory.declaration import NIC, SR, VDI, VM, Declaration, Disk, Host, HostNIC, Network, Pool
 from xapi.inventory.fresh import populate
 from xapi.inventory.scale import grow
-from xapi.inventory.templates import default_templates, mac_address, read_size
-from xapi.store.memory import Store
-from xapi.types import NULL, MapType, RefType, SetType
+from xapi.inventory.templates import default_templates, read_size
+from xapi.store.memory import Change, Store
+from xapi.types import NULL, MapType, RefType, SetType, Type
+from xapi.vms.devices import mac_address
 from xapi.vms.memory import memory_overhead
 
 NOW = datetime(2026, 1, 31, 9, 5, 7, tzinfo=UTC)
@@ -24,18 +26,18 @@ class Journal:
 
     store: Store
 
-    def write(self, generation, changes):
+    def write(self, generation: int, changes: list[Change]) -> None:
         self.store.written(generation)
 
 
-def populated(declared, seed):
+def populated(declared: Declaration, seed: int) -> Store:
     journal = Journal()
     store = journal.store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
     populate(store, declared, rng=random.Random(seed), now=NOW)
     return store
 
 
-def wire(kind, value):
+def wire(kind: Type, value: Any) -> Any:
     """Return what a client would send: sets and maps of the wire."""
     if isinstance(kind, SetType):
         return [wire(kind.item, item) for item in value]
@@ -44,7 +46,7 @@ def wire(kind, value):
     return str(value) if isinstance(kind, RefType) else value
 
 
-def assert_sound(store):
+def assert_sound(store: Store) -> None:
     """Every value is of its type, and every reference leads to an object of the right class.
 
     Roles are left out: they are always the same, and a dozen thousand references.
@@ -65,7 +67,7 @@ sizes = st.integers(1, 2**42)
 
 
 @st.composite
-def declarations(draw):
+def declarations(draw: st.DrawFn) -> Declaration:
     """Any small inventory that reading a file could have given."""
     networks = tuple(Network(name, mtu=draw(st.sampled_from((1500, 9000)))) for name in draw(names))
     srs = tuple(
@@ -109,7 +111,7 @@ def declarations(draw):
 
 @settings(max_examples=15, deadline=None)
 @given(declarations(), st.integers(0, 2**32))
-def test_every_pool_is_sound(declared, seed):
+def test_every_pool_is_sound(declared: Declaration, seed: int) -> None:
     """Types and references, for what is declared and after growing."""
     store = populated(declared, seed)
     list(grow(store, hosts=len(declared.hosts) + 1, vms=3, rng=random.Random(seed + 1), now=NOW))
@@ -118,7 +120,7 @@ def test_every_pool_is_sound(declared, seed):
 
 @settings(max_examples=15, deadline=None)
 @given(declarations(), st.integers(0, 2**32))
-def test_every_pool_has_unique_bridges_and_addresses(declared, seed):
+def test_every_pool_has_unique_bridges_and_addresses(declared: Declaration, seed: int) -> None:
     """Two networks never meet on one bridge, two cards never under one address."""
     store = populated(declared, seed)
     bridges = [network.bridge for network in store.network]
@@ -128,7 +130,7 @@ def test_every_pool_has_unique_bridges_and_addresses(declared, seed):
 
 
 @given(st.text(max_size=40), st.integers(0, 15))
-def test_generated_addresses_are_local_and_unicast(seed, device):
+def test_generated_addresses_are_local_and_unicast(seed: str, device: int) -> None:
     """The two low bits of the first octet say so."""
     address = mac_address(seed, device)
     assert len(address) == 17
@@ -136,7 +138,9 @@ def test_generated_addresses_are_local_and_unicast(seed, device):
 
 
 @given(st.sampled_from(("hvm", "pv", "pv_in_pvh", "pvh")), st.integers(0, 2**42), st.integers(1, 64), st.floats(1, 8))
-def test_memory_overhead_is_whole_mebibytes_and_never_less_for_more(kind, static_max, vcpus, multiplier):
+def test_memory_overhead_is_whole_mebibytes_and_never_less_for_more(
+    kind: str, static_max: int, vcpus: int, multiplier: float
+) -> None:
     """More memory or more vCPUs never need less."""
     overhead = memory_overhead(kind, static_max, vcpus, multiplier)
     assert overhead > 0 and overhead % 2**20 == 0
@@ -145,6 +149,6 @@ def test_memory_overhead_is_whole_mebibytes_and_never_less_for_more(kind, static
 
 
 @given(st.integers(0, 2**20), st.sampled_from((("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40))))
-def test_sizes_are_read_with_their_unit(number, unit):
+def test_sizes_are_read_with_their_unit(number: int, unit: tuple[str, int]) -> None:
     """A number of bytes stands for itself."""
     assert read_size(f"{number} {unit[0]}") == read_size(number << unit[1]) == number << unit[1]

@@ -1,14 +1,17 @@
 """Whatever changes, and whether it lasts: no list of allowed operations is ever stale."""
 
 import random
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xapi import datamodel, errors
+from xapi.datamodel import Field
 from xapi.operations.refusal import RULES, allowed_operations, register
-from xapi.store.memory import Store
+from xapi.store.memory import Change, Store
 from xapi.types import NULL, BoolType, EnumType, MapType, RefType, SetType, StringType
 
 SOME = {
@@ -43,13 +46,13 @@ SOME = {
 }
 """How many objects of each class there are to begin with."""
 
-STRINGS = {
+STRINGS: Mapping[str, tuple[str, ...]] = {
     "type": ("ext", "iso", "udev"),
     "name_label": ("", "SR Recovering"),
     "power_on_mode": ("", "wake-on-lan"),
     "ha_cluster_stack": ("xhad", "corosync"),
 }
-MAPS = {
+MAPS: Mapping[str, tuple[Mapping[str, str | int], ...]] = {
     "blocked_operations": ({}, {"start": "no"}, {"clone": "no", "metadata_export": "no"}),
     "platform": ({}, {"nomigrate": "true"}, {"nested-virt": "1"}),
     "sm_config": ({}, {"on_boot": "reset"}, {"on_boot": "reset", "caching": "true"}),
@@ -72,7 +75,7 @@ MAPS = {
 METRICS = {"VM_metrics": "metrics", "VM_guest_metrics": "guest_metrics", "host_metrics": "metrics"}
 """Objects that belong to one other object at most, and the field that says so."""
 
-SENSE = {
+SENSE: Mapping[tuple[str, str], Any] = {
     ("VM", "power_state"): "Running",
     ("VM_metrics", "current_domain_type"): "hvm",
     ("VM_guest_metrics", "can_use_hotplug_vif"): "unspecified",
@@ -91,7 +94,7 @@ SENSE = {
     ("task", "name_label"): "SR Recovering",
 }
 """Where the default of a field is not what makes an object useful."""
-ALONE = {
+ALONE: Mapping[str, Collection[str]] = {
     "VM": {"resident_on", "snapshot_of", "parent", "appliance", "protection_policy", "snapshot_schedule"},
     "PIF": {"VLAN_master_of"},
     "network_sriov": {"logical_PIF"},
@@ -99,7 +102,7 @@ ALONE = {
 }
 """References that are better null."""
 
-TURNS = {
+TURNS: Mapping[str, Mapping[tuple[str, str], Any]] = {
     "running": {},
     "paravirtual": {("VM_metrics", "current_domain_type"): "pv", ("VBD", "currently_attached"): True},
     "halted": {
@@ -145,7 +148,7 @@ class Journal:
     store: Store
     held = False
 
-    def write(self, generation, changes):
+    def write(self, generation: int, changes: list[Change]) -> None:
         if not self.held:
             self.store.written(generation)
 
@@ -153,7 +156,7 @@ class Journal:
 class World:
     """A small pool, and a die that turns it into one that makes less and less sense."""
 
-    def __init__(self, rng, turn="running"):
+    def __init__(self, rng: random.Random, turn: str = "running") -> None:
         self.rng = rng
         self.turn = TURNS[turn]
         self.journal = Journal()
@@ -161,7 +164,7 @@ class World:
         for name, number in SOME.items():
             for _ in range(number):
                 self.db.tables[name].create(**{"name_label": "SR Recovering"} if name == "task" else {})
-        self.sense = {}
+        self.sense: dict[tuple[str, str], Any] = {}
         for name in SOME:
             for at, row in enumerate(list(self.db.tables[name])):
                 for field in self.fields(name):
@@ -172,17 +175,18 @@ class World:
         for vusb in self.db.VUSB:  # not where the virtual GPU is, which forbids the same
             vusb.VM = list(self.db.VM)[-1]._ref
 
-    def sensible(self, name, at, field):
+    def sensible(self, name: str, at: int, field: Field) -> Any:
         """Return what makes the nth object of a class useful."""
         if (name, field.name) == ("SM", "type"):
             return ("ext", "iso")[at]
         value = self.turn.get((name, field.name), SENSE.get((name, field.name), field.default))
-        if value is ... or (isinstance(field.type, RefType) and field.name not in ALONE.get(name, ())):
-            refs = list(self.db.tables[field.type.target].rows)
+        kind = field.type
+        if isinstance(kind, RefType) and (value is ... or field.name not in ALONE.get(name, ())):
+            refs = list(self.db.tables[kind.target].rows)
             return refs[at % len(refs)]
         return value
 
-    def fields(self, name):
+    def fields(self, name: str) -> list[Field]:
         fields = self.db.tables[name].cls.fields.values()
         return [
             field
@@ -192,7 +196,7 @@ class World:
             if (name, field.name) != ("task", "name_label")
         ]
 
-    def values(self, field):
+    def values(self, field: Field) -> tuple[Any, ...]:
         """Return the values to choose from, none for a field that no rule could read."""
         kind = field.type
         if isinstance(kind, BoolType):
@@ -204,7 +208,7 @@ class World:
         if isinstance(kind, SetType) and isinstance(kind.item, RefType) and kind.item.target in SOME:
             refs = tuple(self.db.tables[kind.item.target].rows)
             return ((), refs[:1], refs[-1:])
-        if isinstance(kind, MapType) and field.name == "current_operations":
+        if isinstance(kind, MapType) and isinstance(kind.value, EnumType) and field.name == "current_operations":
             operations = tuple(kind.value.values)
             return ({}, {}, {"task1": self.rng.choice(operations)}, dict(zip("ab", self.rng.choices(operations, k=2))))
         if field.name == "name_description":
@@ -215,10 +219,10 @@ class World:
             return ((), ("corosync",))
         return MAPS.get(field.name, ())
 
-    def assign(self, row, field):
+    def assign(self, row: Any, field: Field) -> None:
         """Give a field a value, half of the time the one that makes sense."""
         value = self.rng.choice(self.values(field))
-        target = getattr(field.type, "target", None)
+        target = getattr(field.type, "target", "")
         if METRICS.get(target) == field.name:
             value = self.rng.choice((NULL, self.db.tables[target].create()._ref))
         elif self.rng.random() < 0.5:
@@ -227,7 +231,7 @@ class World:
             value = row.uuid[:2] if value in [sm.type for sm in self.db.SM] else value  # one driver a type
         setattr(row, field.name, value)
 
-    def change(self):
+    def change(self) -> None:
         """Change, make or remove one object."""
         name = self.rng.choice([name for name in SOME if name != "pool" or self.rng.random() < 0.5])
         table = self.db.tables[name]
@@ -245,7 +249,7 @@ class World:
                 | {
                     field.name: self.rng.choice(self.values(field))
                     for field in fields
-                    if METRICS.get(getattr(field.type, "target", None)) != field.name
+                    if METRICS.get(getattr(field.type, "target", "")) != field.name
                 }
             )
         elif name != "pool" and dice < 0.08:
@@ -253,7 +257,7 @@ class World:
         else:
             self.assign(self.rng.choice(rows), self.rng.choice(self.fields(name)))
 
-    def stale(self):
+    def stale(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
         return [
             (name, row.allowed_operations, allowed_operations(self.db, row))
             for name in RULES
@@ -266,7 +270,7 @@ class Mishap(Exception):
     """What may go wrong inside a change."""
 
 
-def try_changes(world, number, fails):
+def try_changes(world: World, number: int, fails: bool) -> None:
     """Make some changes at once, which then last or do not."""
     try:
         with world.db.atomic():
@@ -279,7 +283,7 @@ def try_changes(world, number, fails):
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_lists_follow_each_field(turn):
+def test_lists_follow_each_field(turn: str) -> None:
     """Any field of two objects a class, changed to any value and back, leaves no list stale."""
     world = World(random.Random(1), turn)
     register(world.db)
@@ -287,7 +291,7 @@ def test_lists_follow_each_field(turn):
         for row in list(world.db.tables[name])[:2]:
             for field in world.fields(name):
                 before = getattr(row, field.name)
-                owned = METRICS.get(getattr(field.type, "target", None)) == field.name
+                owned = METRICS.get(getattr(field.type, "target", "")) == field.name
                 for value in (*((NULL,) if owned else world.values(field)), before):
                     setattr(row, field.name, value)
                     assert world.stale() == [], (row, field.name, value)
@@ -295,7 +299,7 @@ def test_lists_follow_each_field(turn):
 
 @settings(max_examples=25, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from(sorted(TURNS)))
-def test_lists_follow_the_end_of_each_object(rng, turn):
+def test_lists_follow_the_end_of_each_object(rng: random.Random, turn: str) -> None:
     """Objects can go in any order; what pointed at them knows."""
     world = World(rng, turn)
     register(world.db)
@@ -312,7 +316,7 @@ def test_lists_follow_the_end_of_each_object(rng, turn):
     st.sampled_from(sorted(TURNS)),
     st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=40),
 )
-def test_lists_follow_every_change(rng, turn, changes):
+def test_lists_follow_every_change(rng: random.Random, turn: str, changes: list[tuple[int, bool]]) -> None:
     """Each derived list equals the one made afresh, after changes that last and changes that fail."""
     world = World(rng, turn)
     register(world.db)
@@ -322,7 +326,7 @@ def test_lists_follow_every_change(rng, turn, changes):
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_lists_survive_a_deletion_that_was_not_written(turn):
+def test_lists_survive_a_deletion_that_was_not_written(turn: str) -> None:
     """An object that comes back, because its end was not durable, is felt wherever its end was."""
     world = World(random.Random(1), turn)
     register(world.db)
@@ -338,7 +342,7 @@ def test_lists_survive_a_deletion_that_was_not_written(turn):
 
 @settings(max_examples=15, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 12))
-def test_lists_survive_a_journal_that_fails(rng, number):
+def test_lists_survive_a_journal_that_fails(rng: random.Random, number: int) -> None:
     """What could not be written is undone, and the lists with it."""
     world = World(rng)
     register(world.db)
@@ -353,7 +357,7 @@ def test_lists_survive_a_journal_that_fails(rng, number):
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers())
-def test_lists_are_made_while_loading(seed):
+def test_lists_are_made_while_loading(seed: int) -> None:
     """With the rules registered first, `loaded` derives all lists, in whatever order the tables come."""
     world = World(random.Random(seed))
     register(world.db)

@@ -6,8 +6,10 @@ import json
 import random
 import runpy
 import xmlrpc.client
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lxml import etree
@@ -19,7 +21,8 @@ from xapi.inventory.declaration import Declaration, DeclarationError, parse_decl
 from xapi.inventory.fresh import create_roles, populate, upgrade
 from xapi.inventory.storage import DRIVERS
 from xapi.inventory.templates import default_templates, newest_set
-from xapi.store.memory import Store
+from xapi.store.memory import Change, Store
+from xapi.store.rows import Row, Table
 from xapi.types import NULL
 from xapi.vms import devices, memory
 
@@ -34,39 +37,39 @@ class Journal:
 
     store: Store
 
-    def write(self, generation, changes):
+    def write(self, generation: int, changes: list[Change]) -> None:
         self.store.written(generation)
 
 
-def empty():
+def empty() -> Store:
     journal = Journal()
     journal.store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
     return journal.store
 
 
-def fresh(declared=None, seed=1):
+def fresh(declared: Declaration | None = None, seed: int = 1) -> Store:
     store = empty()
     populate(store, declared or Declaration(), rng=random.Random(seed), now=NOW)
     return store
 
 
-def declared(text):
+def declared(text: str) -> Declaration:
     return parse_declaration(text, "test.toml")
 
 
 @pytest.fixture(scope="module")
-def pool():
+def pool() -> Store:
     """A fresh pool; the tests only read it."""
     return fresh()
 
 
 @pytest.fixture(scope="module")
-def example():
+def example() -> Store:
     """The pool of the example declaration; the tests only read it."""
     return fresh(read_declaration(ROOT / "deploy" / "inventory.example.toml"))
 
 
-def records(store):
+def records(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
     """All objects as plain data, role permissions left out for speed."""
     return {
         (table.name, row._ref): {
@@ -78,7 +81,7 @@ def records(store):
     }
 
 
-def on_the_wire(row):
+def on_the_wire(row: Row) -> Any:
     """A record as an XML-RPC client gets it."""
     fields = row._table.cls.record_fields
     kind = datamodel.load().types.parse(f"{row._table.name} record")
@@ -87,17 +90,17 @@ def on_the_wire(row):
     return record
 
 
-def the(table):
+def the(table: Iterable[Any]) -> Any:
     (row,) = table
     return row
 
 
-def named(table, label):
+def named(table: Table[Any], label: str) -> Any:
     (row,) = table.by_name_label(label)
     return row
 
 
-def control_domain(store):
+def control_domain(store: Store) -> Any:
     (vm,) = (vm for vm in store.VM if vm.is_control_domain)
     return vm
 
@@ -105,30 +108,30 @@ def control_domain(store):
 # Every pool
 
 
-def test_the_same_seed_gives_the_same_pool_and_another_seed_another_one(pool):
+def test_the_same_seed_gives_the_same_pool_and_another_seed_another_one(pool: Store) -> None:
     """Nothing but the seed, the declaration and the given time decides."""
     assert records(fresh(seed=1)) == records(pool)
     assert records(fresh(seed=2)).keys().isdisjoint(records(pool))
 
 
-def test_the_references_of_a_seed_are_the_same_on_every_machine_and_version(pool):
+def test_the_references_of_a_seed_are_the_same_on_every_machine_and_version(pool: Store) -> None:
     """Scripts may rely on a seed: a change of the order of creation must be deliberate."""
     text = "\n".join(ref for _, ref in records(pool))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "03e6c1a79e2d08ae"
 
 
-def test_a_fresh_pool_is_one_change(pool):
+def test_a_fresh_pool_is_one_change(pool: Store) -> None:
     """Clients never see half a pool."""
     assert pool.generation == 2
 
 
-def test_uuids_have_version_4(pool):
+def test_uuids_have_version_4(pool: Store) -> None:
     """What a real pool shows, too."""
     assert {row.uuid[14] for table in (pool.host, pool.SR, pool.PIF) for row in table} == {"4"}
 
 
 @needs_facts
-def test_every_record_passes_the_conformance_check(example):
+def test_every_record_passes_the_conformance_check(example: Store) -> None:
     """The rules of check_conformance.py for records on the wire, for all classes but the many roles."""
     tool = runpy.run_path(str(FACTS / "check_conformance.py"))
     model = json.loads((FACTS / "datamodel.json").read_text())
@@ -147,7 +150,7 @@ def test_every_record_passes_the_conformance_check(example):
 # The fresh pool
 
 
-def test_the_host_shows_what_clients_choose_their_code_paths_by(pool):
+def test_the_host_shows_what_clients_choose_their_code_paths_by(pool: Store) -> None:
     """design/clients.md, section 0, item 11."""
     host = the(pool.host)
     version = host.software_version
@@ -160,7 +163,7 @@ def test_the_host_shows_what_clients_choose_their_code_paths_by(pool):
     assert "hvm-3.0-x86_64" in host.capabilities
 
 
-def test_all_keys_of_software_version_are_there(pool):
+def test_all_keys_of_software_version_are_there(pool: Store) -> None:
     """semantics.md, section 11."""
     expected = """product_version product_version_text product_version_text_short platform_name platform_version
         product_brand xapi build_number git_id hostname date xapi_build xen linux xencenter_min xencenter_max
@@ -168,7 +171,7 @@ def test_all_keys_of_software_version_are_there(pool):
     assert set(expected.split()) <= the(pool.host).software_version.keys()
 
 
-def test_the_control_domain_runs_on_its_host(pool):
+def test_the_control_domain_runs_on_its_host(pool: Store) -> None:
     """xsconsole finds it by domid 0."""
     vm, host = control_domain(pool), the(pool.host)
     assert (vm.power_state, vm.domid) == ("Running", 0)
@@ -178,7 +181,7 @@ def test_the_control_domain_runs_on_its_host(pool):
     assert pool.VM_metrics[vm.metrics].start_time == NOW
 
 
-def test_the_control_domain_has_a_graphical_and_a_text_console(pool):
+def test_the_control_domain_has_a_graphical_and_a_text_console(pool: Store) -> None:
     """Each is reached at the host's address, by its own reference."""
     consoles = [pool.console[ref] for ref in control_domain(pool).consoles]
     assert [console.protocol for console in consoles] == ["rfb", "vt100"]
@@ -187,14 +190,14 @@ def test_the_control_domain_has_a_graphical_and_a_text_console(pool):
     }
 
 
-def test_memory_adds_up(pool):
+def test_memory_adds_up(pool: Store) -> None:
     """What the host needs itself and its control domain leave the rest free at boot."""
     host = the(pool.host)
     total = the(pool.host_metrics).memory_total
     assert host.boot_free_mem + host.memory_overhead + control_domain(pool).memory_static_max == total
 
 
-def test_the_management_interface_carries_the_host_s_address(pool):
+def test_the_management_interface_carries_the_host_s_address(pool: Store) -> None:
     """On the bridge that its device implies."""
     pif, network = the(pool.PIF), named(pool.network, "Pool-wide network associated with eth0")
     assert pif.management
@@ -202,7 +205,7 @@ def test_the_management_interface_carries_the_host_s_address(pool):
     assert (pif.network, network.bridge) == (network._ref, "xenbr0")
 
 
-def test_the_internal_network_says_so(pool):
+def test_the_internal_network_says_so(pool: Store) -> None:
     """semantics.md, section 11."""
     network = named(pool.network, "Host internal management network")
     assert network.bridge == "xenapi"
@@ -210,42 +213,42 @@ def test_the_internal_network_says_so(pool):
     assert network.other_config["ip_end"] == "169.254.255.254"
 
 
-def test_new_disks_go_to_the_local_storage(pool):
+def test_new_disks_go_to_the_local_storage(pool: Store) -> None:
     """Ansible cannot make a VM in a pool without a default SR."""
     assert the(pool.pool).default_SR == named(pool.SR, "Local storage")._ref
 
 
-def test_every_sr_is_attached_and_has_a_driver(pool):
+def test_every_sr_is_attached_and_has_a_driver(pool: Store) -> None:
     """A type without an SM could not be plugged again."""
     assert {sr.type for sr in pool.SR} <= {driver.type for driver in pool.SM}
     assert all(pool.PBD[ref].currently_attached for sr in pool.SR for ref in sr.PBDs)
     assert all(sr.PBDs for sr in pool.SR)
 
 
-def test_the_tools_image_is_on_the_tools_sr(pool):
+def test_the_tools_image_is_on_the_tools_sr(pool: Store) -> None:
     """Clients look for the flags, not the names."""
     (image,) = (vdi for vdi in pool.VDI if vdi.is_tools_iso)
     assert pool.SR[image.SR].is_tools_sr
 
 
-def test_every_declarable_sr_type_has_a_driver():
+def test_every_declarable_sr_type_has_a_driver() -> None:
     """The two tables are apart."""
     assert tuple(DRIVERS) == declaration.SR_TYPES
 
 
-def test_driver_features_have_versions(pool):
+def test_driver_features_have_versions(pool: Store) -> None:
     """NAME/version in the table, a map in the record."""
     (driver,) = (driver for driver in pool.SM if driver.type == "ext")
     assert driver.features["VDI_RESET_ON_BOOT"] == 2
     assert driver.features["VDI_SNAPSHOT"] == 1
 
 
-def test_the_only_user_is_root(pool):
+def test_the_only_user_is_root(pool: Store) -> None:
     """semantics.md, section 11."""
     assert [(user.short_name, user.fullname) for user in pool.user] == [("root", "superuser")]
 
 
-def test_nothing_is_restricted_by_a_licence(pool):
+def test_nothing_is_restricted_by_a_licence(pool: Store) -> None:
     """Clients hide what a licence forbids."""
     restrictions = the(pool.pool).restrictions
     assert restrictions["restrict_vtpm"] == "false"
@@ -255,7 +258,7 @@ def test_nothing_is_restricted_by_a_licence(pool):
 # Roles
 
 
-def test_roles_hold_as_many_permissions_as_published(pool):
+def test_roles_hold_as_many_permissions_as_published(pool: Store) -> None:
     """roles.tsv, column permissions."""
     counts = {role.name_label: len(role.subroles) for role in pool.role if role.subroles}
     assert counts == {
@@ -270,7 +273,7 @@ def test_roles_hold_as_many_permissions_as_published(pool):
 
 
 @needs_facts
-def test_role_references_are_those_of_the_facts(pool):
+def test_role_references_are_those_of_the_facts(pool: Store) -> None:
     """roles.tsv gives uuid, reference and permissions of each."""
     with (FACTS / "roles.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -279,7 +282,7 @@ def test_role_references_are_those_of_the_facts(pool):
     }
 
 
-def test_a_permission_is_an_internal_role_without_subroles(pool):
+def test_a_permission_is_an_internal_role_without_subroles(pool: Store) -> None:
     """Its uuid follows from its lower-case name."""
     permission = named(pool.role, "vm.start")
     assert permission.uuid == permission_uuid("vm.start")
@@ -289,7 +292,7 @@ def test_a_permission_is_an_internal_role_without_subroles(pool):
     assert permission._ref not in named(pool.role, "read-only").subroles
 
 
-def test_what_only_the_local_root_may_do_belongs_to_no_role(pool):
+def test_what_only_the_local_root_may_do_belongs_to_no_role(pool: Store) -> None:
     """Such a permission has a record all the same."""
     held = {ref for role in pool.role for ref in role.subroles}
     local = [name.lower() for name, (role, _) in pool.model.permissions.items() if role == "local-root"]
@@ -297,13 +300,13 @@ def test_what_only_the_local_root_may_do_belongs_to_no_role(pool):
     assert held.isdisjoint(named(pool.role, name)._ref for name in local)
 
 
-def test_roles_hold_nothing_but_permissions(pool):
+def test_roles_hold_nothing_but_permissions(pool: Store) -> None:
     """Every subrole exists and is one."""
     held = {ref for role in pool.role for ref in role.subroles}
     assert all(pool.role[ref].is_internal and not pool.role[ref].subroles for ref in held)
 
 
-def test_roles_are_made_once():
+def test_roles_are_made_once() -> None:
     """They are made at every start, and again by populate."""
     store = empty()
     create_roles(store)
@@ -315,7 +318,7 @@ def test_roles_are_made_once():
 # Templates
 
 
-def test_there_are_xcps_49_default_templates_and_two_of_our_own(pool):
+def test_there_are_xcps_49_default_templates_and_two_of_our_own(pool: Store) -> None:
     """templates.tsv; ours need nothing installed."""
     made = [vm for vm in pool.VM if vm.is_default_template]
     assert len(made) == 51
@@ -325,7 +328,7 @@ def test_there_are_xcps_49_default_templates_and_two_of_our_own(pool):
     assert all(vm.is_a_template for vm in pool.VM if vm.is_default_template)
 
 
-def older_pool():
+def older_pool() -> Store:
     """A pool as it was made before the second set of templates; from then on what it lacks is added once."""
     store = fresh(seed=1)
     for vm in [vm for vm in store.VM if vm.is_default_template and default_templates()[vm.name_label].since > 1]:
@@ -334,7 +337,7 @@ def older_pool():
     return store
 
 
-def test_an_older_pool_gets_the_templates_that_it_lacks():
+def test_an_older_pool_gets_the_templates_that_it_lacks() -> None:
     """With the uuids that all pools have."""
     store, new = older_pool(), ["Demo guest", "Debian Linux (direct kernel)"]
     assert upgrade(store, rng=random.Random(2)) == new
@@ -342,7 +345,7 @@ def test_an_older_pool_gets_the_templates_that_it_lacks():
     assert next(iter(store.pool)).template_set == newest_set()
 
 
-def test_a_template_that_somebody_destroyed_stays_away():
+def test_a_template_that_somebody_destroyed_stays_away() -> None:
     """Whether it came with the pool or by an upgrade."""
     store = older_pool()
     store.VM.delete(named(store.VM, "Windows 11")._ref)
@@ -352,7 +355,7 @@ def test_a_template_that_somebody_destroyed_stays_away():
     assert len([vm for vm in store.VM if vm.is_default_template]) == 49
 
 
-def test_a_template_is_a_halted_vm_that_belongs_nowhere(pool):
+def test_a_template_is_a_halted_vm_that_belongs_nowhere(pool: Store) -> None:
     """Checked on the one that every client knows."""
     vm = named(pool.VM, "Other install media")
     assert (vm.power_state, vm.domid, vm.resident_on, vm.affinity) == ("Halted", -1, NULL, NULL)
@@ -362,13 +365,13 @@ def test_a_template_is_a_halted_vm_that_belongs_nowhere(pool):
     assert vm.memory_static_min * 2 == vm.memory_dynamic_min == vm.memory_static_max == 256 * 2**20
 
 
-def test_recommendations_have_several_restrictions(pool):
+def test_recommendations_have_several_restrictions(pool: Store) -> None:
     """Xen Orchestra drops a VM with exactly one."""
     trees = [etree.fromstring(vm.recommendations) for vm in pool.VM if vm.is_a_template]
     assert all(len(tree) >= 2 and {child.tag for child in tree} == {"restriction"} for tree in trees)
 
 
-def test_disks_are_what_vm_provision_reads(pool):
+def test_disks_are_what_vm_provision_reads(pool: Store) -> None:
     """Clients fill in the SR."""
     vm = named(pool.VM, "Debian Bookworm 12")
     disk = etree.fromstring(vm.other_config["disks"])[0]
@@ -381,13 +384,13 @@ def test_disks_are_what_vm_provision_reads(pool):
     }
 
 
-def test_a_template_without_disks_has_no_disks_key(pool):
+def test_a_template_without_disks_has_no_disks_key(pool: Store) -> None:
     """VM.provision then only clears the flag."""
     assert "disks" not in named(pool.VM, "Other install media").other_config
 
 
 @needs_facts
-def test_templates_agree_with_the_facts(pool):
+def test_templates_agree_with_the_facts(pool: Store) -> None:
     """templates.tsv, the columns that are fields as they stand."""
     names = "name_label reference_label HVM_boot_policy PV_bootloader PV_args memory_static_min memory_dynamic_min"
     names += " memory_dynamic_max memory_static_max VCPUs_at_startup VCPUs_max"
@@ -400,27 +403,27 @@ def test_templates_agree_with_the_facts(pool):
 
 
 @needs_facts
-def test_template_maps_agree_with_the_facts(pool):
+def test_template_maps_agree_with_the_facts(pool: Store) -> None:
     """templates.tsv, the columns that are maps or XML in the record."""
 
-    def maps(row):
+    def maps(row: dict[str, str]) -> list[dict[str, str]]:
         columns = ("HVM_boot_params", "platform", "other_config", "recommendations")
         return [dict(pair.split("=", 1) for pair in row[name].split(";") if pair) for name in columns]
 
-    def made(vm):
+    def made(vm: Any) -> list[Any]:
         extra = ("disks", "mac_seed")
         kept = {key: value for key, value in vm.other_config.items() if key not in extra}
         restrictions = {
-            (item.get("field") or item.get("property")).replace("-", "_"): next(
+            (item.get("field") or item.attrib["property"]).replace("-", "_"): next(
                 item.get(bound) for bound in ("min", "max", "value") if item.get(bound) is not None
             )
             for item in etree.fromstring(vm.recommendations)
         }
         return [vm.HVM_boot_params, vm.platform, kept, restrictions]
 
-    def sizes(vm):
+    def sizes(vm: Any) -> str:
         text = vm.other_config.get("disks", "<provision/>")
-        return " ".join(disk.get("size") for disk in etree.fromstring(text))
+        return " ".join(disk.attrib["size"] for disk in etree.fromstring(text))
 
     with (FACTS / "templates.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -428,7 +431,7 @@ def test_template_maps_agree_with_the_facts(pool):
     assert [sizes(pool.VM.by_uuid(row["uuid"])) for row in rows] == [row["disk_sizes"] for row in rows]
 
 
-def test_memory_overhead_follows_the_formula():
+def test_memory_overhead_follows_the_formula() -> None:
     """semantics.md, section 10, worked by hand: 2 GiB and two vCPUs."""
     assert memory.memory_overhead("hvm", 2 * 2**30, 2, 1.0) == (18 + 1 + 1 + 1) * 2**20
     assert memory.memory_overhead("pv", 2 * 2**30, 2, 1.0) == (18 + 1 + 1) * 2**20
@@ -436,7 +439,7 @@ def test_memory_overhead_follows_the_formula():
     assert memory.memory_overhead("hvm", 2 * 2**30, 2, 2.0) == (36 + 1 + 1 + 1) * 2**20
 
 
-def test_addresses_follow_from_the_seed():
+def test_addresses_follow_from_the_seed() -> None:
     """Local, unicast, and another one for each card: MD5 once for card 0, three times for card 1."""
     first = hashlib.md5(b"seed").digest()
     second = hashlib.md5(first).digest()
@@ -449,12 +452,12 @@ def test_addresses_follow_from_the_seed():
 # Declarations
 
 
-def test_an_empty_file_declares_the_default():
+def test_an_empty_file_declares_the_default() -> None:
     """One host, an ISO library and nothing else."""
     assert declared("") == Declaration()
 
 
-def test_the_example_has_two_hosts_on_common_networks(example):
+def test_the_example_has_two_hosts_on_common_networks(example: Store) -> None:
     """Cards that name a network share it; its bridge is that of their device."""
     storage = named(example.network, "storage")
     assert [host.name_label for host in example.host] == ["alpha", "beta"]
@@ -463,7 +466,7 @@ def test_the_example_has_two_hosts_on_common_networks(example):
     assert the(example.pool).master == named(example.host, "alpha")._ref
 
 
-def test_shared_srs_are_attached_to_every_host_and_local_ones_to_theirs(example):
+def test_shared_srs_are_attached_to_every_host_and_local_ones_to_theirs(example: Store) -> None:
     """Each host has its own local storage of the same name."""
     locals_ = example.SR.by_name_label("Local storage")
     assert [len(sr.PBDs) for sr in locals_] == [1, 1]
@@ -471,7 +474,7 @@ def test_shared_srs_are_attached_to_every_host_and_local_ones_to_theirs(example)
     assert the(example.pool).default_SR == named(example.SR, "vm-disks")._ref
 
 
-def test_a_declared_vm_has_what_the_file_says(example):
+def test_a_declared_vm_has_what_the_file_says(example: Store) -> None:
     """The rest comes from its default template."""
     vm = named(example.VM, "web")
     template = named(example.VM, "Debian Bookworm 12")
@@ -483,7 +486,7 @@ def test_a_declared_vm_has_what_the_file_says(example):
     assert not vm.is_a_template
 
 
-def test_declared_drives_join_images(example):
+def test_declared_drives_join_images(example: Store) -> None:
     """New ones on the SR that is named, else the default one; and declared ones."""
     drives = [example.VBD[ref] for ref in named(example.VM, "web").VBDs]
     images = [example.VDI[drive.VDI] for drive in drives]
@@ -497,14 +500,14 @@ def test_declared_drives_join_images(example):
     assert "owner" in drives[0].other_config and "owner" not in drives[2].other_config
 
 
-def test_a_cd_drive_without_image_is_empty():
+def test_a_cd_drive_without_image_is_empty() -> None:
     """It is the only drive that may be."""
     store = fresh(declared('[[vm]]\nname = "v"\ndisk = [{ cd = true }]'))
     drive = the(store.VBD)
     assert (drive.empty, drive.VDI, drive.type) == (True, NULL, "CD")
 
 
-def test_declared_cards_have_addresses(example):
+def test_declared_cards_have_addresses(example: Store) -> None:
     """Given ones are kept, others follow from the seed."""
     vm = named(example.VM, "web")
     first, second = (example.VIF[ref] for ref in vm.VIFs)
@@ -515,21 +518,21 @@ def test_declared_cards_have_addresses(example):
     assert second.MAC == "02:00:00:00:00:01"
 
 
-def test_a_vm_may_prefer_a_host_and_be_a_template(example):
+def test_a_vm_may_prefer_a_host_and_be_a_template(example: Store) -> None:
     """Neither makes it a default template."""
     assert named(example.VM, "db").affinity == named(example.host, "beta")._ref
     small = named(example.VM, "Small Debian")
     assert (small.is_a_template, small.is_default_template) == (True, False)
 
 
-def test_the_images_of_an_sr_are_summed_up(example):
+def test_the_images_of_an_sr_are_summed_up(example: Store) -> None:
     """virtual_allocation is the sum of the sizes that guests see."""
     sr = named(example.SR, "vm-disks")
     assert sr.virtual_allocation == sum(example.VDI[ref].virtual_size for ref in sr.VDIs)
     assert sr.physical_size == 2 * 2**40
 
 
-def test_two_networks_of_one_device_get_two_bridges():
+def test_two_networks_of_one_device_get_two_bridges() -> None:
     """Hosts may use the same card differently; a bridge has one network."""
     store = fresh(
         declared(
@@ -545,7 +548,7 @@ def test_two_networks_of_one_device_get_two_bridges():
     assert {network.bridge for network in store.network} == {"xenbr0", "xapi0", "xenapi"}
 
 
-def test_a_host_may_have_no_local_storage():
+def test_a_host_may_have_no_local_storage() -> None:
     """Then the pool has no default SR and the host nowhere to suspend to."""
     store = fresh(declared("[[host]]\nlocal_storage = 0"))
     assert (the(store.pool).default_SR, the(store.host).suspend_image_sr) == (NULL, NULL)
@@ -629,7 +632,7 @@ def test_a_host_may_have_no_local_storage():
         (f"[[vm]]\nname = 'v'\ndisk = [{'{ cd = true },' * 256}]", "vm[0].disk: more than 255 disks"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(text, complaint):
+def test_a_mistake_is_named_with_its_place(text: str, complaint: str) -> None:
     """File, key path, and what is wrong."""
     with pytest.raises(DeclarationError) as caught:
         declared(text)
@@ -637,13 +640,13 @@ def test_a_mistake_is_named_with_its_place(text, complaint):
     assert complaint in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Not a traceback."""
     with pytest.raises(DeclarationError, match=r"gone\.toml"):
         read_declaration(tmp_path / "gone.toml")
 
 
-def test_a_file_in_another_encoding_is_named(tmp_path):
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     """TOML is UTF-8."""
     path = tmp_path / "latin.toml"
     path.write_bytes(b"[pool]\nname = '\xe9'")
@@ -654,7 +657,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path):
 # Growing
 
 
-def test_growing_adds_hosts_and_vms():
+def test_growing_adds_hosts_and_vms() -> None:
     """`hosts` is a total, `vms` an addition; names and addresses do not repeat."""
     store = fresh()
     steps = list(scale.grow(store, hosts=3, vms=700, rng=random.Random(2), now=NOW))
@@ -664,7 +667,7 @@ def test_growing_adds_hosts_and_vms():
     assert the(store.pool).cpu_info["cpu_count"] == "12"
 
 
-def test_a_grown_vm_is_halted_with_a_disk_where_its_host_has_storage():
+def test_a_grown_vm_is_halted_with_a_disk_where_its_host_has_storage() -> None:
     """VMs are spread over the hosts; each disk is on the local storage of the VM's host."""
     store = fresh()
     list(scale.grow(store, hosts=2, vms=4, rng=random.Random(2), now=NOW))
@@ -677,7 +680,7 @@ def test_a_grown_vm_is_halted_with_a_disk_where_its_host_has_storage():
     assert [len(vm.VIFs) for vm in grown] == [1, 1, 1, 1]
 
 
-def test_growing_twice_goes_on_counting():
+def test_growing_twice_goes_on_counting() -> None:
     """Names stay unique, allocations add up."""
     store = fresh()
     list(scale.grow(store, hosts=1, vms=2, rng=random.Random(2), now=NOW))
@@ -686,7 +689,7 @@ def test_growing_twice_goes_on_counting():
     assert named(store.SR, "Local storage").virtual_allocation == 3 * scale.DISK
 
 
-def test_growing_is_deterministic():
+def test_growing_is_deterministic() -> None:
     """The same seeds, the same pool."""
     stores = [fresh(), fresh()]
     for store in stores:
@@ -694,14 +697,14 @@ def test_growing_is_deterministic():
     assert records(stores[0]) == records(stores[1])
 
 
-def test_growing_without_storage_is_refused():
+def test_growing_without_storage_is_refused() -> None:
     """A clear error instead of VMs without disks."""
     store = fresh(declared("sr = []\n[[host]]\nlocal_storage = 0"))
     with pytest.raises(ValueError, match="no host has an SR for disks"):
         list(scale.grow(store, hosts=1, vms=1, rng=random.Random(2), now=NOW))
 
 
-def test_a_new_host_gets_the_shared_srs():
+def test_a_new_host_gets_the_shared_srs() -> None:
     """And its own ones."""
     store = fresh(declared("[[sr]]\nname = 'vm-disks'\nsize = '1 TiB'"))
     list(scale.grow(store, hosts=2, vms=0, rng=random.Random(2), now=NOW))

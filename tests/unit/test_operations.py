@@ -1,15 +1,27 @@
 """What is refused, and why: one case or more for each row of the table of the API."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from types import EllipsisType
+from typing import Any
 
 import pytest
 
+from tests.conftest import Pool
 from xapi import datamodel, registry
+from xapi.errors import Fault
 from xapi.operations.refusal import RULES, allowed_operations, permitted, refusal, register
 from xapi.operations.serving import unserved
-from xapi.store.memory import Store
+from xapi.store.memory import Change, Store
+from xapi.store.rows import Row
 from xapi.types import NULL
+
+Given = Mapping[str, Mapping[str, Any]]
+"""Objects by name, and their fields."""
+Rule = tuple[str, str]
+Expected = str | tuple[str | EllipsisType, ...]
+Case = tuple[str, Rule, list[Given], str, str, Expected]
 
 TABLE = Path("/work/shared/xenapi/allowed-operations.tsv")
 
@@ -65,7 +77,7 @@ FEATURES = [
     "VDI_GENERATE_CONFIG",
 ]
 
-ALWAYS = {
+ALWAYS: Given = {
     "pool": {"ha_cluster_stack": "xhad"},
     "host": {"metrics": "@alive", "enabled": False},
     "alive": {"live": True},
@@ -79,7 +91,7 @@ ALWAYS = {
 """What every case begins with."""
 
 
-def resolve(value):
+def resolve(value: Any) -> Any:
     """Put references for names that begin with @."""
     if isinstance(value, str):
         return f"OpaqueRef:{value[1:]}" if value.startswith("@") else value
@@ -91,17 +103,19 @@ def resolve(value):
 class Journal:
     """A disk that has written at once."""
 
-    def write(self, generation, changes):
+    store: Store
+
+    def write(self, generation: int, changes: list[Change]) -> None:
         self.store.written(generation)
 
 
-def empty():
+def empty() -> Store:
     journal = Journal()
     journal.store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
     return journal.store
 
 
-def world(*given):
+def world(*given: Given) -> Store:
     """Return a store with the objects that are always there and those given, later fields before earlier."""
     objects = {name: dict(fields) for name, fields in ALWAYS.items()}
     for more in given:
@@ -114,21 +128,21 @@ def world(*given):
     return db
 
 
-def row(db, name):
+def row(db: Store, name: str) -> Any:
     return db.tables[CLASSES[name]][f"OpaqueRef:{name}"]
 
 
-def by_rules(db, row, operation, *, strict=True, called=True):
+def by_rules(db: Store, row: Row, operation: str, *, strict: bool = True, called: bool = True) -> Fault | None:
     """The rules alone, whether the operation is there yet or not."""
     return RULES[row._table.name].refuse(db, row, operation, strict=strict, called=called)
 
 
-def doing(name, *operations, task="task"):
+def doing(name: str, *operations: str, task: str = "task") -> Given:
     """The object has current operations."""
     return {name: {"current_operations": {f"{task}{n}": operation for n, operation in enumerate(operations, 1)}}}
 
 
-def state(power_state, name="vm"):
+def state(power_state: str, name: str = "vm") -> Given:
     return {name: {"power_state": power_state}}
 
 
@@ -137,9 +151,9 @@ HVM = {"vm": {"power_state": "Running"}, "metrics": {"current_domain_type": "hvm
 PV = {"vm": {"power_state": "Running"}, "metrics": {"current_domain_type": "pv"}}
 TEMPLATE = {"vm": {"is_a_template": True}}
 SNAPSHOT = {"vm": {"is_a_template": True, "is_a_snapshot": True}}
-CONTROL = {"vm": {"power_state": "Running", "is_control_domain": True}, "metrics": {"current_domain_type": "pv"}}
+CONTROL: Given = {"vm": {"power_state": "Running", "is_control_domain": True}, "metrics": {"current_domain_type": "pv"}}
 DOM0 = {
-    "vm": CONTROL["vm"] | {"resident_on": "@host"},
+    "vm": {**CONTROL["vm"], "resident_on": "@host"},
     "metrics": CONTROL["metrics"],
     "host": {"control_domain": "@vm"},
 }
@@ -156,9 +170,9 @@ RIVAL = {"rival": {"VM": "@other", "VDI": "@vdi", "mode": "RW", "currently_attac
 VIF = {"vif": {"VM": "@vm", "network": "@network"}}
 VUSB = {"vusb": {"VM": "@vm"}}
 VTPM = {"vtpm": {"VM": "@vm"}}
-MEMBER = {"appliance": {}, "vm": {"appliance": "@appliance"}}
-CLUSTER = {"cluster": {}, "member": {"cluster": "@cluster", "host": "@host"}}
-DEGRADED = {
+MEMBER: Given = {"appliance": {}, "vm": {"appliance": "@appliance"}}
+CLUSTER: Given = {"cluster": {}, "member": {"cluster": "@cluster", "host": "@host"}}
+DEGRADED: Given = {
     "sr": {"clustered": True},
     "dead": {"metrics": "@death"},
     "death": {"live": False},
@@ -168,20 +182,20 @@ DEGRADED = {
 VGPU = {"vgpu": {"VM": "@vm", "type": "@kind"}, "kind": {"implementation": "passthrough"}, "gpu": {}}
 
 
-def agent(**guest):
+def agent(**guest: Any) -> Given:
     """The guest has told something."""
     return {"vm": {"guest_metrics": "@guest"}, "guest": guest}
 
 
-def lacking(*features):
+def lacking(*features: str) -> Given:
     return {"sm": {"features": dict.fromkeys(set(FEATURES) - set(features), 1)}}
 
 
-def disk(**fields):
+def disk(**fields: Any) -> Given:
     return {"vdi": fields}
 
 
-VM_CASES = [
+VM_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (("*", "op is a key"), [{"vm": {"blocked_operations": {"start": "why"}}}], "start", "OPERATION_BLOCKED @vm why"),
     (("*", "power_state not"), [RUNNING], "start", ("VM_BAD_POWER_STATE", "@vm", "halted", "running")),
     (
@@ -372,7 +386,7 @@ UNSUPPORTED = {
 STATEFILE = disk(type="ha_statefile")
 DESTROYING = "destroy,revert_from,data_destroy"
 
-VDI_CASES = [
+VDI_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (("*", "rolling upgrade"), [UPGRADE], "mirror", "NOT_SUPPORTED_DURING_UPGRADE"),
     (
         ("*", "a current op other"),
@@ -482,7 +496,7 @@ NO_VBD_HOTPLUG = ("OPERATION_NOT_ALLOWED", "VM states it does not support VBD ho
 STOPPING = ("OPERATION_NOT_ALLOWED", "Current operation on VM:OpaqueRef:vm is suspend")
 PLUGGING = "plug,unplug,unplug_force"
 
-VBD_CASES = [
+VBD_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (
         ("all but pause", "current_operations"),
         [doing("vbd", "pause")],
@@ -554,7 +568,7 @@ VBD_CASES = [
 
 NO_VIF_HOTPLUG = ("OPERATION_NOT_ALLOWED", "VM states it does not support VIF hotplug.")
 
-VIF_CASES = [
+VIF_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (
         ("all", "current_operations"),
         [doing("vif", "plug", "attach")],
@@ -590,7 +604,7 @@ SR_FEATURES = {
 }
 UNPLUGGED = {"pbd": {"currently_attached": False}}
 
-SR_CASES = [
+SR_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (("all but scan", "rolling"), [UPGRADE], "vdi_mirror", "NOT_SUPPORTED_DURING_UPGRADE"),
     *(
         (
@@ -620,7 +634,7 @@ SR_CASES = [
     ),
 ]
 
-HOST_CASES = [
+HOST_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (
         ("provision,vm_resume", "evacuate"),
         [doing("host", "evacuate")],
@@ -681,7 +695,7 @@ BLOCKING = [
     "apply_updates",
 ]
 
-POOL_CASES = [
+POOL_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (("*", "is_psr_pending"), [{"pool": {"is_psr_pending": True}}], "eject", "POOL_SECRET_ROTATION_PENDING"),
     *(
         (
@@ -713,7 +727,7 @@ POOL_CASES = [
     (("cluster_create", "ha_enabled"), [HA], "cluster_create", "INCOMPATIBLE_CLUSTER_STACK_ACTIVE xhad"),
 ]
 
-APPLIANCE_CASES = [
+APPLIANCE_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (
         ("*", "current_operations"),
         [MEMBER, doing("appliance", "start")],
@@ -726,7 +740,7 @@ APPLIANCE_CASES = [
     (("hard_shutdown,shutdown", "every VM"), [MEMBER], "hard_shutdown", ("OPERATION_NOT_ALLOWED", ...)),
 ]
 
-VUSB_CASES = [
+VUSB_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (
         ("all", "current_operations"),
         [doing("vusb", "plug")],
@@ -739,7 +753,7 @@ VUSB_CASES = [
     (("plug,unplug", "VM has"), [PV, doing("vm", "suspend")], "plug", STOPPING),
 ]
 
-SMALL_CASES = [
+SMALL_CASES: list[Case] = [
     (
         "VTPM",
         ("destroy", "VM not"),
@@ -775,16 +789,19 @@ SMALL_CASES = [
     ),
 ]
 
-CASES = [
-    *(("VM", rule, given, "vm", *rest) for rule, given, *rest in VM_CASES),
-    *(("VDI", rule, [DISK, *given], "vdi", *rest) for rule, given, *rest in VDI_CASES),
-    *(("VBD", rule, [VBD, *given], "vbd", *rest) for rule, given, *rest in VBD_CASES),
-    *(("VIF", rule, [VIF, *given], "vif", *rest) for rule, given, *rest in VIF_CASES),
-    *(("SR", rule, given, "sr", *rest) for rule, given, *rest in SR_CASES),
-    *(("host", rule, given, "host", *rest) for rule, given, *rest in HOST_CASES),
-    *(("pool", rule, given, "pool", *rest) for rule, given, *rest in POOL_CASES),
-    *(("VM_appliance", rule, given, "appliance", *rest) for rule, given, *rest in APPLIANCE_CASES),
-    *(("VUSB", rule, [VUSB, *given], "vusb", *rest) for rule, given, *rest in VUSB_CASES),
+CASES: list[Case] = [
+    *(("VM", rule, given, "vm", operation, error) for rule, given, operation, error in VM_CASES),
+    *(("VDI", rule, [DISK, *given], "vdi", operation, error) for rule, given, operation, error in VDI_CASES),
+    *(("VBD", rule, [VBD, *given], "vbd", operation, error) for rule, given, operation, error in VBD_CASES),
+    *(("VIF", rule, [VIF, *given], "vif", operation, error) for rule, given, operation, error in VIF_CASES),
+    *(("SR", rule, given, "sr", operation, error) for rule, given, operation, error in SR_CASES),
+    *(("host", rule, given, "host", operation, error) for rule, given, operation, error in HOST_CASES),
+    *(("pool", rule, given, "pool", operation, error) for rule, given, operation, error in POOL_CASES),
+    *(
+        ("VM_appliance", rule, given, "appliance", operation, error)
+        for rule, given, operation, error in APPLIANCE_CASES
+    ),
+    *(("VUSB", rule, [VUSB, *given], "vusb", operation, error) for rule, given, operation, error in VUSB_CASES),
     *SMALL_CASES,
 ]
 """Class, the beginnings of the table's columns, what is given, the object, the operation, the error."""
@@ -792,13 +809,13 @@ CASES = [
 CALLED_ONLY = ("(when called", "(same)", "is_psr_pending")
 
 
-def title(case):
+def title(case: Case) -> str:
     class_name, (_, condition), _, _, operation, _ = case
     return f"{class_name}.{operation}: {condition}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=title)
-def test_an_operation_is_refused_with_the_error_of_the_table(case):
+def test_an_operation_is_refused_with_the_error_of_the_table(case: Case) -> None:
     """The first rule that applies gives the error and its parameters; ... stands for a text of ours."""
     _, _, given, name, operation, expected = case
     db = world(*given)
@@ -812,7 +829,7 @@ def test_an_operation_is_refused_with_the_error_of_the_table(case):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[1][1] not in CALLED_ONLY], ids=title)
-def test_what_is_refused_is_not_listed(case):
+def test_what_is_refused_is_not_listed(case: Case) -> None:
     """The list and the answer to a call come from the same rules."""
     _, _, given, name, operation, _ = case
     db = world(*given)
@@ -821,7 +838,7 @@ def test_what_is_refused_is_not_listed(case):
 
 
 @pytest.mark.skipif(not TABLE.is_file(), reason="the table of facts is not on this machine")
-def test_every_row_of_the_table_has_a_case():
+def test_every_row_of_the_table_has_a_case() -> None:
     """A row without a case would be a rule that nobody checks."""
     with TABLE.open() as text:
         rows = [tuple(line[:3]) for line in csv.reader(text, "excel-tab") if line[0] in RULES and line[3]]
@@ -850,7 +867,7 @@ def test_every_row_of_the_table_has_a_case():
         (["migrate_send"], "clean_reboot"),
     ],
 )
-def test_some_operations_of_a_vm_start_beside_others(running, operation):
+def test_some_operations_of_a_vm_start_beside_others(running: list[str], operation: str) -> None:
     """The VM-concurrency rows of the table."""
     given = state("Halted") if operation in ("copy", "snapshot") else PV
     db = world(given, doing("vm", *running))
@@ -870,7 +887,7 @@ def test_some_operations_of_a_vm_start_beside_others(running, operation):
         (["migrate_send"], "suspend"),
     ],
 )
-def test_other_operations_of_a_vm_wait(running, operation):
+def test_other_operations_of_a_vm_wait(running: list[str], operation: str) -> None:
     """The same rows, just missed."""
     given = state("Halted") if operation in ("copy", "snapshot") else PV
     db = world(given, doing("vm", *running))
@@ -950,7 +967,7 @@ def test_other_operations_of_a_vm_wait(running, operation):
         ([CLUSTER, {"member": {"joined": True}}], "member", "enable"),
     ],
 )
-def test_what_the_table_exempts_is_accepted(given, name, operation):
+def test_what_the_table_exempts_is_accepted(given: list[Given], name: str, operation: str) -> None:
     """Exceptions inside a rule, and values on the near side of it."""
     db = world(*given)
 
@@ -958,21 +975,21 @@ def test_what_the_table_exempts_is_accepted(given, name, operation):
 
 
 @pytest.mark.parametrize("operation", ["suspend", "checkpoint", "pool_migrate", "migrate_send"])
-def test_force_trusts_the_guest(operation):
+def test_force_trusts_the_guest(operation: str) -> None:
     """Without strict, a guest that announces nothing and may not move is moved all the same."""
     db = world(HVM, {"metrics": {"nomigrate": True}})
 
     assert by_rules(db, row(db, "vm"), operation, strict=False) is None
 
 
-def test_rules_for_calls_only_do_not_count_without_a_call():
+def test_rules_for_calls_only_do_not_count_without_a_call() -> None:
     """A pool whose secret is about to change lists what it lists otherwise."""
     db = world({"pool": {"is_psr_pending": True}})
 
     assert by_rules(db, row(db, "pool"), "eject", called=False) is None
 
 
-def test_a_suspended_vm_does_not_list_the_end_of_its_vtpm():
+def test_a_suspended_vm_does_not_list_the_end_of_its_vtpm() -> None:
     db = world(VTPM, state("Suspended"))
 
     assert permitted(db, row(db, "vtpm")) == ()
@@ -1023,21 +1040,21 @@ def test_a_suspended_vm_does_not_list_the_end_of_its_vtpm():
         ([CLUSTER, {"member": {"joined": True}}], "member", "enable disable"),
     ],
 )
-def test_the_list_of_an_object(given, name, expected):
+def test_the_list_of_an_object(given: list[Given], name: str, expected: str) -> None:
     """Only advertised operations, in the order of the enum, as if all of them were there."""
     db = world(*given)
 
     assert permitted(db, row(db, name)) == tuple(expected.split())
 
 
-def test_every_class_that_lists_operations_has_rules():
+def test_every_class_that_lists_operations_has_rules() -> None:
     """task is the one whose list follows from more than rows."""
     classes = {cls.name for cls in datamodel.load().stored if "allowed_operations" in cls.fields}
 
     assert classes == {*RULES, "task"}
 
 
-def test_registering_brings_existing_rows_up_to_date():
+def test_registering_brings_existing_rows_up_to_date() -> None:
     db = world()
 
     register(db)
@@ -1045,11 +1062,11 @@ def test_registering_brings_existing_rows_up_to_date():
     assert row(db, "vm").allowed_operations == allowed_operations(db, row(db, "vm"))
 
 
-def test_a_change_that_does_not_matter_derives_nothing():
+def test_a_change_that_does_not_matter_derives_nothing() -> None:
     """A change of a name or of a free key makes no list anew, near or far."""
     db = world(VBD, VIF, PV)
     register(db)
-    touched = []
+    touched: list[Row] = []
     db.forget = touched.append
 
     row(db, "vm").name_label = "new"
@@ -1058,7 +1075,7 @@ def test_a_change_that_does_not_matter_derives_nothing():
     assert touched == [row(db, "vm"), row(db, "pool")]
 
 
-def test_a_guest_that_starts_to_talk_changes_lists():
+def test_a_guest_that_starts_to_talk_changes_lists() -> None:
     """VM_guest_metrics leads to its VM and to the VM's devices, though no relation does."""
     db = world(VBD, VIF, HVM, agent())
     register(db)
@@ -1082,7 +1099,23 @@ def test_a_guest_that_starts_to_talk_changes_lists():
     ]
 
 
-def test_a_default_template_of_a_fresh_pool_can_be_cloned_and_provisioned(pool):
+def test_a_host_that_comes_or_goes_changes_what_only_a_pool_of_one_host_lists() -> None:
+    """Guests move to their own host alone: their lists, and the host's, follow the number of hosts."""
+    db = world(PV, {"host": {"enabled": True}})
+    register(db)
+    alone = [row(db, name).allowed_operations for name in ("vm", "host")]
+
+    other = db.host.create()
+
+    among = [row(db, name).allowed_operations for name in ("vm", "host")]
+    assert [set(more) - set(less) for more, less in zip(alone, among, strict=True)] == [
+        {"pool_migrate"}, {"vm_migrate"},
+    ]  # fmt: skip
+    db.host.delete(other._ref)
+    assert [row(db, name).allowed_operations for name in ("vm", "host")] == alone
+
+
+def test_a_default_template_of_a_fresh_pool_can_be_cloned_and_provisioned(pool: Pool) -> None:
     template = next(vm for vm in pool.db.VM if vm.is_default_template)
 
     assert template.allowed_operations == (
@@ -1096,19 +1129,19 @@ def test_a_default_template_of_a_fresh_pool_can_be_cloned_and_provisioned(pool):
     )
 
 
-def test_dom0_of_a_fresh_pool_allows_memory_changes_and_little_else(pool):
+def test_dom0_of_a_fresh_pool_allows_memory_changes_and_little_else(pool: Pool) -> None:
     dom0 = next(vm for vm in pool.db.VM if vm.is_control_domain)
 
     assert dom0.allowed_operations == ("changing_dynamic_range", "changing_static_range")
 
 
-def test_the_coordinator_of_a_fresh_pool_can_take_vms(pool):
+def test_the_coordinator_of_a_fresh_pool_can_take_vms(pool: Pool) -> None:
     host = next(iter(pool.db.host))
 
     assert host.allowed_operations == ("provision", "vm_start", "vm_resume", "vm_migrate", "enable")
 
 
-def implemented():
+def implemented() -> set[str]:
     """The messages that do something, as dispatch has them."""
     model = datamodel.load()
     functions = registry.functions(model)
@@ -1125,7 +1158,7 @@ SERVANTS = {
 """Operations of messages whose claims the schema does not tell."""
 
 
-def test_each_operation_that_a_fresh_pool_offers_has_a_message_that_does_something(pool):
+def test_each_operation_that_a_fresh_pool_offers_has_a_message_that_does_something(pool: Pool) -> None:
     """A client that asks first is not told of what answers NOT_IMPLEMENTED."""
     model, there = datamodel.load(), implemented()
     claims = {
@@ -1144,7 +1177,7 @@ def test_each_operation_that_a_fresh_pool_offers_has_a_message_that_does_somethi
     assert not empty and {"VM.clone", "SR.scan", "SR.vdi_create", "host.vm_start"} <= offered
 
 
-def test_an_operation_of_no_message_is_refused_where_it_is_asked_for(pool):
+def test_an_operation_of_no_message_is_refused_where_it_is_asked_for(pool: Pool) -> None:
     """What the rules would permit says NOT_IMPLEMENTED with the message that is to come."""
     vm = pool("VM.clone", pool("VM.get_by_name_label", "Demo guest")[0], "vm")
     pool("VM.set_is_a_template", vm, False)
@@ -1154,14 +1187,16 @@ def test_an_operation_of_no_message_is_refused_where_it_is_asked_for(pool):
     assert not {"migrate_send", "export", "metadata_export"} & set(pool("VM.get_allowed_operations", vm))
 
 
-def test_what_is_refused_by_state_is_refused_so_before_it_is_not_implemented(pool):
+def test_what_is_refused_by_state_is_refused_so_before_it_is_not_implemented(pool: Pool) -> None:
     """Clients know the errors of states."""
     host = next(iter(pool.db.host))
 
-    assert refusal(pool.db, host, "reboot").code == "HOST_NOT_DISABLED"
+    fault = refusal(pool.db, host, "reboot")
+
+    assert fault is not None and fault.code == "HOST_NOT_DISABLED"
 
 
-def test_the_end_of_a_rolling_upgrade_brings_lists_back(pool):
+def test_the_end_of_a_rolling_upgrade_brings_lists_back(pool: Pool) -> None:
     """Lists are made anew that were made under other conditions."""
     template = next(vm for vm in pool.db.VM if vm.is_default_template)
     before = template.allowed_operations
@@ -1174,7 +1209,7 @@ def test_the_end_of_a_rolling_upgrade_brings_lists_back(pool):
     assert "changing_NVRAM" not in during and template.allowed_operations == before
 
 
-def test_an_operation_is_unserved_only_while_its_own_message_is_missing():
+def test_an_operation_is_unserved_only_while_its_own_message_is_missing() -> None:
     """A claim by another message does not make an operation that has a message of its own."""
     there = implemented()
     missing = {name for operations in unserved().values() for name in operations.values()}
@@ -1182,7 +1217,7 @@ def test_an_operation_is_unserved_only_while_its_own_message_is_missing():
     assert not missing & there
 
 
-def test_every_list_of_a_fresh_pool_is_up_to_date(pool):
+def test_every_list_of_a_fresh_pool_is_up_to_date(pool: Pool) -> None:
     """Also those that are sent to clients, which read the field."""
     stale = [
         row

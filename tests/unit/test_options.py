@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.api import NIC, Disk, DomainConfig, HostError
+from hypervisor.api import NIC, DirectBoot, Disk, DomainConfig, HostError
 from hypervisor.command.options import MOST_DEVICES, domain_config, mac, parser
 from hypervisor.disks import raw, vhd
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY
@@ -36,14 +36,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_demo_guest_needs_no_files():
+def test_the_demo_guest_needs_no_files() -> None:
     """Its kernel and its memory are known; one vCPU, no devices."""
     made = config("--demo")
+    assert isinstance(made.boot, DirectBoot)
     assert (made.boot.kernel, made.memory_max, made.vcpus) == (str(DEMO_KERNEL), DEMO_MEMORY, 1)
-    assert made.disks == made.nics == () and made.boot.kind == "pvh"
+    assert made.disks == () and made.nics == () and made.boot.kind == "pvh"
 
 
-def test_all_options_arrive(folder: Path):
+def test_all_options_arrive(folder: Path) -> None:
     """Kernel, initrd, command line, memory, vCPUs and kind."""
     kernel = str(folder / "kernel")
     made = config(
@@ -51,12 +52,13 @@ def test_all_options_arrive(folder: Path):
         *("--vcpus", "4", "--kind", "pv", "--name", "web"),
     )
     boot = made.boot
+    assert isinstance(boot, DirectBoot)
     assert (boot.kernel, boot.ramdisk, boot.command_line, boot.kind) == (kernel, kernel, "quiet", "pv")
     assert (made.memory_max, made.memory_target, made.vcpus, made.name) == (1 << 30, 1 << 30, 4, "web")
 
 
 @pytest.mark.parametrize(("text", "expected"), [("4M", 4 << 20), ("1g", 1 << 30), ("8192", 8192), ("64MiB", 64 << 20)])
-def test_sizes_have_units(text: str, expected: int):
+def test_sizes_have_units(text: str, expected: int) -> None:
     """With or without, of any case."""
     assert config("--demo", "--memory", text).memory_max == expected
 
@@ -74,14 +76,14 @@ def test_sizes_have_units(text: str, expected: int):
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+def test_what_makes_no_sense_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """With status 2, as of other commands, and a line that says what is wrong."""
     with pytest.raises(SystemExit) as caught:
         config(*arguments)
     assert caught.value.code == 2 and "error: " in capsys.readouterr().err
 
 
-def test_disks_are_told_apart_by_their_content(folder: Path):
+def test_disks_are_told_apart_by_their_content(folder: Path) -> None:
     """Raw, VHD with its footer at either end, and in which order they come."""
     names = ("raw.img", "dynamic.vhd", "fixed.vhd")
     made = config("--demo", *(item for name in names for item in ("--disk", str(folder / name))))
@@ -90,7 +92,7 @@ def test_disks_are_told_apart_by_their_content(folder: Path):
     )
 
 
-def test_a_disk_can_be_read_only_and_its_format_said(folder: Path):
+def test_a_disk_can_be_read_only_and_its_format_said(folder: Path) -> None:
     """A raw disk may hold what a guest made look like a VHD; a file's name may end like an option."""
     image = str(folder / "dynamic.vhd")
     for text, expected in (
@@ -116,14 +118,14 @@ def test_a_disk_can_be_read_only_and_its_format_said(folder: Path):
         (bytes(700), "700 bytes, which are not whole sectors"),
     ],
 )
-def test_disks_that_cannot_be_served_are_refused(tmp_path: Path, content: bytes, expected: str):
+def test_disks_that_cannot_be_served_are_refused(tmp_path: Path, content: bytes, expected: str) -> None:
     """With what they are, and what to do."""
     path = tmp_path / "disk"
     path.write_bytes(content)
     assert expected in refused("--demo", "--disk", str(path))
 
 
-def test_files_that_are_none_are_refused(tmp_path: Path):
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     """Missing ones, directories, and no name at all; for kernels, initrds and disks."""
     missing, kernel = str(tmp_path / "missing"), str(DEMO_KERNEL)
     assert "No such file" in refused("--kernel", missing)
@@ -138,7 +140,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path):
     assert "names no disk" in refused("--demo", "--disk", f"{missing}:raw:vhd")
 
 
-def test_files_without_permission_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_without_permission_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that may only be read needs :ro; what may not be read at all is of no use."""
     image = str(folder / "raw.img")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may do everything
@@ -146,7 +148,7 @@ def test_files_without_permission_are_refused(folder: Path, monkeypatch: pytest.
     assert config("--demo", "--disk", f"{image}:ro").disks[0].read_only
 
 
-def test_cards_have_local_addresses_that_stay():
+def test_cards_have_local_addresses_that_stay() -> None:
     """The same for the same name and number, others for others."""
     made = config("--demo", "--net", "one", "--net", "two", "--name", "web").nics
     assert made == config("--demo", "--net", "one", "--net", "two", "--name", "web").nics
@@ -157,7 +159,7 @@ def test_cards_have_local_addresses_that_stay():
 
 
 @pytest.mark.parametrize(("option", "value"), [("--net", "one"), ("--disk", "raw.img")])
-def test_there_are_not_too_many_devices(folder: Path, option: str, value: str):
+def test_there_are_not_too_many_devices(folder: Path, option: str, value: str) -> None:
     """One more than there may be."""
     value = str(folder / value) if option == "--disk" else value
     assert config("--demo", *[option, value] * MOST_DEVICES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,8 @@ from hypervisor.cpu import cpuid
 from hypervisor.cpu.cpuid import Policy
 from hypervisor.host import Host
 from hypervisor.loader import pv
-from hypervisor.loader.pv import PVCPU
+from hypervisor.paravirtual.area import Area
+from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.processor import processor
 from xapi import datamodel
 from xapi.inventory import fresh, processors
@@ -43,17 +45,13 @@ def populated(*names: str) -> Store:
     return store
 
 
-def words(leaf: Any) -> tuple[int, int]:
-    return leaf(1)[3], leaf(1)[2]
-
-
 @pytest.mark.parametrize("paravirtual", [False, True])
 def test_the_featureset_is_what_a_domain_finds(paravirtual: bool) -> None:
     """Words 1d, 1c, e1d and e1c of a real domain's CPUID."""
     host = Host(64 << 20, 1, cpu_name=NAME)
     if paravirtual:
         domain = host.create(pv.ranges(8 << 20), cpu=PVCPU)
-        pv.adopt(domain, pv.Area(8 << 20))
+        pv.adopt(domain, Area(8 << 20))
     else:
         domain = host.create(((0, 4 << 20),))
     leaf, more = domain.policy.leaf(0, 1, 0), domain.policy.leaf(0, 0x80000001, 0)
@@ -89,7 +87,7 @@ def test_hosts_cpus_and_pool_tell_what_guests_find() -> None:
     store = populated("", NAME)
     for host, name in zip(store.host, ("Kronos virtual CPU", NAME)):
         told = processor(name)
-        info: dict[str, str] = host.cpu_info
+        info: Mapping[str, str] = host.cpu_info
         assert (info["modelname"], info["features_hvm"], info["features_pv_host"]) == (
             name, told.features_hvm, told.features_pv,
         )  # fmt: skip
@@ -107,8 +105,8 @@ def test_an_old_state_tells_the_truth_from_its_next_start_on() -> None:
     """The name stays, for guests find it; what they never found goes."""
     store = populated("Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz")
     (host,) = store.host
-    old = host.cpu_info | {"features_hvm": "ffffffff-ffffffff", "flags": "fpu avx2", "model": "79"}
-    host.cpu_info = old
+    old = {"features_hvm": "ffffffff-ffffffff", "flags": "fpu avx2", "model": "79"}
+    host.cpu_info = {**host.cpu_info, **old}
     cpu: Any = store.host_cpu[next(iter(host.host_CPUs))]
     cpu.flags, cpu.model = "fpu avx2", 79
     processors.tell(store)
@@ -133,7 +131,7 @@ def test_the_same_machine_has_the_same_speed_after_a_restart(
     """A frequency is measured at each start, a little otherwise each time; another machine's is told."""
     store = populated(NAME)
     (host,) = store.host
-    host.cpu_info = host.cpu_info | {"speed": "2445.000"}
+    host.cpu_info = {**host.cpu_info, "speed": "2445.000"}
     monkeypatch.setattr(processors, "processor", lambda name: replace(processor(name), mhz=measured))
     processors.tell(store)
     (host,) = store.host
