@@ -200,6 +200,8 @@ class FakeBackend:
         if self.deaf:
             raise HostError("not_acknowledged", "deaf")
         domain = self._domain(uuid)
+        if domain.state is Power.SHUTDOWN:
+            raise HostError("not_running", uuid)
         domain.state, domain.shutdown = Power.SHUTDOWN, how
 
     async def suspend(self, uuid: str, image: str) -> None:

@@ -295,11 +295,11 @@ def test_a_guest_that_goes_down_by_itself_is_followed(
     assert alerts(pool)[1:] == (["VM_CRASHED"] if why is Shutdown.CRASH else [])
 
 
-@pytest.mark.parametrize("field", ["actions_after_shutdown", "actions_after_reboot", "actions_after_crash"])
+@pytest.mark.parametrize("field", ["actions_after_softreboot", "actions_after_crash"])
 def test_a_preserved_domain_stays_paused(pool: Pool, field: str) -> None:
     """For whoever wants to look at it; it is followed once."""
     vm = running(pool, **{field: "preserve"})
-    why = {"shutdown": Shutdown.POWEROFF, "reboot": Shutdown.REBOOT, "crash": Shutdown.CRASH}
+    why = {"softreboot": Shutdown.SOFT_RESET, "crash": Shutdown.CRASH}
     pool.backend.goes_down(vm.uuid, why[field.rpartition("_")[2]])
     pool.turn()
     told = alerts(pool)
@@ -334,6 +334,19 @@ def test_a_guest_that_reboots_soon_after_its_start_waits(pool: Pool, why: Shutdo
     pool.turn()
     assert vm.power_state == "Running"
     assert vm.domid == pool.backend.doms[vm.uuid].domid != domid
+
+
+@pytest.mark.parametrize("operation", ["clean_shutdown", "clean_reboot"])
+def test_what_needs_a_guest_finds_none_while_it_waits_to_reboot(pool: Pool, operation: str) -> None:
+    """The record still says Running: the guest is down, and will come again by itself."""
+    vm = running(pool, actions_after_reboot="restart")
+    pool.backend.start_time = pool.clock.seconds()
+    pool.backend.goes_down(vm.uuid, Shutdown.REBOOT)
+    pool.turn()
+    assert pool.fails(f"VM.{operation}", vm._ref) == ["VM_BAD_POWER_STATE", vm._ref, "running", "halted"]
+    pool.clock.advance(15)
+    pool.turn()
+    assert (vm.power_state, vm.domid) == ("Running", pool.backend.doms[vm.uuid].domid)
 
 
 def test_a_call_prevails_over_a_guest_that_waits_to_reboot(pool: Pool) -> None:

@@ -20,6 +20,7 @@ from xapi.call import Call
 from xapi.cancelling import to_its_end
 from xapi.errors import Fault
 from xapi.faults import shortage
+from xapi.log.guests import named
 from xapi.operations.claim import SHORT, Held, changed, claims
 from xapi.storage.faults import backend_failure
 from xapi.storage.unfinished import Making, durable, making
@@ -49,6 +50,8 @@ def fault_of(error: HostError, vm: Any) -> Fault:
         return short
     if error.code == "no_memory":
         return errors.HOST_NOT_ENOUGH_FREE_MEMORY(str(vm.memory_static_max), "0")
+    if error.code in ("not_running", "no_domain"):  # its guest went down by itself, a moment ago
+        return errors.VM_BAD_POWER_STATE(vm._ref, "running", "halted")
     if error.code == "no_guests":
         return errors.VM_HVM_REQUIRED(vm._ref)
     if error.code in ("bad_kernel", "bootloader_failed"):
@@ -331,7 +334,7 @@ async def _go_on(
     try:
         await call.daemon.storage.destroy(call, vdi)
     except (Fault, CancelledError) as error:  # the VM lives, whatever becomes of the image
-        log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=vdi.uuid, vm=vm.uuid, error=error)
+        log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=named(vdi), vm=named(vm), error=error)
 
 
 async def _restore(
