@@ -97,6 +97,16 @@ def test_a_change_is_a_line(pool: Pool, heard: Heard) -> None:
     ]
 
 
+def test_a_new_object_without_a_name_is_told_of_with_those_it_belongs_to(pool: Pool, heard: Heard) -> None:
+    """A drive or a card: of which VM, on which disk or network."""
+    vm, network = vm_of(pool), next(iter(pool.db.network))
+    heard.clear()
+    pool("VIF.create", {"VM": vm._ref, "network": network._ref, "device": "0", "MAC": "", "MTU": "1500",
+         "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {}})  # fmt: skip
+    about = f'[VM "web" ({vm.uuid}), network "{network.name_label}" ({network.uuid})]'
+    assert heard.said[0].startswith(f"info     VIF.create args={about}: done in 0 ms")
+
+
 def test_a_json_line_of_a_call_has_all_of_it(pool: Pool, heard: Heard) -> None:
     """For programs: each thing by itself."""
     vm = vm_of(pool)
@@ -311,6 +321,18 @@ def test_what_ended_a_guest_is_a_line(pool: Pool, life: list[str], why: Shutdown
     pool.backend.goes_down(vm.uuid, why)
     pool.turn()
     assert life[0] == said.format(f'VM "guest" ({vm.uuid})')
+
+
+@pytest.mark.parametrize("why", [Shutdown.CRASH, Shutdown.REBOOT])
+def test_all_that_is_said_of_a_guest_s_end_has_its_name(pool: Pool, life: list[str], why: Shutdown) -> None:
+    """Whoever looks for the name of a VM finds what the toolstack did with it too."""
+    vm = running(pool, actions_after_crash="restart", actions_after_reboot="restart")
+    pool.backend.start_time = pool.clock.seconds()
+    life.clear()
+    pool.backend.goes_down(vm.uuid, why)
+    pool.turn()
+    assert len(life) >= 2
+    assert all(f'VM "guest" ({vm.uuid})' in line for line in life)
 
 
 def test_a_session_that_idles_away_is_a_line(pool: Pool, life: list[str]) -> None:

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from xapi import errors, records
 from xapi.call import Call
 from xapi.errors import Fault
+from xapi.log.guests import named
 from xapi.operations.claim import SHORT, claim
 from xapi.operations.pool import rolling_upgrade
 from xapi.operations.sr import driver
@@ -68,7 +69,7 @@ async def create(
             async with claim(call, "plug", row, patience=SHORT):
                 await srs.plug(call, row, pbd)
         except Fault as fault:
-            log.error("{sr} cannot be plugged: {fault}", sr=row.uuid, fault=fault)
+            log.error("{sr} cannot be plugged: {fault}", sr=named(row), fault=fault)
     made: SR = row._ref
     return made
 

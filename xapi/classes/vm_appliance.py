@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from xapi import records
 from xapi.call import Call
 from xapi.errors import Fault
+from xapi.log.guests import named
 from xapi.operations.claim import claim
 from xapi.registry import message
 from xapi.types import Ref
@@ -85,7 +86,7 @@ async def _one(call: Call, vm: Any, name: str, *arguments: Any) -> None:
         if delay > 0:
             await deferLater(call.clock, delay)
     except Fault as fault:
-        log.info("{name} of {vm} failed: {fault}", name=name, vm=vm.uuid, fault=fault.description)
+        log.info("{name} of {vm} failed: {fault}", name=name, vm=named(vm), fault=fault.description)
     finally:
         daemon.tasks.drop(own.task)
 

@@ -12,6 +12,7 @@ from xapi import errors, records
 from xapi.alerts import alert
 from xapi.call import Call
 from xapi.cancelling import to_its_end
+from xapi.log.guests import named
 from xapi.operations.claim import claim
 from xapi.operations.sr import driver
 from xapi.registry import message
@@ -131,7 +132,7 @@ async def _go_on(call: Call, row: Any) -> None:
         await backend.resume(row.uuid)
         await call.daemon.reconciler.look(row)
     except HostError as error:
-        log.error("{vm} does not go on after its checkpoint: {error}", vm=row.uuid, error=error)
+        log.error("{vm} does not go on after its checkpoint: {error}", vm=named(row), error=error)
         await backend.destroy(row.uuid)
         with call.db.atomic():
             halt(call.db, row)

@@ -158,6 +158,13 @@ def _of_record(record: Any, secret: frozenset[str]) -> Iterator[str]:
             yield from _texts(value) if name in secret else _of_map(value)
 
 
+def _of_new(names: Names, record: Mapping[str, Any]) -> Any:
+    """Return what a new object is called, or whose it is if it has no name."""
+    if "name_label" in record:
+        return record["name_label"]
+    return [known for value in record.values() if isinstance(value, str) and (known := names.find(value)) is not None]
+
+
 def _shower(message: Message, name: str, kind: Type) -> Show | None:
     """Return what makes an argument of a parameter fit to be shown, or None for one that is not."""
     if isinstance(kind, RefType):
@@ -171,7 +178,7 @@ def _shower(message: Message, name: str, kind: Type) -> Show | None:
         assert one is not None
         return lambda names, values: [one(names, value) for value in values[:MOST]] + ["..."] * (len(values) > MOST)
     if isinstance(kind, RecordType):
-        return lambda names, record: record.get("name_label", "")
+        return _of_new
     if isinstance(kind, StringType):
         field = "" if message.field is None else message.field.name
         if name in _TELLING or field in _TELLING_FIELDS or (name == "key" and message.kind in ("add", "remove")):

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from hypervisor.api import Contents, Volume
 from xapi.call import Call
+from xapi.log.guests import named
 from xapi.storage import volumes
 from xapi.storage.faults import answering
 
@@ -57,7 +58,7 @@ def _tell(call: Call, sr: Any, contents: Contents) -> None:
     told = call.daemon.storage.damaged
     for location, why in contents.damaged.items():
         if told.get(sr.uuid, {}).get(location) != why:
-            log.warn("SR {sr}: {location} cannot be used: {why}", sr=sr.uuid, location=location, why=why)
+            log.warn("{sr}: {location} cannot be used: {why}", sr=named(sr), location=location, why=why)
     if contents.damaged:
         told[sr.uuid] = contents.damaged
     else:

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from xapi.call import Call
 from xapi.errors import Fault
+from xapi.log.guests import named
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
@@ -107,7 +108,7 @@ async def sweep(call: Call) -> None:
         try:
             await call.daemon.storage.discard(call, sr, image)
         except Fault as fault:
-            log.error("{image}, which nobody has, stays on {sr}: {fault}", image=image, sr=sr.uuid, fault=fault)
+            log.error("{image}, which nobody has, stays on {sr}: {fault}", image=image, sr=named(sr), fault=fault)
             continue
         _forget(sr, image)
 

@@ -54,10 +54,10 @@ async def follow(daemon: Daemon, ref: str) -> None:
         alert(daemon.db, moment(daemon.clock.seconds()), "VM_CRASHED", "VM", vm, said)
     action = _action(vm, state)
     if action == "restart" and state.shutdown is Shutdown.CRASH and lived < SOON:
-        log.warn("{vm} crashed {lived:.1f} s after its start: it is not started again", vm=vm.uuid, lived=lived)
+        log.warn("{vm} crashed {lived:.1f} s after its start: it is not started again", vm=named(vm), lived=lived)
         action = "destroy"
     if action == "restart" and lived < SOON:
-        log.info("{vm} went down {lived:.1f} s after its start: it waits", vm=vm.uuid, lived=lived)
+        log.info("{vm} went down {lived:.1f} s after its start: it waits", vm=named(vm), lived=lived)
         await deferLater(daemon.clock, WAIT)
     await _act(daemon, vm, action)
 
@@ -76,7 +76,7 @@ def _action(vm: Any, state: DomainState) -> str:
     elif state.shutdown is Shutdown.SOFT_RESET:
         action = vm.actions_after_softreboot
     elif state.shutdown is Shutdown.SUSPEND:
-        log.warn("{vm} has suspended itself, and nobody asked it to", vm=vm.uuid)
+        log.warn("{vm} has suspended itself, and nobody asked it to", vm=named(vm))
         action = "destroy"
     else:
         action = vm.actions_after_shutdown

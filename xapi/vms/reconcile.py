@@ -26,6 +26,7 @@ from xapi import errors
 from xapi.errors import Fault
 from xapi.lexical import moment
 from xapi.log import guests
+from xapi.log.guests import named
 from xapi.operations.claim import changed
 from xapi.types import NULL
 from xapi.vms import guest_metrics
@@ -234,7 +235,7 @@ class Reconciler:
         for uuid in uuids:
             # What is asked of a domain is done in order: an operation that makes one from now on does so after this.
             if not self._is_claimed(uuid, host):
-                log.error("domain {uuid} on {host} is no VM's: it is ended", uuid=uuid, host=host.uuid)
+                log.error("domain {uuid} on {host} is no VM's: it is ended", uuid=uuid, host=named(host))
                 await backend.destroy(uuid)
 
     def _is_claimed(self, uuid: str, host: Any) -> bool:
@@ -250,7 +251,7 @@ class Reconciler:
                 if not is_up(await self.look(vm)):
                     self.attend(vm.uuid)
             except (Fault, HostError) as error:
-                log.error("{vm} cannot be looked at: {error}", vm=vm.uuid, error=error)
+                log.error("{vm} cannot be looked at: {error}", vm=named(vm), error=error)
 
     def _tidy(self) -> None:
         """Drop what operations could not give back, and what is kept of VMs that have ended."""

@@ -15,6 +15,7 @@ from xapi import errors
 from xapi.call import Call
 from xapi.cancelling import to_its_end
 from xapi.errors import Fault
+from xapi.log.guests import named
 from xapi.storage import vdis
 from xapi.storage.unfinished import Making, making
 from xapi.storage.volumes import declared
@@ -101,7 +102,7 @@ async def _revert(call: Call, snapshot: VM, vm: VM | None, unfinished: Making) -
 def _told(fault: Fault, snapshot: VM) -> Fault:
     if fault.code in TOLD:
         return fault
-    log.error("revert to {snapshot} failed: {fault}", snapshot=snapshot._ref, fault=fault)
+    log.error("revert to {snapshot} failed: {fault}", snapshot=named(snapshot), fault=fault)
     return errors.VM_REVERT_FAILED(snapshot._ref, snapshot.snapshot_of)
 
 
@@ -180,7 +181,9 @@ async def _tidy(call: Call, old: list[str], moved: list[VDI]) -> None:
             if not declared(vdi):
                 await to_its_end(vdis.describe(call, vdi))
         except Fault as error:
-            log.error("the image of {vdi} does not know that its disk was replaced: {error}", vdi=vdi.uuid, error=error)
+            log.error(
+                "the image of {vdi} does not know that its disk was replaced: {error}", vdi=named(vdi), error=error
+            )
     for ref in old:
         try:
             await to_its_end(part(call, "VDI.destroy", ref))
