@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 
 from tests.api.storage_pool import Disks
 from tests.conftest import NOW, Pool
@@ -55,6 +56,19 @@ def test_a_schedule_takes_snapshots_at_its_time_and_not_again(disks: Disks) -> N
     assert snapshot.is_vmss_snapshot and snapshot.name_label == "plan_guest_20260131T091507Z"
     assert row.last_run_time == NOW + timedelta(minutes=10)
     assert alerts(disks) == ["VMSS_SNAPSHOT_SUCCEEDED"]
+
+
+def test_the_log_tells_that_a_schedule_has_run_and_what_failed(disks: Disks) -> None:
+    """No call does, for nobody has called."""
+    vm, other = make_vm(disks), make_vm(disks)
+    plan(disks, vm, other)
+    vm.blocked_operations = {"snapshot": "not now"}
+    with capturedLogs() as events:
+        go_to(disks, 9, 16)
+    said = [f"{event['log_level'].name} {formatEvent(event)}" for event in events]
+    (failed,) = (line for line in said if line.startswith("warn"))
+    assert failed.startswith(f'warn VM "guest" ({vm.uuid}) has no snapshot of schedule "plan": OPERATION_BLOCKED')
+    assert 'info schedule "plan" has run: 1 snapshots made, 1 failed' in said
 
 
 def test_a_schedule_that_is_disabled_or_has_no_time_now_does_not_run(disks: Disks) -> None:

@@ -19,6 +19,8 @@ from xapi import errors
 from xapi.alerts import alert
 from xapi.errors import Fault
 from xapi.lexical import moment
+from xapi.log.guests import named
+from xapi.log.lines import quoted
 from xapi.types import NULL
 from xapi.vms.lifecycle import own_call
 from xapi.vms.parts import part
@@ -60,8 +62,8 @@ def _checked(key: str, value: str, keys: Mapping[str, str]) -> str:
         raise wrong
     if key != "days":
         return value
-    named = {day.lower(): day for day in DAYS}
-    days = [named.get(word.strip().lower(), "") for word in value.split(",")]
+    known = {day.lower(): day for day in DAYS}
+    days = [known.get(word.strip().lower(), "") for word in value.split(",")]
     if "" in days or len(set(days)) != len(days):
         raise wrong
     return ",".join(days)
@@ -134,7 +136,8 @@ class Schedules:
 
     async def _run(self, call: Call, row: Any) -> None:
         try:
-            await self.run(call, row)
+            came = await self.run(call, row)
+            log.info("schedule {name} has run: {came}", name=quoted(row.name_label), came=came)
         except CancelledError:
             log.info("the run of schedule {name} was cancelled", name=row.name_label)
         finally:
@@ -156,6 +159,8 @@ class Schedules:
                     made += 1
                 except Fault as fault:
                     failed += 1
+                    log.warn("{vm} has no snapshot of schedule {name}: {fault}",
+                             vm=named(vm), name=quoted(row.name_label), fault=" ".join(fault.description))  # fmt: skip
                     text = f"Snapshot of VM '{vm.name_label}' (uuid: {vm.uuid}) failed: {fault.code}"
                     alert(db, call.now, "VMSS_SNAPSHOT_FAILED", "VMSS", row, text)
         finally:
