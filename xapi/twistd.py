@@ -32,6 +32,8 @@ class Options(usage.Options):
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Read the options, and install our reactor. Raises usage.UsageError for settings that make no sense."""
+        if self.parent is not None and "nodaemon" not in self.parent:
+            raise usage.UsageError("twist has chosen its reactor and its log already: use twistd, or the command xapi")
         try:
             self["config"] = config.from_command_line(list(options or []))
         except config.ConfigError as error:

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from twisted.python import usage
 
 from tests.clients.conftest import Clients
 from tests.clients.daemon import CHECKOUT, environment
+from xapi.twistd import Options
 
 SECONDS = 60
 
@@ -90,6 +92,14 @@ def test_a_wrong_option_is_told_as_twistd_tells_its_own(twistd: Twistd) -> None:
     said, log = done.communicate(timeout=SECONDS)
     assert done.returncode == 1 and said.startswith("Usage: twistd")
     assert said.endswith("unrecognized arguments: --colour\n") and log == ""
+
+
+def test_twist_is_refused_in_one_line() -> None:
+    """It lists the plugin too; its reactor runs already, and its log has begun."""
+    options = Options()
+    options.parent = usage.Options()
+    with pytest.raises(usage.UsageError, match="use twistd, or the command xapi"):
+        options.parseOptions(["--no-tls"])
 
 
 def test_it_serves_on_our_reactor_and_logs_from_its_level_on(twistd: Twistd, clients: Clients) -> None:
