@@ -224,7 +224,9 @@ def read_declaration(path: Path) -> Declaration:
     """Read a file. Raises DeclarationError."""
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DeclarationError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise DeclarationError(f"{path}: {error}") from error
     return parse_declaration(text, str(path))
 
