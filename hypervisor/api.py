@@ -245,6 +245,8 @@ class DomainState:
     devices: tuple[DeviceState, ...]
     guest: Mapping[str, str]
     """What the guest says of itself in xenstore, below attr/, data/, control/feature-* and drivers/."""
+    asked: bool = False
+    """Whether the guest was asked to suspend itself, and has not gone on after that; it may do so late."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ class FakeDomain:
     vcpus: int | None = None
     """Those that are up, where they are not as many as configured."""
     counters: dict[tuple[type[Device], int], dict[str, int]] = field(default_factory=dict)
+    asked: bool = False
+    """Whether it was asked to suspend itself, and has not gone on since."""
 
 
 class FakeBackend:
@@ -132,7 +134,7 @@ class FakeBackend:
             domain.config.memory_max, vcpus, (domain.cpu_time,) * max(domain.config.vcpus, domain.config.vcpus_max),
             {"running": domain.cpu_time, "runnable": 0.0, "blocked": 9.0, "offline": 0.0}, self.start_time,
             tuple(DeviceState(each, True, domain.counters.get(at, {})) for at, each in domain.devices.items()),
-            dict(domain.guest),
+            dict(domain.guest), domain.asked,
         )  # fmt: skip
 
     async def domains(self) -> list[str]:
@@ -212,7 +214,7 @@ class FakeBackend:
     async def resume(self, uuid: str) -> None:
         await self._asked("resume")
         domain = self._domain(uuid)
-        domain.state, domain.shutdown = Power.RUNNING, None
+        domain.state, domain.shutdown, domain.asked = Power.RUNNING, None, False
 
     async def plug(self, uuid: str, device: Device) -> Truth:
         await self._asked("plug")

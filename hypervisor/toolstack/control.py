@@ -120,6 +120,9 @@ class Control:
         self._changed = changed
         self._told = True
         self._request: Request | None = None
+        self.suspends = False
+        """Whether the guest was asked to suspend itself since it went on last: a request is withdrawn too late for one
+        that has read it."""
         trees = (*TREES, "control", "memory") if changed is not None else ()
         self._watches = [store.watch(f"{self.home}/{tree}", self._heard) for tree in trees]
 
@@ -142,6 +145,7 @@ class Control:
             raise ValueError(f"a guest cannot be asked for {how.value}")
         if self._request is not None:
             self._request.withdraw()
+        self.suspends = self.suspends or how is Shutdown.SUSPEND
         self._request = Request(self, how, acknowledged)
         self._request.begin()
         return self._request

@@ -69,4 +69,5 @@ class Guest:
             start_time=self.start_time,
             devices=tuple(self.devices.states()),
             guest=self.control.metrics().values,
+            asked=self.control.suspends,
         )

@@ -265,10 +265,12 @@ class Toolstack:
 
     def resume(self, uuid: str) -> None:
         """Let a domain that has suspended itself go on where it is. Raises HostError."""
+        guest = self.guest(uuid)
         try:
-            resuming.cancel(self.host, self.guest(uuid).domain)
+            resuming.cancel(self.host, guest.domain)
         except ValueError as error:
             raise HostError("not_suspended", str(error)) from error
+        guest.control.suspends = False
 
     # Ends
 

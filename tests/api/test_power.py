@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import DirectBoot, Display, Firmware, HostError, Shutdown
+from hypervisor.api import DirectBoot, Display, Firmware, HostError, Power, Shutdown
 from tests.conftest import Pool
 from xapi.errors import Fault
 from xapi.types import NULL
@@ -530,6 +530,24 @@ def test_a_suspend_that_fails_lets_the_guest_go_on(pool: Pool, step: str) -> Non
     del pool.backend.fail[step]
     pool("VM.suspend", vm._ref)
     assert vm.power_state == "Suspended"
+
+
+@pytest.mark.usefixtures("images")
+def test_a_guest_that_suspends_itself_for_nobody_any_more_goes_on(pool: Pool) -> None:
+    """It has read the request before the suspend was cancelled."""
+    vm = running(pool)
+    disks, domid = len(pool.db.VDI), vm.domid
+    pool.backend.held["shutdown"] = Deferred()
+    task = pool("Async.VM.suspend", vm._ref)
+    pool.turn()
+    pool("task.cancel", task)
+    pool.turn()
+    assert (pool.db.task[task].status, len(pool.db.VDI)) == ("cancelled", disks)
+    pool.backend.doms[vm.uuid].asked = True
+    pool.backend.goes_down(vm.uuid, Shutdown.SUSPEND)
+    pool.turn()
+    assert pool.backend.doms[vm.uuid].state is Power.RUNNING
+    assert (vm.power_state, vm.domid, dict(vm.current_operations)) == ("Running", domid, {})
 
 
 @pytest.mark.usefixtures("images")

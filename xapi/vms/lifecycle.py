@@ -63,7 +63,7 @@ async def follow(daemon: Daemon, ref: str) -> None:
 
 
 def _action(vm: Any, state: DomainState) -> str:
-    """Return what is to be done with a domain that is down: destroy, restart or preserve.
+    """Return what is to be done with a domain that is down: destroy, restart, preserve or resume.
 
     Memory is dumped for nobody: a coredump action is its second half, as in xenopsd. There is no way to restart a
     guest inside its domain, so a soft reboot is a restart.
@@ -75,6 +75,8 @@ def _action(vm: Any, state: DomainState) -> str:
         action = vm.actions_after_reboot
     elif state.shutdown is Shutdown.SOFT_RESET:
         action = vm.actions_after_softreboot
+    elif state.shutdown is Shutdown.SUSPEND and state.asked:
+        return "resume"  # whoever asked has given up
     elif state.shutdown is Shutdown.SUSPEND:
         log.warn("{vm} has suspended itself, and nobody asked it to", vm=named(vm))
         action = "destroy"
@@ -92,7 +94,7 @@ async def _is_down(daemon: Daemon, vm: Any) -> DomainState | None:
     return state if state is not None and not is_up(state) else None
 
 
-_MESSAGES = {"restart": "hard_reboot", "preserve": "pause", "destroy": "hard_shutdown"}
+_MESSAGES = {"restart": "hard_reboot", "preserve": "pause", "destroy": "hard_shutdown", "resume": "suspend"}
 
 
 async def _act(daemon: Daemon, vm: Any, action: str) -> None:
@@ -100,13 +102,15 @@ async def _act(daemon: Daemon, vm: Any, action: str) -> None:
     operation = _MESSAGES[action]
     call = own_call(daemon, f"VM.{operation}")
     try:
-        async with claim(call, operation, vm):
+        async with claim(call, operation, vm, strict=False):
             if await _is_down(daemon, vm) is None:
                 return
             if action == "restart":
                 await power.again(call, vm, alerted="")
             elif action == "preserve":
                 await power.pause(call, vm)  # its domain stays for whoever wants to look at it
+            elif action == "resume":
+                await power.go_on(call, vm)
             else:
                 if not call.pool.ha_reboot_vm_on_internal_shutdown:
                     vm.ha_always_run = False

@@ -56,8 +56,6 @@ def fault_of(error: HostError, vm: Any) -> Fault:
         return errors.VM_HVM_REQUIRED(vm._ref)
     if error.code in ("bad_kernel", "bootloader_failed"):
         return errors.BOOTLOADER_FAILED(vm._ref, str(error))
-    if error.code in ("no_domain", "not_running"):  # it went down before it could be asked
-        return errors.VM_BAD_POWER_STATE(vm._ref, "running", "halted")
     if error.code == "not_acknowledged":
         return errors.VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT(vm._ref)
     if error.code == "not_suspended":
@@ -258,6 +256,13 @@ async def _stay(call: Call, vm: Any, host: Any, vdi: Any) -> None:
     if state is not None and state.shutdown is Shutdown.SUSPEND:
         await host.resume(vm.uuid)
     await call.daemon.storage.destroy(call, vdi)
+
+
+async def go_on(call: Call, vm: Any) -> None:
+    """Let a guest go on where it is that has suspended itself for somebody who waits no longer."""
+    with told(vm):
+        await backend(call, vm).resume(vm.uuid)
+    await call.daemon.reconciler.look(vm)
 
 
 async def leave(call: Call, vm: Any, vdi: Any, unfinished: Making) -> None:
