@@ -151,10 +151,6 @@ class RestoredBuild:
         resume.connect(self.domain, store_port, console_port)
 
 
-def begin(host: Host, config: DomainConfig, kind: str) -> Build:
-    """Make an empty domain of a kind, ``pvh`` or ``pv``."""
-    if kind == "pvh":
-        return PVHBuild(host, config)
-    if kind == "pv":
-        return PVBuild(host, config)
-    raise HostError("unsupported", f"guests of kind {kind} cannot be built")
+def begin(host: Host, config: DomainConfig, entry: str) -> Build:
+    """Make an empty domain whose kernel will be started by an entry, ``pvh`` or ``pv``."""
+    return PVBuild(host, config) if entry == "pv" else PVHBuild(host, config)

@@ -12,6 +12,9 @@ from hypervisor.firmware.errors import BootError
 from hypervisor.storage.repositories import Repositories
 from hypervisor.toolstack.devices import open_disk
 
+_ENTRIES = {"pv": "pv", "pvh": "pvh", "pv_in_pvh": "pvh"}
+"""Kinds of guests whose kernel is given, and the entry of each."""
+
 
 def kernel(config: DomainConfig, repositories: Repositories) -> tuple[firmware.Boot, str]:
     """Return the kernel to load, and by which entry: ``pvh`` or ``pv``. Raises HostError."""
@@ -22,8 +25,13 @@ def kernel(config: DomainConfig, repositories: Repositories) -> tuple[firmware.B
 
 
 def entry(boot: Boot) -> str:
-    """Return by which of its entries a kernel is started: ``pv``, or ``pvh`` for all else."""
-    return "pv" if not isinstance(boot, Firmware) and boot.kind == "pv" else "pvh"
+    """Return by which of its entries a kernel is started: ``pv`` or ``pvh``. Raises HostError for an unknown kind."""
+    if isinstance(boot, Firmware):
+        return "pvh"
+    entered = _ENTRIES.get(boot.kind)
+    if entered is None:
+        raise HostError("unsupported", f"guests of kind {boot.kind} cannot be built")
+    return entered
 
 
 def kind(boot: Boot, entered: str) -> str:

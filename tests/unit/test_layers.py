@@ -56,13 +56,14 @@ XAPI = rows(
     __main__: config process
     addresses:
     alerts: datamodel store
-    backends: config errors hypervisor.api hypervisor.cpu hypervisor.disks hypervisor.guests hypervisor.host
+    backends: cancelling config errors hypervisor.api hypervisor.cpu hypervisor.disks hypervisor.guests hypervisor.host
         hypervisor.processor hypervisor.pv hypervisor.storage hypervisor.toolstack
     call: daemon datamodel errors lexical sessions storage store types
+    cancelling:
     certificates:
     checks: passwords
-    classes: alerts call directory errors events fragments hosts implicit lexical networks operations records
-        registry storage store tasks types vms hypervisor.api
+    classes: alerts call cancelling directory errors events fragments hosts implicit lexical log networks operations
+        records registry storage store tasks types vms hypervisor.api
     config:
     coverage: datamodel http registry
     daemon: backends config datamodel dispatch events faults fragments hosts log networks operations passwords
@@ -96,14 +97,14 @@ XAPI = rows(
         lexical log passwords plugins state store vms hypervisor.api
     sessions: call checks datamodel directory errors lexical log passwords records store types
     state: certificates passwords
-    storage: call errors faults lexical operations store types vms hypervisor.api
+    storage: call cancelling errors faults lexical log operations store types vms hypervisor.api
     store: datamodel errors lexical records types
     stubs: datamodel types
     tasks: call errors faults lexical records store types
     testing: config passwords reactor readiness service
     twistd: config log process reactor
     types: lexical
-    vms: alerts backends call config daemon datamodel errors faults lexical log networks operations records
+    vms: alerts backends call cancelling config daemon datamodel errors faults lexical log networks operations records
         storage store types hypervisor.api
     """
 )
