@@ -399,6 +399,24 @@ def test_a_checkpoint_keeps_the_memory_and_lets_the_guest_go_on(pool: Pool, disk
     assert idle(pool)
 
 
+def test_what_undoes_a_copy_goes_on_when_the_toolstack_starts_again(pool: Pool, disks: FakeDisks) -> None:
+    """All work is cancelled then, and parts of it have tasks of their own."""
+    vm = guest(pool, "a", "b")
+    before = len(pool.db.VDI)
+    disks.held["destroy", "a"] = held = Deferred()
+    disks.fail["clone", "b"] = Fault("SR_FULL", "1", "2")
+    failed: list[Any] = []
+    pool.start("VM.clone", pool.session, vm._ref, "copy").addErrback(lambda failure: failed.append(failure.value.code))
+    pool.turn()
+    assert disks.calls[-1] == ("destroy", "a")
+    pool.daemon.tasks.end_all()
+    pool.turn()
+    assert not held.called
+    held.callback(None)
+    pool.turn()
+    assert (failed, len(pool.db.VDI), len(pool.db.task)) == (["SR_FULL"], before, 0)
+
+
 @pytest.mark.parametrize("cancel", [False, True])
 def test_a_checkpoint_that_fails_lets_the_guest_go_on(pool: Pool, disks: FakeDisks, cancel: bool) -> None:
     """Without memory or disks left over, whether a disk failed or the user had enough."""

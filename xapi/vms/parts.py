@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
+from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -55,7 +55,12 @@ async def part(call: Call, name: str, *arguments: Any) -> Any:
     return await _run(call, Part(name, arguments), _Running(Part(name, arguments)))
 
 
-async def _run(call: Call, asked: Part, running: _Running) -> Any:
+def lasting(call: Call, name: str, *arguments: Any) -> Deferred[Any]:
+    """Do the same with what is to be done now: no cancel ends it, that of its own task neither."""
+    return to_its_end(_run(call, Part(name, arguments), _Running(Part(name, arguments)), lasts=True))
+
+
+async def _run(call: Call, asked: Part, running: _Running, *, lasts: bool = False) -> Any:
     db, tasks = call.db, call.daemon.tasks
     method = call.daemon.dispatcher.methods[asked.name]
     origin = Origin(call.origin.trusted)
@@ -75,7 +80,8 @@ async def _run(call: Call, asked: Part, running: _Running) -> Any:
 
     try:
         deferred = Deferred.fromCoroutine(work())
-        tasks.running(task, deferred)
+        if not lasts:
+            tasks.running(task, deferred)
         result = await deferred
         running.over = True
         return result
@@ -132,6 +138,6 @@ async def undo_all(call: Call, undo: str, made: Sequence[Any]) -> None:
     """Give each of these to a message that takes it back; what cannot be taken back is logged and left."""
     for each in made:
         try:
-            await to_its_end(part(call, undo, each))
-        except (Fault, CancelledError) as error:
+            await lasting(call, undo, each)
+        except Fault as error:
             log.error("{undo} of {made} failed: {error}", undo=undo, made=each, error=error)

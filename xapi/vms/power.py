@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from hypervisor.api import DomainConfig, HostError, Shutdown, Truth
@@ -337,8 +336,8 @@ async def _go_on(
         call.daemon.reconciler.write(vm, host, truth)
         alert(db, call.now, said.name, "VM", vm, said.body)
     try:
-        await call.daemon.storage.destroy(call, vdi)
-    except (Fault, CancelledError) as error:  # the VM lives, whatever becomes of the image
+        await to_its_end(call.daemon.storage.destroy(call, vdi))
+    except Fault as error:  # the VM lives, whatever becomes of the image
         log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=named(vdi), vm=named(vm), error=error)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from xapi import errors
@@ -36,7 +35,7 @@ from xapi.vms.copies import (
     fresh_generation,
     names,
 )
-from xapi.vms.parts import part, undo_all
+from xapi.vms.parts import lasting, undo_all
 
 if TYPE_CHECKING:
     from xapi.records import VDI, VM
@@ -186,6 +185,6 @@ async def _tidy(call: Call, old: list[str], moved: list[VDI]) -> None:
             )
     for ref in old:
         try:
-            await to_its_end(part(call, "VDI.destroy", ref))
-        except (Fault, CancelledError) as error:  # others may cancel its part
+            await lasting(call, "VDI.destroy", ref)
+        except Fault as error:
             log.error("the replaced disk {vdi} stays: {error}", vdi=ref, error=error)
