@@ -312,11 +312,13 @@ def test_a_domain_that_cannot_be_ended_is_ended_later(pool: Pool) -> None:
     assert agree(pool)
 
 
-def test_memory_that_is_kept_for_nobody_is_given_back(pool: Pool) -> None:
-    """An operation could not write that its VM does not come."""
+@pytest.mark.parametrize("a_turn", [1, 1000])
+def test_memory_that_is_kept_for_nobody_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch, a_turn: int) -> None:
+    """An operation could not write that its VM does not come; however many VMs are looked over in a turn."""
+    monkeypatch.setattr("xapi.vms.reconcile._GO", a_turn)
     vm = make_vm(pool)
     vm.scheduled_to_be_resident_on = next(iter(pool.db.host))._ref
-    pool.daemon.sweep()
+    pool.daemon.reconciler.unsettled()
     pool.turn()
     assert vm.scheduled_to_be_resident_on == NULL
 

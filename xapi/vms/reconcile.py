@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, DomainState, HostError, Power, Truth, disk_name
@@ -45,6 +46,8 @@ log = Logger()
 
 _LOOK = 60.0
 """Seconds between two looks whether an operation still holds a VM whose guest went down."""
+_GO = 10_000
+"""VMs that are looked over in one turn of the reactor."""
 DOMAIN_OPERATIONS = frozenset(
     ("start", "start_on", "resume", "resume_on", "clean_shutdown", "hard_shutdown", "shutdown", "clean_reboot",
      "hard_reboot", "suspend", "checkpoint", "pool_migrate", "migrate_send", "reverting", "power_state_reset",
@@ -229,7 +232,9 @@ class Reconciler:
                     await self._look_at(host, uuids, thorough)
         finally:
             self._surveying = False
-        self._tidy()
+        self.truths.keep(lambda ref: (vm := self._db.VM.get(ref)) is not None and vm.resident_on != NULL)
+        if thorough:
+            await self._give_back()
 
     async def _end_unclaimed(self, host: Any, backend: Any, uuids: Iterable[str]) -> None:
         for uuid in uuids:
@@ -253,15 +258,13 @@ class Reconciler:
             except (Fault, HostError) as error:
                 log.error("{vm} cannot be looked at: {error}", vm=named(vm), error=error)
 
-    def _tidy(self) -> None:
-        """Drop what operations could not give back, and what is kept of VMs that have ended."""
-        self.truths.keep({vm._ref for vm in self._db.VM if vm.resident_on != NULL})
-        if self._db.refusal is not None:
-            return
-        with self._db.atomic():
-            for vm in self._db.VM:
-                if vm.scheduled_to_be_resident_on != NULL and not self._is_held(vm):
-                    vm.scheduled_to_be_resident_on = NULL
+    async def _give_back(self) -> None:
+        """Drop the reservations that operations could not give back, some thousands of VMs a turn."""
+        for at, vm in enumerate(list(self._db.VM), 1):
+            if vm.scheduled_to_be_resident_on != NULL and not self._is_held(vm) and self._db.refusal is None:
+                vm.scheduled_to_be_resident_on = NULL
+            if at % _GO == 0:
+                await deferLater(self._clock, 0)
 
 
 def is_up(state: DomainState | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Truths:
         """Hear that all of a truth is written."""
         self._written[vm._ref] = host._ref, truth.sequence
 
-    def keep(self, vms: set[str]) -> None:
-        """Forget all VMs but these."""
-        for ref in self._written.keys() - vms:
+    def keep(self, lives: Callable[[str], bool]) -> None:
+        """Forget the VMs that are on no host any more."""
+        for ref in [ref for ref in self._written if not lives(ref)]:
             del self._written[ref]
