@@ -48,9 +48,9 @@ class Before:
         running = self.world.begin()
         self.pool.turn()
         while not running.called:
-            held = self.steps.held
-            assert held is not None
-            assert not held.called, "nothing was held"
+            assert self.steps.held, "nothing was held"
+            held = self.steps.held.pop()
+            assert not self.steps.held and not held.called
             yield self.steps.names[self.steps.hold_at]
             self.steps.hold_at = len(self.steps.names)
             held.callback(None)
