@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from hypervisor.api import (
     NIC,
@@ -18,14 +19,17 @@ from hypervisor.api import (
     Device,
     DeviceState,
     Disk,
+    Display,
     DomainConfig,
     DomainState,
     Firmware,
     HostError,
     Power,
     Shutdown,
+    Storage,
     Truth,
 )
+from xapi.backends.local_storage import LocalStorage
 from xapi.call import Call
 from xapi.daemon import Daemon
 from xapi.dispatch import Method
@@ -64,6 +68,7 @@ class FakeBackend:
 
     def __init__(self, memory: int = 16 << 30) -> None:
         self.memory = memory
+        self.storage: Storage = storage_at_once()
         self.doms: dict[str, FakeDomain] = {}
         self.calls: list[str] = []
         self.fail: dict[str, HostError] = {}
@@ -133,7 +138,11 @@ class FakeBackend:
             domain.target if domain.actual is None else domain.actual, domain.target,
             domain.config.memory_max, vcpus, (domain.cpu_time,) * max(domain.config.vcpus, domain.config.vcpus_max),
             {"running": domain.cpu_time, "runnable": 0.0, "blocked": 9.0, "offline": 0.0}, self.start_time,
-            tuple(DeviceState(each, True, domain.counters.get(at, {})) for at, each in domain.devices.items()),
+            tuple(
+                DeviceState(each, True, domain.counters.get(at, {}))
+                for at, each in domain.devices.items()
+                if not isinstance(each, Display)
+            ),
             dict(domain.guest), domain.asked,
         )  # fmt: skip
 
@@ -251,6 +260,16 @@ class FakeBackend:
 
     async def console(self, uuid: str) -> FakeConsole:
         return FakeConsole(self, self._domain(uuid))
+
+    async def screen(self, uuid: str) -> NoReturn:
+        """Refuse: none of these domains has a screen."""
+        self._domain(uuid)
+        raise HostError("no_device", "0")
+
+
+def storage_at_once() -> LocalStorage:
+    """Return a host's storage with nothing attached, which needs no thread."""
+    return LocalStorage(maybeDeferred, lambda function, *arguments: function(*arguments), time.time_ns)
 
 
 def kind(boot: Boot) -> str:

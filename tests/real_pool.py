@@ -5,16 +5,21 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
 
 from tests.conftest import Pool
-from xapi.backends.local import LocalBackend, Threads
+from xapi.backends.local import LocalBackend
 from xapi.backends.local_storage import LocalStorage
+from xapi.backends.threads import Threads
 
 PATIENCE = 60.0
 """Seconds after which a test gives up."""
@@ -22,20 +27,21 @@ MEMORY = 4 << 30
 THREADS = 8
 
 
+@implementer(IReactorFromThreads)
 class RealPool(Pool):
     """A pool whose hosts run demo guests. `close` it."""
 
     def __init__(self, directory: Path) -> None:
-        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._workers = ThreadPool(0, THREADS, "xapi")
         self._workers.start()
         self._seen = time.monotonic()
         self.real: dict[str, LocalBackend] = {}
         super().__init__(directory)
 
-    def callFromThread(self, function: Callable[..., object], *arguments: Any) -> None:
+    def callFromThread(self, callable: Callable[..., Any], *args: object, **kwargs: object) -> None:
         """Do as a reactor does."""
-        self._calls.put((function, arguments))
+        self._calls.put(partial(callable, *args, **kwargs))
 
     def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         return deferToThreadPool(self, self._workers, function, *arguments)
@@ -50,11 +56,8 @@ class RealPool(Pool):
 
     def turn(self) -> None:
         """Take a turn: do what threads have asked for, and let as much time pass as has."""
-        try:
-            function, arguments = self._calls.get(timeout=0.001)
-            function(*arguments)
-        except queue.Empty:
-            pass
+        with suppress(queue.Empty):
+            self._calls.get(timeout=0.001)()
         now = time.monotonic()
         self.clock.advance(now - self._seen)
         self._seen = now

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
@@ -77,7 +78,7 @@ class Connection:
         self.pool = pool
         self.transport = StringTransport(peerAddress=peer)
         self.server: HTTPServer = HTTPFactory(RPC(pool.daemon), pool.clock).buildProtocol(None)
-        self.server.makeConnection(self.transport)
+        Protocol.makeConnection(self.server, self.transport)
 
     def send(self, data: bytes) -> bytes:
         """Deliver bytes, let the reactor turn, and return what was written."""

@@ -62,7 +62,7 @@ class Disks(Pool):
         return self.daemon.storage.directory
 
     def folder(self, sr: Any) -> Path:
-        return self.directory / sr.uuid
+        return Path(self.directory, sr.uuid)
 
     def files(self, sr: Any = None) -> set[str]:
         """Return the images of an SR."""

@@ -62,7 +62,8 @@ def test_orders_start_one_after_another_each_with_its_delay(pool: Pool, applianc
 def test_equal_orders_start_at_the_same_time(pool: Pool, appliance: str) -> None:
     """The second does not wait for the first."""
     vms = [member(pool, appliance) for _ in range(3)]
-    pool.backend.held["build"] = gate = Deferred()
+    gate: Deferred[None] = Deferred()
+    pool.backend.held["build"] = gate
     done = pool.start("VM_appliance.start", pool.session, appliance, False)
     pool.turn()
     assert [list(vm.current_operations.values()) for vm in vms] == [["start"]] * 3

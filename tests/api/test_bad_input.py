@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 import pytest
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
+from zope.interface import implementer
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import Pool
@@ -31,7 +32,8 @@ def nothing_is_logged_as_an_error() -> Iterator[None]:
     """What a client sends is never our error."""
     seen: list[Any] = []
 
-    def observe(event: Any) -> None:
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
         if event["log_level"] >= LogLevel.error:
             seen.append(event)
 

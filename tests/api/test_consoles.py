@@ -6,6 +6,7 @@ from base64 import b64encode
 from typing import Any
 
 import pytest
+from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
 
 from tests.api.test_power import make_vm
@@ -22,7 +23,7 @@ class Wire:
         self.pool = pool
         self.transport = StringTransport()
         self.protocol = HTTPFactory(RPC(pool.daemon), pool.clock).buildProtocol(None)
-        self.protocol.makeConnection(self.transport)
+        Protocol.makeConnection(self.protocol, self.transport)
 
     def send(self, data: bytes) -> bytes:
         """Send bytes; return what came back since the last time."""

@@ -32,7 +32,13 @@ def make_vdi(pool: Pool, **fields: Any) -> Any:
         sr = pool.db.SR.create(type="ext")
         for host in pool.db.host:
             pool.db.PBD.create(SR=sr._ref, host=host._ref, currently_attached=True)
-        given = {"type": "user", "managed": True, "sharable": False, "virtual_size": 1 << 20, "SR": sr._ref}
+        given: dict[str, Any] = {
+            "type": "user",
+            "managed": True,
+            "sharable": False,
+            "virtual_size": 1 << 20,
+            "SR": sr._ref,
+        }
         row = pool.db.VDI.create(**(given | fields))
     pool.turn()
     return row
@@ -228,7 +234,8 @@ def test_a_disk_that_is_being_plugged_counts_as_used(pool: Pool) -> None:
     """Two plugs at the same time do not both pass."""
     vdi = make_vdi(pool)
     first, second = drive(pool, running(pool), vdi), drive(pool, running(pool), vdi)
-    pool.backend.held["plug"] = held = Deferred()
+    held: Deferred[None] = Deferred()
+    pool.backend.held["plug"] = held
     waiting = pool.start("VBD.plug", pool.session, first._ref)
     pool.turn()
     assert pool.fails("VBD.plug", second._ref) == ["VDI_IN_USE", vdi._ref]
@@ -544,7 +551,8 @@ def test_a_vm_that_ends_during_a_plug(pool: Pool) -> None:
     """The plug fails, and the rows say Halted."""
     vm = running(pool)
     row = card(pool, vm)
-    pool.backend.held["plug"] = held = Deferred()
+    held: Deferred[None] = Deferred()
+    pool.backend.held["plug"] = held
     waiting = pool.start("VIF.plug", pool.session, row._ref)
     pool.turn()
     pool.backend.doms.pop(vm.uuid)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 
 from tests.api.conftest import Answer, Connection, call, request, text
@@ -422,9 +424,9 @@ def test_next_tells_of_the_pool_every_30_seconds(pool: Pool, row: Any) -> None:
 class StrictClock(Clock):
     """A clock that refuses what the real reactor refuses."""
 
-    def callLater(self, when: float, what: Any, *arguments: Any, **more: Any) -> Any:
-        assert when >= 0, f"{when} is not greater than or equal to 0 seconds"
-        return super().callLater(when, what, *arguments, **more)
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> IDelayedCall:
+        assert delay >= 0, f"{delay} is not greater than or equal to 0 seconds"
+        return super().callLater(delay, callable, *args, **kw)
 
 
 def test_next_waits_on_when_the_pool_is_none_of_its_business(pool: Pool) -> None:

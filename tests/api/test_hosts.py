@@ -53,7 +53,7 @@ def test_a_restart_enables_a_host_unless_it_was_told_not_to(
     assert caught.value.description == ["SESSION_INVALID", session]
     pool.session = pool.login()
     pool("host.enable", host._ref)
-    assert host.enabled is True and "auto_enable" not in host.other_config
+    assert pool("host.get_enabled", host._ref) is True and "auto_enable" not in host.other_config
 
 
 def test_a_restart_of_the_toolstack_lets_guests_run_and_ends_waits(pool: Pool, host: Any) -> None:

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from zope.interface import implementer
 
 from hypervisor.api import Shutdown
 from tests.api.test_power import make_vm, running
@@ -284,7 +285,8 @@ def life(pool: Pool) -> Iterator[list[str]]:
     """What modules say by their loggers, with levels."""
     said: list[str] = []
 
-    def observe(event: Any) -> None:
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
         if event["log_namespace"].startswith("xapi"):
             said.append(f"{event['log_level'].name} {formatEvent(event)}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from operator import truediv
 from typing import Any
 
 import pytest
@@ -212,7 +214,7 @@ def test_a_guest_counts_with_what_its_balloon_can_be_told_to_keep(pool: Pool, vm
 def chosen(pool: Pool, vm: Any, draws: int = 200) -> Counter[str]:
     """Return how often each host is chosen when every draw is as likely as another."""
     pool.turn()
-    return Counter(choose_host(pool.db, vm, draw=lambda at=at: at / draws).name_label for at in range(draws))
+    return Counter(choose_host(pool.db, vm, draw=partial(truediv, at, draws)).name_label for at in range(draws))
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def test_an_extension_is_a_message_of_its_own_name(api: Any) -> None:
 def test_a_guests_agent_is_asked_through_xenstore(pool: Pool) -> None:
     """Where the guest says that it has one; not more often than every ten seconds."""
     vm = running(pool)
-    ask = ("VM.call_plugin", vm._ref, "guest-agent-operation", "request-rdp-on", {})
+    ask: tuple[Any, ...] = ("VM.call_plugin", vm._ref, "guest-agent-operation", "request-rdp-on", {})
     assert pool.fails("VM.call_plugin", vm._ref, "other", "f", {}) == ["XENAPI_MISSING_PLUGIN", "other"]
     assert pool.fails(*ask)[:2] == ["XENAPI_PLUGIN_FAILURE", "failed to execute fn"]
     assert pool.fails(*ask) == ["VM_CALL_PLUGIN_RATE_LIMIT", vm._ref, "10.0", "10.0"]

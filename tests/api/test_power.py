@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 def make_vm(pool: Pool, **fields: Any) -> Any:
     """Return the row of a halted VM that boots the demo guest."""
-    given = {
+    given: dict[str, Any] = {
         "name_label": "guest", "domain_type": "pvh", "PV_kernel": "demo", "memory_static_min": 16 * MIB,
         "memory_static_max": 64 * MIB, "memory_dynamic_min": 64 * MIB, "memory_dynamic_max": 64 * MIB,
         "VCPUs_max": 1, "VCPUs_at_startup": 1, "power_state": "Halted", "domid": -1,
@@ -136,7 +136,7 @@ def test_a_running_vm_tells_the_cpu_that_it_was_started_on(pool: Pool, vm: Any, 
     assert vm.last_boot_CPU_flags == {"vendor": info["vendor"], "features": info[features]}
     assert len(info[features].split("-")) == 18
     with pool.db.atomic():
-        next(iter(pool.db.pool)).cpu_info = info | {features: "0"}
+        next(iter(pool.db.pool)).cpu_info = {**info, features: "0"}
     pool("VM.hard_reboot", vm._ref)
     assert vm.last_boot_CPU_flags["features"] == info[features]
     pool("VM.hard_shutdown", vm._ref)
@@ -243,10 +243,10 @@ def test_what_is_done_hard_cancels_what_waits_for_the_guest(pool: Pool, hard: st
     vm = running(pool)
     pool.backend.held["shutdown"] = Deferred()
     failed: list[Any] = []
-    pool.start(other, pool.session, vm._ref).addErrback(lambda failure: failed.append(failure.value.code))
+    pool.start(other, pool.session, vm._ref).addBoth(failed.append)
     pool.turn()
     pool(hard, vm._ref)
-    assert failed == ["TASK_CANCELLED"]
+    assert [failure.value.code for failure in failed] == ["TASK_CANCELLED"]
     assert vm.power_state == ("Running" if hard == "VM.hard_reboot" else "Halted")
     assert not vm.current_operations
 

@@ -36,7 +36,7 @@ def test_record_of_a_session(pool: Pool) -> None:
     """Who, from when, and through which host."""
     record = pool.db.session[pool.session]
     assert record.this_host == next(iter(pool.db.pool)).master
-    assert record.this_user == record.parent == record.subject == "OpaqueRef:NULL"
+    assert {record.this_user, record.parent, record.subject} == {"OpaqueRef:NULL"}
     assert (record.is_local_superuser, record.pool, record.client_certificate) == (True, False, False)
     assert (record.last_active, record.auth_user_name, record.auth_user_sid) == (NOW, "root", "")
     assert (record.originator, record.rbac_permissions, record.validation_time) == ("", (), EPOCH)

@@ -136,7 +136,7 @@ def test_without_a_plugged_pbd_nothing_is_made(disks: Disks) -> None:
 
 def declare(disks: Disks, sr: Any = None, **fields: Any) -> Any:
     uuid = str(uuid4())
-    given = {"uuid": uuid, "location": uuid, "type": "user", "managed": True, "virtual_size": 10 * MIB}
+    given: dict[str, Any] = {"uuid": uuid, "location": uuid, "type": "user", "managed": True, "virtual_size": 10 * MIB}
     with disks.db.atomic():
         return disks.db.VDI.create(SR=(sr or disks.sr)._ref, **(given | fields))
 
@@ -292,9 +292,11 @@ def test_only_the_driver_of_an_sr_writes_what_it_measures(disks: Disks) -> None:
     """Its session says so; another's may not, whoever it is."""
     vdi = disks.create()
     session = disks.db.session[disks.session]
-    calls = [("VDI.set_read_only", vdi._ref, True), ("VDI.set_sharable", vdi._ref, True),
-             ("VDI.set_virtual_size", vdi._ref, "7"), ("SR.set_physical_size", disks.sr._ref, "8"),
-             ("VDI.set_missing", vdi._ref, True), ("VDI.db_forget", vdi._ref)]  # fmt: skip
+    calls: list[tuple[Any, ...]] = [
+        ("VDI.set_read_only", vdi._ref, True), ("VDI.set_sharable", vdi._ref, True),
+        ("VDI.set_virtual_size", vdi._ref, "7"), ("SR.set_physical_size", disks.sr._ref, "8"),
+        ("VDI.set_missing", vdi._ref, True), ("VDI.db_forget", vdi._ref),
+    ]  # fmt: skip
     for name, *arguments in calls:
         assert disks.fails(name, *arguments) == ["PERMISSION_DENIED", ""], name
     session.other_config = {"_sm_session": disks.sr._ref}

@@ -7,7 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
+from zope.interface import implementer
 
 from tests.api.storage_pool import MIB, NULL_REF, Disks, make_sr
 from xapi import datamodel, registry
@@ -369,7 +370,8 @@ def test_a_scan_tells_of_an_image_that_was_spoilt(disks: Disks) -> None:
     whole = path.read_bytes()
     path.write_bytes(bytes(len(whole)))
 
-    def hear(event: Any) -> None:
+    @implementer(ILogObserver)
+    def hear(event: LogEvent) -> None:
         if event.get("log_level") is LogLevel.warn:
             told.append(formatEvent(event))
 

@@ -14,10 +14,10 @@ from tests.conftest import NOW, Pool
 from tests.fakes import FakeDisks
 from xapi import errors
 from xapi.errors import Fault
-from xapi.inventory.templates import mac_address
 from xapi.lexical import EPOCH
 from xapi.types import NULL
 from xapi.vms import sexpr
+from xapi.vms.devices import mac_address
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def add_disk(pool: Pool, vm: Any, number: int, label: str = "", **fields: Any) -
             type="user",
             managed=True,
         )
-        given = {"userdevice": str(number), "type": "Disk", "mode": "RW", "empty": False} | fields
+        given: dict[str, Any] = {"userdevice": str(number), "type": "Disk", "mode": "RW", "empty": False} | fields
         pool.db.VBD.create(VM=vm._ref, VDI=vdi._ref, **given)
     return vdi
 
@@ -403,10 +403,11 @@ def test_what_undoes_a_copy_goes_on_when_the_toolstack_starts_again(pool: Pool, 
     """All work is cancelled then, and parts of it have tasks of their own."""
     vm = guest(pool, "a", "b")
     before = len(pool.db.VDI)
-    disks.held["destroy", "a"] = held = Deferred()
+    held: Deferred[None] = Deferred()
+    disks.held["destroy", "a"] = held
     disks.fail["clone", "b"] = Fault("SR_FULL", "1", "2")
     failed: list[Any] = []
-    pool.start("VM.clone", pool.session, vm._ref, "copy").addErrback(lambda failure: failed.append(failure.value.code))
+    pool.start("VM.clone", pool.session, vm._ref, "copy").addBoth(failed.append)
     pool.turn()
     assert disks.calls[-1] == ("destroy", "a")
     pool.daemon.tasks.end_all()
@@ -414,7 +415,8 @@ def test_what_undoes_a_copy_goes_on_when_the_toolstack_starts_again(pool: Pool, 
     assert not held.called
     held.callback(None)
     pool.turn()
-    assert (failed, len(pool.db.VDI), len(pool.db.task)) == (["SR_FULL"], before, 0)
+    assert [failure.value.code for failure in failed] == ["SR_FULL"]
+    assert (len(pool.db.VDI), len(pool.db.task)) == (before, 0)
 
 
 @pytest.mark.parametrize("cancel", [False, True])

@@ -44,7 +44,8 @@ class Steps:
         for name in BACKEND:
             setattr(backend, name, self._call(name, getattr(backend, name)))
         storage: Any = pool.storage
-        self._work, storage._run = storage._run, self._run
+        self._work: Callable[..., Deferred[Any]] = storage._run
+        storage._run = self._run
 
     def arm(self, *, fail_at: int = -1, hold_at: int = -1, late: bool = False, on: bool = False) -> None:
         self.fail_at, self.hold_at, self.late, self.on, self.armed = fail_at, hold_at, late, on, True
@@ -92,7 +93,7 @@ class Steps:
             return fail(StorageFailure(NO_SPACE, f"{self.names[-1]} by the test"))
         if not self._holds(number):
             return self._work(told, work, *arguments)
-        done = self._work(told, work, *arguments) if self.late else None
+        done: Deferred[Any] | None = self._work(told, work, *arguments) if self.late else None
         return self._hold().addBoth(lambda _: done or self._work(told, work, *arguments))
 
 
@@ -178,7 +179,7 @@ class World:
         for vm in (vm for vm in self.db.VM if not vm.is_control_domain):
             domain = domains.get(vm.uuid)
             state = {None: vm.power_state if vm.power_state != "Running" else "", Power.RUNNING: "Running"}
-            assert vm.power_state == state[domain and domain.state], domain
+            assert vm.power_state == state[None if domain is None else domain.state], domain
             assert (vm.domid, vm.resident_on == NULL) == ((domain.domid, False) if domain else (-1, True))
             assert vm.scheduled_to_be_resident_on == NULL
             assert (vm.power_state == "Suspended") == (vm.suspend_VDI != NULL)

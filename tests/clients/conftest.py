@@ -30,14 +30,17 @@ class _UnixConnection(http.client.HTTPConnection):
 class UnixTransport(XenAPI.UDSTransport):  # type: ignore[misc]
     """XenAPI's transport for xapi_local(), to a socket of any path."""
 
+    _connection: tuple[str | None, _UnixConnection | None]
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
     def make_connection(self, host: str) -> _UnixConnection:
-        if not self._connection or host != self._connection[0]:
-            self._connection = host, _UnixConnection(self.path)
-        connection: _UnixConnection = self._connection[1]
+        known, connection = self._connection
+        if connection is None or host != known:
+            connection = _UnixConnection(self.path)
+            self._connection = host, connection
         return connection
 
 
@@ -62,7 +65,7 @@ class Clients:
         client.login_with_password("root", password)
         return client
 
-    def plain(self, uri: str) -> xmlrpc.client.ServerProxy:
+    def plain(self, uri: str) -> Any:
         """Return a bare XML-RPC client, which sees the Status struct."""
         client = xmlrpc.client.ServerProxy(uri, allow_none=True)
         self._made.append(client)

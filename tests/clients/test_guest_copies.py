@@ -66,7 +66,8 @@ def shell(host: Daemon, client: Any) -> Iterator[Run]:
 
 
 def local_sr(api: Any) -> str:
-    return next(ref for ref, sr in api.SR.get_all_records().items() if sr["type"] == "ext")
+    found: str = next(ref for ref, sr in api.SR.get_all_records().items() if sr["type"] == "ext")
+    return found
 
 
 def add_disk(api: Any, vm: str, number: int = 0) -> str:

@@ -42,7 +42,7 @@ class Host:
         return vdi
 
     def path(self, vdi: str) -> Path:
-        return self.folder / f"{self.xapi.VDI.get_location(vdi)}.vhd"
+        return Path(self.folder, f"{self.xapi.VDI.get_location(vdi)}.vhd")
 
     def guest(self, vdi: str) -> tuple[str, GuestConsole]:
         """Start a demo guest with a disk; return the VM and its shell."""

@@ -96,7 +96,7 @@ def test_a_wrong_option_is_told_as_twistd_tells_its_own(twistd: Twistd) -> None:
 
 def test_twist_is_refused_in_one_line() -> None:
     """It lists the plugin too; its reactor runs already, and its log has begun."""
-    options = Options()
+    options = Options()  # type: ignore[no-untyped-call]
     options.parent = usage.Options()
     with pytest.raises(usage.UsageError, match="use twistd, or the command xapi"):
         options.parseOptions(["--no-tls"])

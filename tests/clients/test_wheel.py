@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     packages = sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)})
     # Packages of a directory named so are found; .pth files in it, such as that of an editable checkout, are not read.
     Path(packages, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
-    install = [sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install", "--quiet", "--no-deps"]
+    install = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "--quiet", "--no-deps"]
     subprocess.run([*install, "--no-index", "--force-reinstall", wheel], check=True, timeout=SECONDS)
     dropped = ("PYTHONPATH", "XAPI_ROOT_PASSWORD", "PYTEST_ADDOPTS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", *dropped))}

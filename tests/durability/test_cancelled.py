@@ -39,7 +39,7 @@ def test_a_guest_whose_suspending_is_cancelled_goes_on(pool: RealPool, message: 
     vm: Any = pool.db.VM[guest(pool, 0)]
     pool("VM.start", vm._ref, False, False)
     pool.until(lambda: "suspend" in vm.allowed_operations)
-    more = {"VM.checkpoint": ("copy",), "VM.pool_migrate": (vm.resident_on, {})}
+    more: dict[str, tuple[Any, ...]] = {"VM.checkpoint": ("copy",), "VM.pool_migrate": (vm.resident_on, {})}
     for moment in range(MOMENTS):
         call = pool.start(message, pool.session, vm._ref, *more.get(message, ()))
         for _ in range(moment):

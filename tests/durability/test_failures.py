@@ -122,7 +122,12 @@ def test_changes_between_the_failure_and_its_news_are_dropped_too(full: tuple[Op
     opened, ceiling = full
     news: list[Any] = []
     arrived = opened.loop.from_thread
-    opened.writer._call_from_thread = lambda *call: (news.append(call), arrived(lambda: None))  # held back
+
+    def hold_back(*call: Any) -> None:
+        news.append(call)
+        arrived(lambda: None)
+
+    opened.writer._call_from_thread = hold_back
     vm = opened.store.VM.create(name_description=BIG)
     opened.loop.until(lambda: news)
     vm.name_label = "late"

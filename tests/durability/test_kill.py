@@ -57,7 +57,7 @@ class Child:
         mine = [row._ref for row in store.secret if row.uuid.startswith(f"{client}-")]
         action = self.rng.choice(["set", "make", "drop"] if mine else ["set", "make"])
         if action == "drop":
-            ref = self.rng.choice(mine)
+            ref: str = self.rng.choice(mine)
             number = int(ref.removeprefix("OpaqueRef:pair"))
             self.tell("dropping", client, number, 0)
             with store.atomic():

@@ -157,13 +157,13 @@ def test_relations_are_whole_after_a_restart(url: str) -> None:
     assert list(again.store.VM[vm].VBDs) == [vbd]
 
 
-def test_one_commit_carries_many_changes(new_url: Callable[[], str]) -> None:
+def test_one_commit_carries_many_changes(new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All that gathered before the thread took it is told as written at once."""
     opened = Opened(new_url())
     for number in range(200):
         opened.store.secret.create(value=str(number))
     written: list[int] = []
-    opened.store.written = written.append  # type: ignore[method-assign]
+    monkeypatch.setattr(opened.store, "written", written.append)
     with opened:
         opened.loop.until(lambda: written)
     assert written == [opened.store.generation]
