@@ -137,9 +137,9 @@ def test_pool_secret_stays_the_same(state: State, directory: Path) -> None:
     """256 bits, for its owner; the file comes last, as the sign that there is a pool."""
     secret = state.pool_secret()
     assert len(secret) == 64
-    assert not state.used
+    before = state.used
     state.keep()
-    assert state.used
+    assert (before, state.used) == (False, True)
     assert state.pool_secret() == secret
     assert mode(directory / "ptoken") == 0o600
 
