@@ -533,6 +533,25 @@ def test_a_suspend_that_fails_lets_the_guest_go_on(pool: Pool, step: str) -> Non
 
 
 @pytest.mark.usefixtures("images")
+def test_a_guest_that_was_seen_on_its_way_back_from_a_failed_suspend_is_known_to_run(pool: Pool) -> None:
+    """It is held for a moment before it goes on, and nothing tells when that is over."""
+    vm = running(pool)
+    domain = pool.backend.doms[vm.uuid]
+    pool.backend.fail["save"] = HostError("no_space", "full")
+    back = pool.backend.held["resume"] = Deferred()
+    suspending = pool.start("VM.suspend", pool.session, vm._ref)
+    pool.turn()
+    domain.state = Power.PAUSED
+    pool.backend.attention(vm.uuid)
+    pool.turn()
+    assert vm.power_state == "Paused"
+    back.callback(None)
+    with pytest.raises(Fault):
+        pool.outcome(suspending)
+    assert (vm.power_state, domain.state) == ("Running", Power.RUNNING)
+
+
+@pytest.mark.usefixtures("images")
 def test_a_guest_that_suspends_itself_for_nobody_any_more_goes_on(pool: Pool) -> None:
     """It has read the request before the suspend was cancelled."""
     vm = running(pool)

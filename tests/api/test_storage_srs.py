@@ -383,7 +383,7 @@ def test_a_scan_tells_of_an_image_that_was_spoilt(disks: Disks) -> None:
     finally:
         globalLogPublisher.removeObserver(hear)
     (line,) = told
-    assert line.startswith(f"SR {disks.sr.uuid}: {vdi.uuid} cannot be used: ")
+    assert line.startswith(f'SR "{disks.sr.name_label}" ({disks.sr.uuid}): {vdi.uuid} cannot be used: ')
     path.write_bytes(whole)
     disks("SR.scan", disks.sr._ref)
     assert not vdi.missing

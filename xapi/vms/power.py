@@ -255,6 +255,7 @@ async def _stay(call: Call, vm: Any, host: Any, vdi: Any) -> None:
     if state is not None and state.shutdown is Shutdown.SUSPEND:
         await host.resume(vm.uuid)
     await call.daemon.storage.destroy(call, vdi)
+    await call.daemon.reconciler.look(vm)  # a look meanwhile may have seen it on its way, and nothing tells the end
 
 
 async def go_on(call: Call, vm: Any) -> None:
