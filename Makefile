@@ -18,7 +18,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m xapi.stubs --check
+	$(BIN)/python -m xapi.tools.stubs --check
 
 # Side-by-side figures; takes some minutes.
 bench: $(VENV)/dev
@@ -38,7 +38,7 @@ guests:
 	$(MAKE) -C hypervisor/guests
 
 stubs: $(VENV)/run
-	$(BIN)/python -m xapi.stubs
+	$(BIN)/python -m xapi.tools.stubs
 
 reference: $(VENV)/run
 	$(BIN)/python -m xapi.reference --format html

@@ -2,4 +2,4 @@
 
 from twisted.application.service import ServiceMaker
 
-xapi = ServiceMaker("xapi", "xapi.twistd", "A XenAPI toolstack that needs no Xen host.", "xapi")
+xapi = ServiceMaker("xapi", "xapi.process.twistd", "A XenAPI toolstack that needs no Xen host.", "xapi")

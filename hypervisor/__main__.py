@@ -10,8 +10,8 @@ from contextlib import suppress
 from types import FrameType
 
 from hypervisor.api import HostError
+from hypervisor.arch.x86_64.cpu.support import why_no_guests
 from hypervisor.command.options import domain_config, parser
-from hypervisor.cpu.support import why_no_guests
 
 _INPUT, _OUTPUT, _ERRORS = 0, 1, 2
 _INTERRUPTED = 128 + signal.SIGINT

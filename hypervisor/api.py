@@ -40,6 +40,10 @@ class Shutdown(Enum):
     SOFT_RESET = "soft_reset"
 
 
+DEMO = "demo"
+"""The guest that comes with the hypervisor, in place of a kernel's path."""
+
+
 @dataclass(frozen=True, slots=True)
 class DirectBoot:
     """A kernel started by its own entry point: `kind` is ``pvh``, ``pv_in_pvh`` or ``pv``; paths are the host's."""

@@ -10,10 +10,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from hypervisor.arch.x86_64.cpu import cpuid
+from hypervisor.arch.x86_64.cpu.tsc import Clock
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.console_ring import ConsoleRing
-from hypervisor.cpu import cpuid
-from hypervisor.cpu.tsc import Clock
-from hypervisor.cpu.vcpu import VCPU
 from hypervisor.domains.domain import Domain, Machine, State
 from hypervisor.domains.event_channel import EventChannels
 from hypervisor.hypercalls.table import serve

@@ -9,8 +9,8 @@ import platform
 from functools import cache
 
 from hypervisor.api import Processor
-from hypervisor.cpu import cpuid
-from hypervisor.paravirtual.cpuid import PVPolicy
+from hypervisor.arch.x86_64.cpu import cpuid
+from hypervisor.arch.x86_64.paravirtual.cpuid import PVPolicy
 
 _FEATURE_WORDS = 18
 """Words of a featureset of Xen 4.17 (public/arch-x86/cpufeatureset.h); those that are not named below are zero."""
@@ -51,6 +51,6 @@ def _megahertz() -> int:
     """Return the frequency of the time stamp counter, which guests take for the CPU's; 0 where it is not known."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return 0
-    from hypervisor.cpu import tsc
+    from hypervisor.arch.x86_64.cpu import tsc
 
     return tsc.frequency() // 10**6

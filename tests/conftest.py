@@ -18,12 +18,12 @@ from twisted.internet.task import Clock
 from hypervisor.memory.guest_memory import Memory
 from tests.fakes import FakeBackend
 from xapi import datamodel
-from xapi.call import Origin
-from xapi.daemon import Daemon, make_store
-from xapi.errors import Fault
+from xapi.access.passwords import Passwords
+from xapi.calls.call import Origin
+from xapi.datamodel.errors import Fault
 from xapi.inventory import declaration, fresh
 from xapi.log.calls import Calls
-from xapi.passwords import Passwords
+from xapi.process.daemon import Daemon, make_store
 from xapi.store.memory import Change, Store
 from xapi.store.tables import kept_fields, persistent
 from xapi.vms import lifecycle

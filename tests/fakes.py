@@ -29,12 +29,12 @@ from hypervisor.api import (
     Storage,
     Truth,
 )
-from xapi.backends.local_storage import LocalStorage
-from xapi.call import Call
-from xapi.daemon import Daemon
-from xapi.dispatch import Method
-from xapi.errors import Fault
+from xapi.calls.call import Call
+from xapi.calls.dispatch import Method
+from xapi.datamodel.errors import Fault
+from xapi.host.storage import LocalStorage
 from xapi.operations.claim import claim
+from xapi.process.daemon import Daemon
 from xapi.storage import vdis
 
 GUEST = {f"control/feature-{name}": "1" for name in ("suspend", "shutdown", "poweroff", "reboot", "balloon")}

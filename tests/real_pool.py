@@ -17,9 +17,9 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from tests.conftest import Pool
-from xapi.backends.local import LocalBackend
-from xapi.backends.local_storage import LocalStorage
-from xapi.backends.threads import Threads
+from xapi.host.backend import LocalBackend
+from xapi.host.storage import LocalStorage
+from xapi.host.threads import Threads
 
 PATIENCE = 60.0
 """Seconds after which a test gives up."""

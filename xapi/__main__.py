@@ -9,14 +9,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from xapi import config as configuration
+from xapi.process import config as configuration
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon; return 0 after a clean end, 1 when it could not start."""
     try:
         config = configuration.from_command_line(arguments)
-        from xapi.process import run
+        from xapi.process.program import run
 
         return run(config)
     except configuration.ConfigError as error:

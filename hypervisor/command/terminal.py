@@ -14,7 +14,7 @@ import tty
 from contextlib import ExitStack, suppress
 from enum import Enum
 
-from hypervisor.pv.console import Console
+from hypervisor.split.console import Console
 
 ESCAPE = b"\x1d"
 """Ctrl-]: leave."""

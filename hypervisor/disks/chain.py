@@ -14,8 +14,8 @@ from pathlib import Path
 
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.disk import DiskError, Kind
+from hypervisor.disks.image_file import ImageFile
 from hypervisor.disks.raw import RawDisk
-from hypervisor.disks.storage import ImageFile
 from hypervisor.disks.vhd_image import VhdImage
 from hypervisor.disks.vhd_layout import find_footer
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hypervisor.disks.disk import SECTOR, DiskError, Kind, check_range, whole_sectors
-from hypervisor.disks.storage import ImageFile
+from hypervisor.disks.image_file import ImageFile
 
 
 class RawDisk:

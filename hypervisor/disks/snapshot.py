@@ -23,7 +23,7 @@ from pathlib import Path
 from hypervisor.disks import vhd
 from hypervisor.disks.chain import layer_of
 from hypervisor.disks.disk import DiskError, Kind
-from hypervisor.disks.storage import ImageFile, failure, sync_directory
+from hypervisor.disks.image_file import ImageFile, failure, sync_directory
 from hypervisor.disks.vhd import Clock
 from hypervisor.disks.vhd_image import VhdImage
 

@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.chain import Layer, open_layers
 from hypervisor.disks.disk import SECTOR, DiskError, Kind, check_range, fill_zeros, whole_sectors
+from hypervisor.disks.image_file import ImageFile, sync_directory
 from hypervisor.disks.raw import RawDisk
-from hypervisor.disks.storage import ImageFile, sync_directory
 from hypervisor.disks.vhd_format import Footer, Header
 from hypervisor.disks.vhd_image import VhdImage
 from hypervisor.disks.vhd_layout import find_footer, read_header, write_empty

@@ -33,7 +33,7 @@ from itertools import pairwise
 from hypervisor.disks import bitmap
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.disk import SECTOR, DiskError, Kind
-from hypervisor.disks.storage import ImageFile
+from hypervisor.disks.image_file import ImageFile
 from hypervisor.disks.vhd_format import UNUSED, Footer, Header, Locator
 from hypervisor.disks.vhd_layout import (
     BAT_PLACE,

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.disk import SECTOR, DiskError, Kind
-from hypervisor.disks.storage import ImageFile
+from hypervisor.disks.image_file import ImageFile
 from hypervisor.disks.vhd_format import Footer, Header, Locator
 
 BAT_PLACE = 65536

@@ -1,7 +1,7 @@
 """One domain: memory, vCPUs, event channels, grants, timers, and its life from building to its end.
 
-A domain runs on one thread at a time, its vCPUs in turn, in one engine (`hypervisor.cpu.shared` says why): so
-several vCPUs are as fast together as one. `run` is what a pCPU thread calls; everything that a guest does
+A domain runs on one thread at a time, its vCPUs in turn, in one engine (`hypervisor.arch.x86_64.cpu.shared` says
+why): so several vCPUs are as fast together as one. `run` is what a pCPU thread calls; everything that a guest does
 arrives here under the host's lock.
 """
 
@@ -16,12 +16,12 @@ from enum import Enum, IntEnum
 from typing import Protocol
 from weakref import proxy
 
-from hypervisor.cpu import hypercall_page, msr
-from hypervisor.cpu.cpuid import HYPERCALL_PAGE, Policy
-from hypervisor.cpu.shared import SharedEngine
-from hypervisor.cpu.tsc import Clock
-from hypervisor.cpu.vcpu import VCPU, Outcome
-from hypervisor.domains import guest_time
+from hypervisor.arch.x86_64.cpu import hypercall_page, msr
+from hypervisor.arch.x86_64.cpu.cpuid import HYPERCALL_PAGE, Policy
+from hypervisor.arch.x86_64.cpu.shared import SharedEngine
+from hypervisor.arch.x86_64.cpu.tsc import Clock
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
+from hypervisor.domains import guest_time, runstate
 from hypervisor.domains.event_channel import VIRQ_TIMER, EventChannels, Peers
 from hypervisor.domains.execution import DomainVCPU, Execution
 from hypervisor.domains.grant_table import GrantTable
@@ -29,7 +29,6 @@ from hypervisor.domains.maptrack import Maptrack
 from hypervisor.domains.watchdogs import Watchdogs
 from hypervisor.memory.guest_memory import PAGE, Memory
 from hypervisor.memory.physmap import Physmap
-from hypervisor.scheduling import runstate
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hypervisor.cpu.vcpu import VCPU, Outcome
-from hypervisor.scheduling.runstate import BLOCKED, OFFLINE, RUNNABLE, RUNNING, RunState
-from hypervisor.scheduling.turns import Turns
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
+from hypervisor.domains.runstate import BLOCKED, OFFLINE, RUNNABLE, RUNNING, RunState
+from hypervisor.domains.turns import Turns
 
 if TYPE_CHECKING:
     from hypervisor.domains.domain import Domain

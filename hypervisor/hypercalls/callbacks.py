@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from unicorn import x86_const as x86
 
-from hypervisor.cpu.overlay import GS
-from hypervisor.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.cpu.overlay import GS
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.paravirtual import segments
+from hypervisor.arch.x86_64.paravirtual.area import END_XEN_SLOT, FIRST_XEN_SLOT
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.errors import EFAULT, EINVAL, ENODEV, ENOSYS, EPERM, XenError
 from hypervisor.memory.guest_memory import BadAddress
-from hypervisor.paravirtual import segments
-from hypervisor.paravirtual.area import END_XEN_SLOT, FIRST_XEN_SLOT
-from hypervisor.paravirtual.cpu import PVCPU
 
 _NMI = 2
 _EVENT, _FAILSAFE, _SYSCALL, _SYSENTER, _NMI_CALLBACK, _SYSCALL32 = 0, 1, 2, 5, 4, 7

@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypervisor.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.paravirtual.area import ACCESSED, DIRTY, GDT_PAGES, LDT_PAGES, NO_EXECUTE, PRESENT, WRITABLE
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.errors import EINVAL, XenError
 from hypervisor.hypercalls.callbacks import canonical, paravirtual
 from hypervisor.memory.guest_memory import PAGE, BadAddress
-from hypervisor.paravirtual.area import ACCESSED, DIRTY, GDT_PAGES, LDT_PAGES, NO_EXECUTE, PRESENT, WRITABLE
-from hypervisor.paravirtual.cpu import PVCPU
 
 _MOST = 7168
 """FIRST_RESERVED_GDT_ENTRY: what a guest may have before Xen's own."""

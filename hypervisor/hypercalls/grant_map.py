@@ -15,21 +15,25 @@ from __future__ import annotations
 
 import struct
 
-from hypervisor.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.paravirtual.area import (
+    ACCESSED,
+    DIRTY,
+    FRAME_MASK,
+    GRANTED,
+    NO_EXECUTE,
+    PRESENT,
+    USER,
+    WRITABLE,
+)
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains import maptrack
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.grant_table import (
-    GNTST_BAD_GNTREF,
-    GNTST_GENERAL_ERROR,
-    GNTST_OKAY,
-    GrantError,
-)
+from hypervisor.domains.grant_table import GNTST_BAD_GNTREF, GNTST_GENERAL_ERROR, GNTST_OKAY, GrantError
 from hypervisor.errors import XenError
 from hypervisor.hypercalls.callbacks import canonical, paravirtual
 from hypervisor.hypercalls.grant_table_op import DEVICE_MAP, HOST_MAP, READONLY, Lists, granter
 from hypervisor.hypercalls.mmu import flush
-from hypervisor.paravirtual.area import ACCESSED, DIRTY, FRAME_MASK, GRANTED, NO_EXECUTE, PRESENT, USER, WRITABLE
-from hypervisor.paravirtual.cpu import PVCPU
 
 _APPLICATION_MAP, _CONTAINS_PTE, _AVAILABLE = 8, 16, 16
 """GNTMAP_*; the last is the shift of the bits that the guest wants in the entry's bits 9 to 11."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from hypervisor.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.domains import maptrack
 from hypervisor.domains.domain import Domain, State
 from hypervisor.domains.event_channel import DOMID_SELF

@@ -9,14 +9,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Sequence
 
-from hypervisor.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.errors import EACCES, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, XenError
 from hypervisor.hypercalls.callbacks import paravirtual
 from hypervisor.hypercalls.descriptors import set_ldt
 from hypervisor.memory.guest_memory import PAGE, BadAddress
-from hypervisor.paravirtual.cpu import PVCPU
 
 _MOST = 1 << 14
 """Updates done in one call; Linux sends some dozens."""

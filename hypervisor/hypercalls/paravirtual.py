@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from hypervisor.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.paravirtual.area import GRANT_FRAMES, M2P, STATUS_FRAMES
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.domains.grant_table import GNTST_BAD_DOMAIN, GNTST_GENERAL_ERROR, GNTST_OKAY
@@ -15,7 +16,6 @@ from hypervisor.hypercalls import version as xen_version
 from hypervisor.hypercalls.callbacks import paravirtual
 from hypervisor.hypercalls.table import dispatcher
 from hypervisor.memory.guest_memory import BadAddress
-from hypervisor.paravirtual.area import GRANT_FRAMES, M2P, STATUS_FRAMES
 
 _FEATURES = 1 << 5 | 1 << 6 | 1 << 7
 """XENFEAT mmu_pt_update_preserve_ad, highmem_assist, gnttab_map_avail_bits: those of Xen for such domains."""

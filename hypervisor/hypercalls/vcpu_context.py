@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypervisor.cpu.overlay import CS, DS, ES, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, SS, Segment
-from hypervisor.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.cpu.overlay import CS, DS, ES, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, SS, Segment
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.errors import EINVAL, XenError
 
 SIZE = 8 + 120

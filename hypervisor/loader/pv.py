@@ -22,16 +22,9 @@ from dataclasses import dataclass, replace
 
 from unicorn import x86_const as x86
 
-from hypervisor.cpu import hypercall_page
-from hypervisor.cpu.overlay import CS, RDX, RSI, RSP
-from hypervisor.domains.domain import Domain
-from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
-from hypervisor.hypercalls.paravirtual import dispatch
-from hypervisor.loader import bzimage, elf
-from hypervisor.loader.elf import Kernel, LoadError, Notes
-from hypervisor.loader.pvh import MemoryRange, Source, content
-from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
-from hypervisor.paravirtual.area import (
+from hypervisor.arch.x86_64.cpu import hypercall_page
+from hypervisor.arch.x86_64.cpu.overlay import CS, RDX, RSI, RSP
+from hypervisor.arch.x86_64.paravirtual.area import (
     ACCESSED,
     DIRTY,
     KERNEL_CODE,
@@ -44,9 +37,16 @@ from hypervisor.paravirtual.area import (
     WRITABLE,
     Area,
 )
-from hypervisor.paravirtual.cpu import PVCPU
-from hypervisor.paravirtual.cpuid import PVPolicy
-from hypervisor.paravirtual.page_tables import PageTables
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.paravirtual.cpuid import PVPolicy
+from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
+from hypervisor.domains.domain import Domain
+from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
+from hypervisor.hypercalls.paravirtual import dispatch
+from hypervisor.loader import bzimage, elf
+from hypervisor.loader.elf import Kernel, LoadError, Notes
+from hypervisor.loader.pvh import MemoryRange, Source, content
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
 _RAM = 1
 _SPARE, _ALIGNED = 512 << 10, 4 << 20

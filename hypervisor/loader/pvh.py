@@ -29,8 +29,8 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from hypervisor.cpu.overlay import RBX
-from hypervisor.cpu.vcpu import VCPU
+from hypervisor.arch.x86_64.cpu.overlay import RBX
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.loader import acpi, bzimage, elf
 from hypervisor.loader.elf import Image, Kernel, LoadError, Notes
 from hypervisor.memory.guest_memory import PAGE, Memory

@@ -11,7 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from hypervisor.disks.disk import DiskError, Kind
-from hypervisor.disks.storage import failure
+from hypervisor.disks.image_file import failure
 
 
 class Code(IntEnum):

@@ -37,8 +37,8 @@ from hypervisor.api import Description
 from hypervisor.disks import snapshot, vhd
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.disk import SECTOR, DiskError, Kind
+from hypervisor.disks.image_file import ImageFile, failure, sync_directory
 from hypervisor.disks.snapshot import UNFINISHED, unfinished
-from hypervisor.disks.storage import ImageFile, failure, sync_directory
 from hypervisor.storage.volume import MAX_DESCRIPTION, Format, decode, encode
 
 MARKER = "repository.json"

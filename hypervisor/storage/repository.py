@@ -17,8 +17,8 @@ from hypervisor.api import Description
 from hypervisor.disks import raw, snapshot, vhd
 from hypervisor.disks.copying import Progress
 from hypervisor.disks.disk import DiskError
+from hypervisor.disks.image_file import ImageFile
 from hypervisor.disks.room import room_of
-from hypervisor.disks.storage import ImageFile
 from hypervisor.disks.vhd import Clock
 from hypervisor.disks.vhd_image import VhdImage
 from hypervisor.storage import branches

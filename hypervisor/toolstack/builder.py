@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from hypervisor.api import DomainConfig, HostError
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.bootloader.boot import Boot
 from hypervisor.domains.domain import Domain
-from hypervisor.firmware.boot import Boot
 from hypervisor.host import Host, NoMemory
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
 from hypervisor.loader import acpi, pv, pvh
 from hypervisor.loader.elf import LoadError
-from hypervisor.paravirtual.cpu import PVCPU
-from hypervisor.snapshot import resume
+from hypervisor.migration import resume
 
 LARGE_CODE_CACHE, SMALL_CODE_CACHE = 64 << 20, 1 << 20
 SMALL_GUEST = 32 << 20

@@ -19,12 +19,12 @@ from hypervisor.domains.domain import Domain
 from hypervisor.network.lock import LockMode
 from hypervisor.network.packets import mac_from_text
 from hypervisor.network.port import trunk
-from hypervisor.pv.block import BlockDevice, number_of
-from hypervisor.pv.block_queue import Execute
-from hypervisor.pv.framebuffer import Framebuffer
-from hypervisor.pv.keyboard import Keyboard
-from hypervisor.pv.net import NetDevice
-from hypervisor.pv.xenbus import Backend, BusState, DeviceClass
+from hypervisor.split.block import BlockDevice, number_of
+from hypervisor.split.block_queue import Execute
+from hypervisor.split.framebuffer import Framebuffer
+from hypervisor.split.keyboard import Keyboard
+from hypervisor.split.net import NetDevice
+from hypervisor.split.xenbus import Backend, BusState, DeviceClass
 from hypervisor.storage.errors import StorageError
 from hypervisor.storage.repositories import Repositories
 from hypervisor.toolstack.networks import Networks

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hypervisor.api import DomainConfig, DomainState, Power, Shutdown
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv.console import Console
-from hypervisor.pv.store_ring import StoreRing
+from hypervisor.split.console import Console
+from hypervisor.split.store_ring import StoreRing
 from hypervisor.toolstack.control import Control
 from hypervisor.toolstack.devices import Devices
 

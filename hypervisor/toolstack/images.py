@@ -15,10 +15,10 @@ from hypervisor.api import DomainConfig, HostError
 from hypervisor.disks.disk import SECTOR
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
-from hypervisor.snapshot.reading import NotSuspended
-from hypervisor.snapshot.records import ImageError
-from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import save
+from hypervisor.migration.reading import NotSuspended
+from hypervisor.migration.records import ImageError
+from hypervisor.migration.restore import Image
+from hypervisor.migration.save import save
 from hypervisor.toolstack import builder
 from hypervisor.toolstack.control import may_be_told
 

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hypervisor.api import Boot, BootLoader, DirectBoot, DomainConfig, Firmware, HostError
+from hypervisor.bootloader import boot as bootloader
+from hypervisor.bootloader.errors import BootError
 from hypervisor.disks.disk import Disk
-from hypervisor.firmware import boot as firmware
-from hypervisor.firmware.errors import BootError
 from hypervisor.storage.repositories import Repositories
 from hypervisor.toolstack.devices import open_disk
 
@@ -16,7 +16,7 @@ _ENTRIES = {"pv": "pv", "pvh": "pvh", "pv_in_pvh": "pvh"}
 """Kinds of guests whose kernel is given, and the entry of each."""
 
 
-def kernel(config: DomainConfig, repositories: Repositories) -> tuple[firmware.Boot, str]:
+def kernel(config: DomainConfig, repositories: Repositories) -> tuple[bootloader.Boot, str]:
     """Return the kernel to load, and by which entry: ``pvh`` or ``pv``. Raises HostError."""
     boot = config.boot
     if isinstance(boot, DirectBoot):
@@ -43,7 +43,7 @@ def kind(boot: Boot, entered: str) -> str:
     return "pv_in_pvh" if boot.kind == "pv_in_pvh" else "pvh"
 
 
-def _found(config: DomainConfig, repositories: Repositories) -> firmware.Boot:
+def _found(config: DomainConfig, repositories: Repositories) -> bootloader.Boot:
     """Look for a kernel on the disks that are described, before there is a domain. Raises HostError."""
     boot = config.boot
     with ExitStack() as opened:
@@ -57,18 +57,20 @@ def _found(config: DomainConfig, repositories: Repositories) -> firmware.Boot:
             if isinstance(boot, BootLoader):
                 if not found[False]:
                     raise BootError("there is no disk")
-                return firmware.pygrub(
+                return bootloader.pygrub(
                     found[False][0], boot.arguments, boot.append, kind=entry(boot), memory=config.memory_max
                 )
             assert isinstance(boot, Firmware)
             network = None if boot.network is None else _offered(boot.network)
-            return firmware.find(boot.order, found[False], found[True], network, memory=config.memory_max)
+            return bootloader.find(boot.order, found[False], found[True], network, memory=config.memory_max)
         except BootError as error:
             if isinstance(boot, BootLoader):
                 raise HostError("bootloader_failed", str(error)) from error
-            return firmware.message(error)
+            return bootloader.message(error)
 
 
-def _offered(boot: DirectBoot) -> firmware.Boot:
+def _offered(boot: DirectBoot) -> bootloader.Boot:
     """Return a kernel of the host's as the firmware returns those it finds."""
-    return firmware.Boot(Path(boot.kernel), Path(boot.ramdisk) if boot.ramdisk else None, boot.command_line, "the host")
+    return bootloader.Boot(
+        Path(boot.kernel), Path(boot.ramdisk) if boot.ramdisk else None, boot.command_line, "the host"
+    )

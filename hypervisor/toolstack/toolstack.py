@@ -15,10 +15,10 @@ from hypervisor.api import Change, Device, DomainConfig, HostError, Shutdown, Tr
 from hypervisor.domains.domain import Domain, State
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.pv.console import Console
-from hypervisor.pv.store_ring import StoreRing
-from hypervisor.snapshot import resume as resuming
+from hypervisor.migration import resume as resuming
+from hypervisor.split.block_queue import DiskThreads
+from hypervisor.split.console import Console
+from hypervisor.split.store_ring import StoreRing
 from hypervisor.storage.repositories import Repositories
 from hypervisor.toolstack import builder, home, images
 from hypervisor.toolstack.control import Control, Request

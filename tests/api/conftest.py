@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 
 from tests.api.storage_pool import Disks, Threads, fit
 from tests.conftest import Pool
+from xapi.datamodel.lexical import escape
 from xapi.http.protocol import HTTPFactory, HTTPServer
 from xapi.http.rpc import RPC
-from xapi.lexical import escape
 
 LOST = Failure(ConnectionDone())
 

@@ -9,8 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from tests.conftest import Pool
-from xapi.backends.local_storage import LocalStorage
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.host.storage import LocalStorage
 from xapi.vms.lifecycle import own_call
 
 MIB = 1 << 20

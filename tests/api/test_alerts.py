@@ -10,8 +10,8 @@ import pytest
 
 from tests.api.conftest import Connection
 from tests.conftest import Pool
-from xapi import alerts
-from xapi.lexical import EPOCH, format_datetime
+from xapi.datamodel.lexical import EPOCH, format_datetime
+from xapi.events import alerts
 
 
 @pytest.fixture(scope="module")

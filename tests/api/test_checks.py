@@ -10,8 +10,8 @@ import pytest
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import Pool
-from xapi.call import Origin
-from xapi.passwords import hash_password
+from xapi.access.passwords import hash_password
+from xapi.calls.call import Origin
 
 NULL = "OpaqueRef:NULL"
 NOBODY = "OpaqueRef:nobody"

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from hypervisor.api import NIC, Disk, HostError
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.vms.domains import Image
 
 MAC = "02:00:00:00:00:01"

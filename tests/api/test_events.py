@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 from tests.api.conftest import Answer, Connection, call, request, text
 from tests.conftest import Pool
-from xapi import errors
+from xapi.datamodel import errors
 from xapi.store import memory
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.api.conftest import Connection, text
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypervisor.api import NIC
 from tests.api.test_devices import card, plain_network, plugged
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
-from xapi.networks import INTERNAL
+from xapi.networks.networks import INTERNAL
 from xapi.vms.consoles import Door
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.vms import memory
 from xapi.vms.placement import assert_can_boot_here, choose_host
 

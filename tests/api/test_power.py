@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 
 from hypervisor.api import DirectBoot, Display, Firmware, HostError, Power, Shutdown
 from tests.conftest import Pool
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 
 MIB = 1 << 20
 

@@ -10,11 +10,11 @@ from twisted.internet.task import deferLater
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import NOW, Pool
-from xapi.call import Origin
-from xapi.errors import Fault
-from xapi.lexical import EPOCH
-from xapi.passwords import NOBODY, verify_password
-from xapi.sessions import DIRECTORY_DELAY
+from xapi.access.passwords import NOBODY, verify_password
+from xapi.access.sessions import DIRECTORY_DELAY
+from xapi.calls.call import Origin
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import EPOCH
 
 HOUR = 3600
 INVALID = "SESSION_INVALID"

@@ -12,8 +12,8 @@ import pytest
 
 from tests.api.storage_pool import MIB, Disks
 from tests.conftest import NOW
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 
 # VDI.create and destroy
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.api.storage_pool import MIB, NULL_REF, Disks, make_sr
 from tests.conftest import NOW
-from xapi.lexical import EPOCH
-from xapi.types import NULL
+from xapi.datamodel.lexical import EPOCH
+from xapi.datamodel.types import NULL
 
 # Copies
 

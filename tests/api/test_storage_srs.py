@@ -11,11 +11,12 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from zope.interface import implementer
 
 from tests.api.storage_pool import MIB, NULL_REF, Disks, make_sr
-from xapi import datamodel, registry
-from xapi.backends.local_storage import LocalStorage
-from xapi.errors import Fault
+from xapi import datamodel
+from xapi.calls import registry
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
+from xapi.host.storage import LocalStorage
 from xapi.inventory.storage import renew_drivers
-from xapi.types import NULL
 
 # SR
 

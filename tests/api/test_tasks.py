@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import NOW, Pool
-from xapi import errors
-from xapi.lexical import EPOCH
+from xapi.datamodel import errors
+from xapi.datamodel.lexical import EPOCH
 
 MINUTE, HOUR = 60, 3600
 

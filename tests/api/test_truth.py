@@ -12,9 +12,9 @@ from hypervisor.api import HostError, Power, Shutdown
 from tests.api.storage_pool import Disks, Threads, fit
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
-from xapi import errors
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 
 FULL = errors.OUT_OF_SPACE("/state/xapi.db")
 

@@ -12,10 +12,10 @@ from hypervisor.api import HostError, Power
 from tests.api.test_power import MIB, alerts, make_vm
 from tests.conftest import NOW, Pool
 from tests.fakes import FakeDisks
-from xapi import errors
-from xapi.errors import Fault
-from xapi.lexical import EPOCH
-from xapi.types import NULL
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import EPOCH
+from xapi.datamodel.types import NULL
 from xapi.vms import sexpr
 from xapi.vms.devices import mac_address
 

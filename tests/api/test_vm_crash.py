@@ -11,8 +11,8 @@ import pytest
 from tests.api.storage_pool import MIB, Disks, Threads, fit
 from tests.api.test_vm_faults import Case, World
 from tests.property.test_vm_lifecycle import dangling
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.vms import lifecycle
 
 CASES = (

@@ -13,9 +13,9 @@ from hypervisor.api import HostError, Power, StorageFailure
 from tests.api.storage_pool import MIB, Disks, Threads, fit
 from tests.conftest import Pool
 from tests.property.test_vm_lifecycle import dangling
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.operations.refusal import RULES
-from xapi.types import NULL
 
 MOST = 60
 """More than any operation has steps."""

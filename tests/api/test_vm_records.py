@@ -9,9 +9,9 @@ import pytest
 from tests.api.test_power import make_vm, running
 from tests.conftest import NOW, Pool
 from tests.fakes import FakeDisks
-from xapi import errors
-from xapi.lexical import EPOCH
-from xapi.types import NULL
+from xapi.datamodel import errors
+from xapi.datamodel.lexical import EPOCH
+from xapi.datamodel.types import NULL
 
 RECORD: dict[str, Any] = {
     "name_label": "new", "name_description": "", "user_version": "1", "is_a_template": False, "affinity": "",

@@ -9,7 +9,7 @@ import pytest
 from hypervisor.api import HostError
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
-from xapi.types import NULL
+from xapi.datamodel.types import NULL
 
 MIB = 1 << 20
 

@@ -17,8 +17,8 @@ from twisted.internet.task import Clock
 
 from tests.api.conftest import Connection, call, parse, request, text
 from tests.conftest import Pool
+from xapi.datamodel.types import FLOAT
 from xapi.http.rpc import SLICE, TURN, in_turns
-from xapi.types import FLOAT
 
 NULL = "OpaqueRef:NULL"
 NO = "<value><boolean>0</boolean></value>"

@@ -17,7 +17,7 @@ from typing import Any
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_MODE_64, Uc
 from unicorn import x86_const as x86
 
-from hypervisor.cpu.overlay import Overlay, long_mode
+from hypervisor.arch.x86_64.cpu.overlay import Overlay, long_mode
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from tests.benchmarks.figures import Figure, median, times

@@ -12,7 +12,7 @@ from pathlib import Path
 from hypervisor.api import Shutdown
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.guests import DEMO_PROMPT
-from hypervisor.snapshot.clone import Template
+from hypervisor.migration.clone import Template
 from tests.benchmarks import linux
 from tests.benchmarks.figures import Figure, ms, times
 from tests.benchmarks.linux import Linux, NotHere

@@ -56,7 +56,7 @@ class WatchedPoller:
 
 def main() -> int:
     """Install the watch and run the daemon."""
-    from xapi.reactor import install
+    from xapi.process.reactor import install
 
     install()
     from twisted.internet import reactor

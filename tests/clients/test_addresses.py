@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.clients.daemon import Daemon
-from xapi.addresses import interfaces
+from xapi.hosts.addresses import interfaces
 
 Start = Callable[..., Daemon]
 HERE = "127.0.0.2"

@@ -16,10 +16,9 @@ from tests.clients.daemon import CHECKOUT, Daemon
 from tests.conftest import Pool
 from xapi import datamodel
 from xapi.datamodel import Message
-from xapi.errors import Fault
-from xapi.fragments import Records
-from xapi.lexical import EPOCH
-from xapi.types import (
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import EPOCH
+from xapi.datamodel.types import (
     NULL,
     BoolType,
     DateTimeType,
@@ -34,6 +33,7 @@ from xapi.types import (
     StringType,
     Type,
 )
+from xapi.wire.fragments import Records
 
 CHECKER = CHECKOUT.parent / "shared" / "xenapi" / "check_conformance.py"
 MODEL = datamodel.load()

@@ -29,7 +29,7 @@ MACHINES = {
         "Unicorn 2.1.5 is installed; this program needs exactly 2.1.4",
     ),
     "another build": (
-        "from hypervisor.cpu import overlay; overlay._EFER += 16",
+        "from hypervisor.arch.x86_64.cpu import overlay; overlay._EFER += 16",
         "Unicorn does not behave as the build known here: ",
     ),
 }

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests.clients.daemon import Daemon, refused
-from xapi import process
-from xapi.config import Config
-from xapi.service import XapiService, make_service
-from xapi.state import State, StateError
+from xapi.process import program as process
+from xapi.process.config import Config
+from xapi.process.service import XapiService, make_service
+from xapi.process.state import State, StateError
 
 BELIEVED = ("passwords.json", "ptoken", "xapi-ssl.pem", "xapi.db")
 """What a start relies on."""
@@ -206,7 +206,7 @@ def test_a_first_start_that_fails_at_any_step_leaves_nothing(
     def fails(*arguments: object, **more: object) -> None:
         raise StateError("this step fails")
 
-    monkeypatch.setattr(f"xapi.service.{name}", fails)
+    monkeypatch.setattr(f"xapi.process.service.{name}", fails)
     with pytest.raises(StateError, match="this step fails"):
         begin(tmp_path / "state")
     assert list(tmp_path.iterdir()) == []

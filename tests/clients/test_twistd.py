@@ -17,7 +17,7 @@ from twisted.python import usage
 
 from tests.clients.conftest import Clients
 from tests.clients.daemon import CHECKOUT, environment
-from xapi.twistd import Options
+from xapi.process.twistd import Options
 
 SECONDS = 60
 
@@ -108,7 +108,7 @@ def test_it_serves_on_our_reactor_and_logs_from_its_level_on(twistd: Twistd, cli
     clients(address.rstrip("/")).login_with_password("root", "xenroot")
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=SECONDS)
-    assert "reactor class: xapi.reactor.ShortTurnReactor." in log
+    assert "reactor class: xapi.process.reactor.ShortTurnReactor." in log
     assert "Ready: " in log and "Traceback" not in log
     assert process.returncode == -signal.SIGTERM  # twistd's way
     assert not (twistd.directory / "state" / "xapi").exists()

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from xapi import datamodel
 from xapi.datamodel import Model
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import BoolType, DateTimeType, EnumType, FloatType, IntType, MapType, RefType, SetType, Type
 from xapi.store.ballast import Ballast
 from xapi.store.database import Database, open_database
 from xapi.store.memory import Change, Store
 from xapi.store.tables import kept_fields, persistent
 from xapi.store.writer import Writer
-from xapi.types import BoolType, DateTimeType, EnumType, FloatType, IntType, MapType, RefType, SetType, Type
 
 WHOLE = datamodel.load()
 FEW = ("VM", "VDI", "VBD", "network", "secret", "role", "session")

@@ -12,7 +12,7 @@ from hypervisor.api import Shutdown
 from hypervisor.toolstack.control import Progress
 from tests.durability.test_many_cycles import agree, guest
 from tests.real_pool import RealPool
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 
 MOMENTS = 40
 """Turns, of some 1 ms, after which the call is cancelled."""

@@ -17,7 +17,7 @@ import pytest
 
 from tests.durability.harness import Opened, contents
 from tests.durability.server import Server
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 from xapi.store.database import RESERVE
 
 BIG = "x" * 200_000

@@ -12,7 +12,7 @@ from hypervisor.disks import raw, room
 from hypervisor.disks.disk import DiskError, Kind
 from tests.durability.test_failures import on_a_file_system
 from tests.unit.pv_front import Front, request
-from tests.unit.test_pv_block import ERROR, OKAY, WRITE
+from tests.unit.test_split_block import ERROR, OKAY, WRITE
 
 MIB = 1 << 20
 
@@ -133,7 +133,7 @@ _OTHERS_FILL_IT = """
 import os, sys
 from pathlib import Path
 from tests.durability.harness import Opened
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 from xapi.store.ballast import Ballast
 place = Path(sys.argv[1])
 ballast = Ballast(place / "xapi.db-reserve", 8 << 20)

@@ -17,11 +17,11 @@ from tests.api.test_truth import agree
 from tests.conftest import NOW, Pool
 from tests.durability.harness import WHOLE, Loop
 from tests.durability.server import Server
-from xapi.call import Origin
-from xapi.daemon import make_store
-from xapi.errors import Fault
+from xapi.access.passwords import Passwords
+from xapi.calls.call import Origin
+from xapi.datamodel.errors import Fault
 from xapi.inventory import declaration, fresh
-from xapi.passwords import Passwords
+from xapi.process.daemon import make_store
 from xapi.store.database import open_database
 from xapi.store.writer import Writer
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.durability.harness import Opened
 from tests.durability.server import Server
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 
 KILLS = int(os.environ.get("XAPI_KILLS", "20"))
 CLIENTS = 16

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.durability.harness import WHOLE, Opened, contents
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import BoolType, DateTimeType, EnumType, FloatType, IntType, MapType, SetType, Type
 from xapi.store.memory import Derivation
 from xapi.store.tables import kept_fields, loader, persistent
-from xapi.types import BoolType, DateTimeType, EnumType, FloatType, IntType, MapType, SetType, Type
 
 TOO_MUCH = 1 << 63
 

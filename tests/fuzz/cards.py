@@ -19,7 +19,7 @@ from hypervisor.network.switch import PENDING_FRAMES, Switch
 from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
 from tests.property.test_network import ADDRESS, frames
-from tests.property.test_pv_net import SECRET, SECRET_FRAME, entry, flags, refs, slot, word32
+from tests.property.test_split_net import SECRET, SECRET_FRAME, entry, flags, refs, slot, word32
 from tests.unit.net_front import RX_DATA, SLOTS, NetFront
 
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")

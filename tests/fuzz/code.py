@@ -13,11 +13,11 @@ import threading
 import time
 from dataclasses import dataclass
 
-from hypervisor.cpu.overlay import R8, RAX, RCX, RDI, RDX, RSI, RSP, VMCB_PAGE, long_mode
+from hypervisor.arch.x86_64.cpu.overlay import R8, RAX, RCX, RDI, RDX, RSI, RSP, VMCB_PAGE, long_mode
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.domains.event_channel import VIRQ_TIMER
 from hypervisor.host import Host
-from hypervisor.pv.console import Console
+from hypervisor.split.console import Console
 from tests.fuzz.lives import is_saved
 
 MEMORY = 4 << 20

@@ -12,12 +12,12 @@ from hypervisor.api import Area
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv.framebuffer import Follower
-from hypervisor.pv.keyboard import WAITING_MOST
-from hypervisor.pv.pixels import MOST_AREAS
+from hypervisor.split.framebuffer import Follower
+from hypervisor.split.keyboard import WAITING_MOST
+from hypervisor.split.pixels import MOST_AREAS
 from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
-from tests.property.test_pv_display import depths, events, frames, signed, unsigned, untouched
+from tests.property.test_split_display import depths, events, frames, signed, unsigned, untouched
 from tests.unit.display_front import DIRECTORY, DisplayFront, Keys, Screen
 
 KEYS = ("state", "page-ref", "page-gref", "event-channel", "protocol", "feature-update", "request-abs-pointer",

@@ -16,13 +16,13 @@ from contextlib import suppress
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
-from hypervisor.pv.console import Console
-from hypervisor.pv.framebuffer import Framebuffer
-from hypervisor.pv.store_ring import StoreRing
-from hypervisor.pv.xenbus import Backend
-from hypervisor.snapshot.clone import Template
-from hypervisor.snapshot.reading import NotSuspended
-from hypervisor.snapshot.save import save
+from hypervisor.migration.clone import Template
+from hypervisor.migration.reading import NotSuspended
+from hypervisor.migration.save import save
+from hypervisor.split.console import Console
+from hypervisor.split.framebuffer import Framebuffer
+from hypervisor.split.store_ring import StoreRing
+from hypervisor.split.xenbus import Backend
 from tests.fuzz import code
 from tests.fuzz.lives import is_saved
 from tests.fuzz.steps import counted

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from hypervisor.cpu.overlay import long_mode
+from hypervisor.arch.x86_64.cpu.overlay import long_mode
 from hypervisor.domains.domain import Domain, State
 from hypervisor.domains.event_channel import PORTS
 from hypervisor.domains.maptrack import MOST

@@ -18,13 +18,13 @@ from hypervisor.errors import XenError
 from hypervisor.host import Host, NoMemory
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.memory.guest_memory import PAGE, BadAddress
-from hypervisor.pv.console import Console
-from hypervisor.snapshot.clone import Template
-from hypervisor.snapshot.live import LiveCopy
-from hypervisor.snapshot.reading import NotSuspended
-from hypervisor.snapshot.records import ImageError
-from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import save
+from hypervisor.migration.clone import Template
+from hypervisor.migration.live import LiveCopy
+from hypervisor.migration.reading import NotSuspended
+from hypervisor.migration.records import ImageError
+from hypervisor.migration.restore import Image
+from hypervisor.migration.save import save
+from hypervisor.split.console import Console
 from tests.fuzz.steps import counted
 
 STALE = b"who writes this has no domain any more"

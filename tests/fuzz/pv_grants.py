@@ -8,14 +8,14 @@ import struct
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from hypervisor.cpu.overlay import RAX, RDI, RSI, RSP
+from hypervisor.arch.x86_64.cpu.overlay import RAX, RDI, RSI, RSP
+from hypervisor.arch.x86_64.paravirtual.area import FRAME_MASK, Area
 from hypervisor.domains.domain import Domain, State
 from hypervisor.domains.grant_table import GrantError
 from hypervisor.domains.maptrack import MOST
 from hypervisor.host import Host
 from hypervisor.hypercalls.paravirtual import TABLE, dispatch
 from hypervisor.memory.guest_memory import PAGE, BadAddress
-from hypervisor.paravirtual.area import FRAME_MASK, Area
 from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
 from tests.guests.pv_guest import PVGuest

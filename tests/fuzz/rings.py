@@ -13,9 +13,9 @@ from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv import console
-from hypervisor.pv.console import Console
-from hypervisor.pv.store_ring import StoreRing
+from hypervisor.split import console
+from hypervisor.split.console import Console
+from hypervisor.split.store_ring import StoreRing
 from hypervisor.xenstore.permissions import NONE, Permissions
 from hypervisor.xenstore.wire import MESSAGE_MAX, Type, message
 from tests.fuzz.lives import Lives

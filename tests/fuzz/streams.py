@@ -16,7 +16,7 @@ from pathlib import Path
 from hypervisor.api import DirectBoot, Display, DomainConfig, HostError, Shutdown
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY
 from hypervisor.host import Host
-from hypervisor.snapshot.records import Kind, Writer
+from hypervisor.migration.records import Kind, Writer
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.fuzz import code
 from tests.guests.demo_guest import DemoGuest

@@ -22,8 +22,8 @@ import pytest
 
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.host import Host
-from hypervisor.pv.block_queue import DiskThreads
 from hypervisor.scheduling.scheduler import Entity, Scheduler
+from hypervisor.split.block_queue import DiskThreads
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.machines import machine
 

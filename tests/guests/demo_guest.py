@@ -16,9 +16,9 @@ from hypervisor.disks.disk import Disk
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.pv.block import BlockDevice, number_of
-from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.pv.xenbus import Backend, DeviceClass
+from hypervisor.split.block import BlockDevice, number_of
+from hypervisor.split.block_queue import DiskThreads
+from hypervisor.split.xenbus import Backend, DeviceClass
 from hypervisor.toolstack.guest import Guest
 from hypervisor.toolstack.toolstack import Toolstack
 from hypervisor.xenstore.permissions import NONE, Permissions

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from hypervisor.host import Host
-from hypervisor.pv.console import Console
-from hypervisor.snapshot.restore import Image
+from hypervisor.migration.restore import Image
+from hypervisor.split.console import Console
 from tests.guests.resumed import ResumedDemo, join
 from tests.guests.served import ServedDemo
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.loader import pv
-from hypervisor.paravirtual.cpu import PVCPU
-from hypervisor.pv.console import Console
-from hypervisor.pv.store_ring import StoreRing
+from hypervisor.split.console import Console
+from hypervisor.split.store_ring import StoreRing
 from hypervisor.xenstore.permissions import NONE, Permissions
 
 MIB = 1 << 20

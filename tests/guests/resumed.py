@@ -10,9 +10,9 @@ from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv.console import Console
-from hypervisor.pv.store_ring import StoreRing
-from hypervisor.snapshot import resume
+from hypervisor.migration import resume
+from hypervisor.split.console import Console
+from hypervisor.split.store_ring import StoreRing
 from hypervisor.xenstore.permissions import NONE, READ, Permissions
 from tests.guests.demo_guest import FEATURES, DemoGuest
 

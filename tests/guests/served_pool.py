@@ -14,8 +14,8 @@ from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from hypervisor.guests import DEMO_PROMPT
-from xapi.config import Config
-from xapi.service import XapiService, make_service
+from xapi.process.config import Config
+from xapi.process.service import XapiService, make_service
 
 reactor: Any = global_reactor
 _SECONDS = 60

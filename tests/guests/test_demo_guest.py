@@ -19,9 +19,9 @@ from hypervisor.network.port import access
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
 from hypervisor.network.udp import Datagram, UdpSocket
-from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.pv.net import NetDevice
 from hypervisor.scheduling.scheduler import Entity
+from hypervisor.split.block_queue import DiskThreads
+from hypervisor.split.net import NetDevice
 from tests.guests.demo_guest import FEATURES, MIB, DemoGuest, checksum, pattern
 
 

@@ -18,9 +18,9 @@ from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.domains.domain import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.pv.block import BlockDevice
-from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.pv.xenbus import Backend
+from hypervisor.split.block import BlockDevice
+from hypervisor.split.block_queue import DiskThreads
+from hypervisor.split.xenbus import Backend
 from tests.guests.demo_guest import checksum, pattern
 from tests.guests.pv_guest import MIB, PVGuest
 from tests.guests.served import GATEWAY, ServedDemo

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from hypervisor.api import Boot, BootLoader, DirectBoot, Disk, DomainConfig, Firmware, HostError
+from hypervisor.bootloader import boot as firmware
+from hypervisor.bootloader.errors import BootError
 from hypervisor.domains.domain import State
-from hypervisor.firmware import boot as firmware
-from hypervisor.firmware.errors import BootError
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.toolstack.toolstack import Toolstack

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from hypervisor.cpu.overlay import RSP, VMCB_PAGE, long_mode
+from hypervisor.arch.x86_64.cpu.overlay import RSP, VMCB_PAGE, long_mode
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.domains.event_channel import VIRQ_CONSOLE
 from hypervisor.errors import EFAULT, EINVAL, ENOSYS

@@ -15,9 +15,9 @@ import pytest
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.disks.disk import Disk
-from hypervisor.pv.block import BlockDevice
-from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.pv.xenbus import Backend
+from hypervisor.split.block import BlockDevice
+from hypervisor.split.block_queue import DiskThreads
+from hypervisor.split.xenbus import Backend
 
 MIB = 1 << 20
 SIZE = 64 * MIB

@@ -15,7 +15,7 @@ import pytest
 
 from hypervisor import api
 from hypervisor.api import Area
-from hypervisor.pv.keyboard import BUTTON_LEFT
+from hypervisor.split.keyboard import BUTTON_LEFT
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import MODULES, Linux, fetched, initrd
 

@@ -16,10 +16,10 @@ from hypervisor.disks import raw
 from hypervisor.domains.domain import Reason
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
-from hypervisor.pv.block import BlockDevice
-from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.pv.net import NetDevice
-from hypervisor.pv.xenbus import Backend
+from hypervisor.split.block import BlockDevice
+from hypervisor.split.block_queue import DiskThreads
+from hypervisor.split.net import NetDevice
+from hypervisor.split.xenbus import Backend
 from hypervisor.toolstack.control import Control
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import MIB, SCRIPT, Linux, LinuxFiles, build_guest

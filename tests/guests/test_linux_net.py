@@ -21,8 +21,8 @@ from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
 from hypervisor.network.tcp_connection import Connection
 from hypervisor.network.ticker import Ticker
-from hypervisor.pv.net import NetDevice
-from hypervisor.pv.xenbus import Backend
+from hypervisor.split.net import NetDevice
+from hypervisor.split.xenbus import Backend
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.unit.net_front import is_whole
 

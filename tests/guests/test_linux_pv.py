@@ -21,14 +21,14 @@ from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv.block import BlockDevice
-from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.pv.xenbus import Backend
-from hypervisor.snapshot import resume
-from hypervisor.snapshot.clone import Template
-from hypervisor.snapshot.live import LiveCopy
-from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import save
+from hypervisor.migration import resume
+from hypervisor.migration.clone import Template
+from hypervisor.migration.live import LiveCopy
+from hypervisor.migration.restore import Image
+from hypervisor.migration.save import save
+from hypervisor.split.block import BlockDevice
+from hypervisor.split.block_queue import DiskThreads
+from hypervisor.split.xenbus import Backend
 from tests.guests.conftest import MIB, Linux, LinuxFiles, initrd
 from tests.guests.pv_guest import PVGuest, compiled
 from tests.guests.resumed import join, leave

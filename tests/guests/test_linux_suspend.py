@@ -18,11 +18,11 @@ import pytest
 from hypervisor.api import NIC, Addresses, DirectBoot, Disk, Display, DomainConfig, Shutdown
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
-from hypervisor.snapshot import resume
-from hypervisor.snapshot.clone import Template
-from hypervisor.snapshot.live import LiveCopy
-from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import save
+from hypervisor.migration import resume
+from hypervisor.migration.clone import Template
+from hypervisor.migration.live import LiveCopy
+from hypervisor.migration.restore import Image
+from hypervisor.migration.save import save
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import initrd
 from tests.guests.go_on import LinuxShell

@@ -15,14 +15,14 @@ from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv.block_queue import DiskThreads
-from hypervisor.snapshot import live, resume
-from hypervisor.snapshot.clone import Template
-from hypervisor.snapshot.dirty import ComparingTracker, ProtectingTracker
-from hypervisor.snapshot.reading import NotSuspended
-from hypervisor.snapshot.records import ImageError
-from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import save
+from hypervisor.migration import live, resume
+from hypervisor.migration.clone import Template
+from hypervisor.migration.dirty import ComparingTracker, ProtectingTracker
+from hypervisor.migration.reading import NotSuspended
+from hypervisor.migration.records import ImageError
+from hypervisor.migration.restore import Image
+from hypervisor.migration.save import save
+from hypervisor.split.block_queue import DiskThreads
 from tests.guests.demo_guest import MIB, DemoGuest
 from tests.guests.resumed import ResumedDemo, held, join, leave, tidy
 

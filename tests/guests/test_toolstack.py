@@ -27,7 +27,7 @@ from hypervisor.api import (
 from hypervisor.disks import vhd
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.snapshot.save import save
+from hypervisor.migration.save import save
 from hypervisor.storage.repository import FileRepository
 from hypervisor.toolstack.toolstack import Toolstack
 

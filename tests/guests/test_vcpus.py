@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from hypervisor.cpu.shared import SharingVCPU
+from hypervisor.arch.x86_64.cpu.shared import SharingVCPU
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSYS
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
 from hypervisor.loader import pvh
-from hypervisor.paravirtual.cpu import PVCPU
 from tests.machines import machine
 
 SIZE, HEAP, CODE, SHARED = 4 << 20, 0x20000, 0x100000, 5

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from tests.conftest import Pool
-from xapi.fragments import Fragments
-from xapi.types import MapType, RefType, SetType, Type
+from xapi.datamodel.types import MapType, RefType, SetType, Type
+from xapi.wire.fragments import Fragments
 
 
 class Follower:

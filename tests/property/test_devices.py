@@ -20,9 +20,9 @@ from hypervisor.api import NIC, Disk, HostError
 from tests.api.test_devices import card_record, make_vdi, record
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.operations.refusal import refusal
-from xapi.types import NULL
 from xapi.vms.domains import Image, position
 
 VMS = 3

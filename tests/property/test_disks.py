@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.disks.disk import SECTOR, DiskError, Kind
+from hypervisor.disks.image_file import ImageFile
 from hypervisor.disks.raw import RawDisk
-from hypervisor.disks.storage import ImageFile
 from hypervisor.disks.vhd import VhdDisk
 from hypervisor.disks.vhd_format import DIFFERENCING, DYNAMIC, Footer, Header
 from hypervisor.disks.vhd_image import VhdImage

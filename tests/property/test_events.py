@@ -13,15 +13,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from xapi import datamodel
-from xapi.errors import Fault
+from xapi.access.sessions import Sessions
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.events.batch import Batch
 from xapi.events.listeners import Events
-from xapi.fragments import Fragments
-from xapi.sessions import Sessions
 from xapi.store import memory
 from xapi.store.memory import Change, Store
 from xapi.store.rows import Row
-from xapi.types import NULL
+from xapi.wire.fragments import Fragments
 
 MODEL = datamodel.load()
 REFUSAL = Fault("OUT_OF_SPACE", "db")

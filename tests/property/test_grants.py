@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hypervisor.cpu.overlay import long_mode
+from hypervisor.arch.x86_64.cpu.overlay import long_mode
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.domains.grant_table import GTF_READONLY
 from hypervisor.errors import EBUSY
@@ -17,7 +17,7 @@ from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.hypercalls.table import dispatch
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.snapshot.clone import Template
+from hypervisor.migration.clone import Template
 
 SIZE, HEAP, GRANTS, STATUS = 64 * PAGE, 8 * PAGE, 5, 6
 FRAMES = (*range(16, 24), 0x8000, 0x8001)

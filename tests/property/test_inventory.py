@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from tests.property.follower import references
 from xapi import datamodel
+from xapi.datamodel.types import NULL, MapType, RefType, SetType, Type
 from xapi.inventory.declaration import NIC, SR, VDI, VM, Declaration, Disk, Host, HostNIC, Network, Pool
 from xapi.inventory.fresh import populate
 from xapi.inventory.scale import grow
 from xapi.inventory.templates import default_templates, read_size
 from xapi.store.memory import Change, Store
-from xapi.types import NULL, MapType, RefType, SetType, Type
 from xapi.vms.devices import mac_address
 from xapi.vms.memory import memory_overhead
 

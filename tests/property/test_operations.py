@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xapi import datamodel, errors
-from xapi.datamodel import Field
+from xapi import datamodel
+from xapi.datamodel import Field, errors
+from xapi.datamodel.types import NULL, BoolType, EnumType, MapType, RefType, SetType, StringType
 from xapi.operations.refusal import RULES, allowed_operations, register
 from xapi.store.memory import Change, Store
-from xapi.types import NULL, BoolType, EnumType, MapType, RefType, SetType, StringType
 
 SOME = {
     "pool": 1,

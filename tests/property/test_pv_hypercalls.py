@@ -7,14 +7,14 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypervisor.cpu.overlay import R8, R10, RAX, RDI, RDX, RSI, RSP
+from hypervisor.arch.x86_64.cpu.overlay import R8, R10, RAX, RDI, RDX, RSI, RSP
+from hypervisor.arch.x86_64.paravirtual.area import Area
+from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
 from hypervisor.domains.domain import State
 from hypervisor.errors import XenError
 from hypervisor.host import Host
 from hypervisor.hypercalls.paravirtual import TABLE
 from hypervisor.memory.guest_memory import PAGE, Memory
-from hypervisor.paravirtual.area import Area
-from hypervisor.paravirtual.page_tables import PageTables
 from tests.guests.pv_guest import PVGuest
 from tests.unit.loader_images import kernel, note
 

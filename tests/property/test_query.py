@@ -5,7 +5,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xapi import datamodel, errors, records
+from xapi import datamodel
+from xapi.datamodel import errors, records
 from xapi.store.memory import Change, Store
 from xapi.store.query import select
 

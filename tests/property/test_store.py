@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from xapi import datamodel
 from xapi.datamodel import Field
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.store.memory import Change, Store
-from xapi.types import NULL
 
 MODEL = datamodel.load()
 SLOTS = 3

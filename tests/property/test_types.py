@@ -12,13 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xapi import datamodel
-from xapi.errors import Fault
-from xapi.fragments import Fragments
-from xapi.http import jsonrpc
-from xapi.http import xmlrpc as codec
-from xapi.lexical import DecodeError
-from xapi.store.memory import Store
-from xapi.types import (
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import DecodeError
+from xapi.datamodel.types import (
     BoolType,
     DateTimeType,
     EnumType,
@@ -32,6 +28,10 @@ from xapi.types import (
     StringType,
     Type,
 )
+from xapi.store.memory import Store
+from xapi.wire import jsonrpc
+from xapi.wire import xmlrpc as codec
+from xapi.wire.fragments import Fragments
 
 MODEL = datamodel.load()
 FIELDS = [field for cls in MODEL.classes.values() for field in cls.record_fields]

@@ -16,10 +16,10 @@ from hypervisor.api import HostError, Power, Shutdown
 from tests.api.storage_pool import MIB, Threads, fit
 from tests.conftest import Pool
 from tests.property.follower import Follower, references
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.operations import sr, vdi
 from xapi.operations.refusal import RULES, refusal
-from xapi.types import NULL
 
 NUMBERS = st.integers(0, 11)
 """Which of several: the remainder counts."""

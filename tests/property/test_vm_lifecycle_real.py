@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred
 from hypervisor.api import Power
 from tests.property.test_vm_lifecycle import POWER, REFUSALS, dangling
 from tests.real_pool import RealPool
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 
 VMS = 3
 MESSAGES = st.sampled_from(sorted(POWER))

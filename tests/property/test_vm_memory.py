@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.api.test_placement import add_host
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 from xapi.vms import memory
 from xapi.vms.placement import assert_can_boot_here, choose_host, possible_hosts
 

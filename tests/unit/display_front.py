@@ -6,9 +6,9 @@ import struct
 from typing import Any
 
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv.framebuffer import Framebuffer
-from hypervisor.pv.keyboard import Keyboard
-from hypervisor.pv.xenbus import Backend
+from hypervisor.split.framebuffer import Framebuffer
+from hypervisor.split.keyboard import Keyboard
+from hypervisor.split.xenbus import Backend
 from tests.unit.pv_front import GRANT_FRAME, a_domain
 
 SHARED, DIRECTORY, VIDEO = 30, 31, 100

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hypervisor.disks import storage
+from hypervisor.disks import image_file
 
 
 class Killed(BaseException):
@@ -33,7 +33,7 @@ class FailingHost:
             patch.setattr(os, name, self._changing(getattr(os, name)))
         for name in ("fsync", "fdatasync"):
             patch.setattr(os, name, self._changing(lambda fd: None))
-        patch.setattr(storage._libc, "fallocate", self._changing(storage._libc.fallocate))
+        patch.setattr(image_file._libc, "fallocate", self._changing(image_file._libc.fallocate))
         self._open, self._close = os.open, os.close
         patch.setattr(os, "open", self._opening)
         patch.setattr(os, "close", self._closing)

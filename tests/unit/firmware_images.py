@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.bootloader import tree
+from hypervisor.bootloader.places import Place, Places
+from hypervisor.bootloader.volume import Budget, Volume
 from hypervisor.disks.disk import SECTOR, DiskError, Kind, check_range
-from hypervisor.firmware import tree
-from hypervisor.firmware.places import Place, Places
-from hypervisor.firmware.volume import Budget, Volume
 
 MIB = 1 << 20
 PACKAGES = {

@@ -11,8 +11,8 @@ from hypervisor.network.frame import EVERY_OFFLOAD, Frame, Offloads
 from hypervisor.network.packets import ETHERTYPE_IPV4, PROTOCOL_TCP, ipv4_header
 from hypervisor.network.port import Port
 from hypervisor.network.switch import Switch
-from hypervisor.pv.net import NetDevice
-from hypervisor.pv.xenbus import Backend
+from hypervisor.split.net import NetDevice
+from hypervisor.split.xenbus import Backend
 from tests.unit.pv_front import GRANT_FRAME, a_domain
 
 TX_FRAME, RX_FRAME, TX_DATA, RX_DATA = 20, 21, 300, 600

@@ -12,10 +12,10 @@ from hypervisor.disks.disk import Disk
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.pv.block import BlockDevice
-from hypervisor.pv.block_request import DISCARD, INDIRECT
-from hypervisor.pv.ring import HEADER, slots_of
-from hypervisor.pv.xenbus import Backend
+from hypervisor.split.block import BlockDevice
+from hypervisor.split.block_request import DISCARD, INDIRECT
+from hypervisor.split.ring import HEADER, slots_of
+from hypervisor.split.xenbus import Backend
 
 GRANT_FRAME, SHARED_FRAME, RING_FRAME, DATA_FRAME = 10, 11, 20, 300
 SLOT = 112

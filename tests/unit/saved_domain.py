@@ -7,16 +7,16 @@ import os
 import struct
 from collections.abc import Iterable
 
-from hypervisor.cpu.overlay import RDX
+from hypervisor.arch.x86_64.cpu.overlay import RDX
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
 from hypervisor.hypercalls.descriptors import set_ldt
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.loader import pv
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.paravirtual.cpu import PVCPU
-from hypervisor.snapshot.records import Kind, Reader, Writer
-from hypervisor.snapshot.save import save
+from hypervisor.migration.records import Kind, Reader, Writer
+from hypervisor.migration.save import save
 from tests.unit.loader_images import kernel, note
 
 ROOM, SIZE, RAM = 64 << 20, 2 << 20, 4 << 20

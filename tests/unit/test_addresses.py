@@ -9,10 +9,10 @@ import pytest
 from twisted.internet.task import Clock
 
 from tests.conftest import NOW, InstantJournal, in_memory
-from xapi import addresses
-from xapi.addresses import Endpoint, Interface
-from xapi.config import address_of
+from xapi.hosts import addresses
+from xapi.hosts.addresses import Endpoint, Interface
 from xapi.inventory import declaration, fresh, management
+from xapi.process.config import address_of
 from xapi.store.memory import Store
 from xapi.vms.consoles import Door
 

@@ -9,9 +9,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from hypervisor.api import Backend, Change, Disk, HostError, Shutdown
 from tests.fakes import FakeBackend, storage_at_once
-from xapi.backends.guestless import GuestlessBackend
-from xapi.backends.local import LocalBackend
-from xapi.backends.threads import Threads
+from xapi.host.backend import LocalBackend
+from xapi.host.guestless import GuestlessBackend
+from xapi.host.threads import Threads
 
 UUID = "6d0bcb37-0001-4a1c-9f43-6a7f3c5ad0d1"
 MEMORY = 1 << 30

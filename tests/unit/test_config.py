@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from xapi import config
-from xapi.config import Config, ConfigError
+from xapi.process import config
+from xapi.process.config import Config, ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

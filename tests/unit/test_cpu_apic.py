@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hypervisor.cpu.apic import (
+from hypervisor.arch.x86_64.cpu.apic import (
     CURRENT,
     CYCLE,
     DFR,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypervisor.cpu.overlay import R8, RAX, RBX, RCX, RDI, RDX, RSI, RSP, TABLES, VMCB_PAGE, long_mode
-from hypervisor.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.cpu.overlay import R8, RAX, RBX, RCX, RDI, RDX, RSI, RSP, TABLES, VMCB_PAGE, long_mode
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
 from hypervisor.domains.domain import Domain
 from hypervisor.loader import pvh
 from hypervisor.memory.guest_memory import PAGE, BadAddress

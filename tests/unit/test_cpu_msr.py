@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.cpu import context, cpuid, hypercall_page, msr
-from hypervisor.cpu.overlay import RAX, RCX, RDX, RSP, long_mode
-from hypervisor.cpu.vcpu import Outcome
+from hypervisor.arch.x86_64.cpu import context, cpuid, hypercall_page, msr
+from hypervisor.arch.x86_64.cpu.overlay import RAX, RCX, RDX, RSP, long_mode
+from hypervisor.arch.x86_64.cpu.vcpu import Outcome
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.hypercalls.memory_op import memory_op

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import x86_const as x86
 
-from hypervisor.cpu.overlay import CS, DS, ES, FS, GS, RAX, RBX, RSP, SS
-from hypervisor.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.cpu.overlay import CS, DS, ES, FS, GS, RAX, RBX, RSP, SS
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.memory.guest_memory import BadAddress
 from tests.machines import machine

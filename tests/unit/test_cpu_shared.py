@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from hypervisor.cpu import context
-from hypervisor.cpu.apic import EOI, ICR_LOW, ISR, SVR
-from hypervisor.cpu.msr import NoRegister
-from hypervisor.cpu.overlay import RAX, RBX, RCX, RDI, RSI, RSP, long_mode
-from hypervisor.cpu.shared import SharedEngine, SharingVCPU
-from hypervisor.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.cpu import context
+from hypervisor.arch.x86_64.cpu.apic import EOI, ICR_LOW, ISR, SVR
+from hypervisor.arch.x86_64.cpu.msr import NoRegister
+from hypervisor.arch.x86_64.cpu.overlay import RAX, RBX, RCX, RDI, RSI, RSP, long_mode
+from hypervisor.arch.x86_64.cpu.shared import SharedEngine, SharingVCPU
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
 from hypervisor.loader import pvh
 from hypervisor.memory.guest_memory import Memory
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import Uc
 
-from hypervisor.cpu import proof, stores
-from hypervisor.cpu.overlay import CODE, RAX, RBX, RCX, TABLES, Overlay
-from hypervisor.cpu.support import UnsupportedUnicorn
+from hypervisor.arch.x86_64.cpu import proof, stores
+from hypervisor.arch.x86_64.cpu.overlay import CODE, RAX, RBX, RCX, TABLES, Overlay
+from hypervisor.arch.x86_64.cpu.support import UnsupportedUnicorn
 
 proof.self_check()  # makes the changes, as any import of a CPU does
 
@@ -105,7 +105,8 @@ def test_code_is_never_stale(steps: list[tuple[int, int, int | None]]) -> None:
 
 def test_the_change_is_what_notices() -> None:
     """Unicorn as it is runs stale code, and the self-check says so."""
-    program = "from hypervisor.cpu import stores; stores.mend = lambda: None; import hypervisor.cpu.vcpu"
+    program = "from hypervisor.arch.x86_64.cpu import stores; stores.mend = lambda: None\n"
+    program += "import hypervisor.arch.x86_64.cpu.vcpu"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode and "noticing that code was changed" in done.stderr
 

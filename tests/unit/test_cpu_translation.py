@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from hypervisor.cpu import proof, translation
-from hypervisor.cpu.support import UnsupportedUnicorn
+from hypervisor.arch.x86_64.cpu import proof, translation
+from hypervisor.arch.x86_64.cpu.support import UnsupportedUnicorn
 
 DEADLY = {
     "mov rax, cr0": "0f20c0",
@@ -22,8 +22,8 @@ DEADLY = {
 }
 RUN = """
 import sys
-from hypervisor.cpu import vcpu
-from hypervisor.cpu.proof import CODE, machine
+from hypervisor.arch.x86_64.cpu import vcpu
+from hypervisor.arch.x86_64.cpu.proof import CODE, machine
 engine, _ = machine(sys.argv[1] * 700 + "f4")
 try:
     engine.emu_start(CODE, 0)
@@ -46,7 +46,7 @@ def test_no_row_of_instructions_ends_the_process(text: str) -> None:
 @pytest.mark.parametrize("text", ["mov rax, cr0", "lock bts eax, eax"])
 def test_the_changes_are_what_keeps_it_alive(text: str) -> None:
     """The same with Unicorn as it is: if this lives, a newer Unicorn needs the change no more."""
-    program = "from hypervisor.cpu import translation; translation.mend = lambda: None\n"
+    program = "from hypervisor.arch.x86_64.cpu import translation; translation.mend = lambda: None\n"
     done = run(DEADLY[text], program + RUN)
     assert done.returncode < 0
 

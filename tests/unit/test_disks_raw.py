@@ -10,7 +10,7 @@ import pytest
 from hypervisor.disks import copying, raw
 from hypervisor.disks.anonymous import CHUNK, AnonymousDisk
 from hypervisor.disks.disk import SECTOR, Disk, DiskError, Kind
-from hypervisor.disks.storage import ImageFile
+from hypervisor.disks.image_file import ImageFile
 
 SIZE = 1 << 20
 

@@ -17,7 +17,7 @@ from hypervisor.disks import raw, snapshot, vhd
 from hypervisor.disks import vhd_format as form
 from hypervisor.disks.chain import layer_of
 from hypervisor.disks.disk import SECTOR, DiskError, Kind
-from hypervisor.disks.storage import ImageFile
+from hypervisor.disks.image_file import ImageFile
 from hypervisor.disks.vhd import VhdDisk
 from hypervisor.disks.vhd_format import Footer, Header
 from hypervisor.disks.vhd_image import VhdImage

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE, BadAddress
-from hypervisor.paravirtual.cpu import PVCPU
-from hypervisor.pv.console import Console
-from hypervisor.pv.store_ring import StoreRing
-from hypervisor.snapshot.clone import Template
-from hypervisor.snapshot.live import LiveCopy
-from hypervisor.snapshot.reading import NotSuspended
-from hypervisor.snapshot.save import save
+from hypervisor.migration.clone import Template
+from hypervisor.migration.live import LiveCopy
+from hypervisor.migration.reading import NotSuspended
+from hypervisor.migration.save import save
+from hypervisor.split.console import Console
+from hypervisor.split.store_ring import StoreRing
 from tests.machines import machine
 from tests.unit import display_front
 from tests.unit.saved_domain import suspended

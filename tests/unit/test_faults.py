@@ -13,8 +13,8 @@ from hypervisor.api import HostError, StorageFailure
 from tests.api.conftest import Connection
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
-from xapi import errors
-from xapi.faults import Veil, unexpected
+from xapi.calls.faults import Veil, unexpected
+from xapi.datamodel import errors
 from xapi.storage.faults import answering
 from xapi.vms.power import fault_of
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from xapi import garbage
-from xapi.garbage import Collector
+from xapi.process import garbage
+from xapi.process.garbage import Collector
 
 
 class Knot:

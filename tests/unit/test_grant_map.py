@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from hypervisor.cpu.overlay import long_mode
+from hypervisor.arch.x86_64.cpu.overlay import long_mode
+from hypervisor.arch.x86_64.paravirtual.area import Area
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.domains.grant_table import (
     GNTST_BAD_DOMAIN,
@@ -31,11 +32,10 @@ from hypervisor.host import Host
 from hypervisor.hypercalls import paravirtual, table
 from hypervisor.memory import atomic
 from hypervisor.memory.guest_memory import EXTRA, PAGE
-from hypervisor.paravirtual.area import Area
-from hypervisor.snapshot.clone import Template
-from hypervisor.snapshot.live import LiveCopy
-from hypervisor.snapshot.restore import Image
-from hypervisor.snapshot.save import save
+from hypervisor.migration.clone import Template
+from hypervisor.migration.live import LiveCopy
+from hypervisor.migration.restore import Image
+from hypervisor.migration.save import save
 from tests.machines import machine
 from tests.unit.saved_domain import suspended, suspended_pv
 

@@ -21,7 +21,7 @@ from xapi.http.budget import MOST, Budget, affordable
 from xapi.http.exchange import Request, Response, Takeover
 from xapi.http.protocol import HTTPFactory
 from xapi.http.tls import options
-from xapi.state import State
+from xapi.process.state import State
 
 OLD_NAMES = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 """Twisted hands pyOpenSSL what that would rather have by another name."""

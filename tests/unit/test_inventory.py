@@ -16,6 +16,7 @@ from lxml import etree
 
 from xapi import datamodel
 from xapi.datamodel import permission_uuid
+from xapi.datamodel.types import NULL
 from xapi.inventory import declaration, scale
 from xapi.inventory.declaration import Declaration, DeclarationError, parse_declaration, read_declaration
 from xapi.inventory.fresh import create_roles, populate, upgrade
@@ -23,7 +24,6 @@ from xapi.inventory.storage import DRIVERS
 from xapi.inventory.templates import default_templates, newest_set
 from xapi.store.memory import Change, Store
 from xapi.store.rows import Row, Table
-from xapi.types import NULL
 from xapi.vms import devices, memory
 
 ROOT = Path(__file__).parents[2]

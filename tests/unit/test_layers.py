@@ -25,95 +25,67 @@ def rows(text: str) -> Mapping[str, str]:
 
 HYPERVISOR = rows(
     """
-    __main__: api command cpu
+    __main__: api arch command
     api:
-    command: api domains guests host pv toolstack
+    arch: domains errors memory
+    bootloader: disks guests loader
+    command: api domains guests host split toolstack
     console_ring:
-    cpu: errors memory
     disks:
-    domains: cpu errors memory scheduling
+    domains: arch errors memory
     errors:
-    firmware: disks guests loader
     guests:
-    host: console_ring cpu domains hypercalls memory scheduling xenstore
-    hypercalls: cpu domains errors memory paravirtual
-    loader: cpu domains hypercalls memory paravirtual
+    host: arch console_ring domains hypercalls memory scheduling xenstore
+    hypercalls: arch domains errors memory
+    loader: arch domains hypercalls memory
     memory:
+    migration: arch domains errors host hypercalls loader memory
     network:
-    paravirtual: cpu domains errors memory
-    processor: api cpu paravirtual
-    pv: api disks domains errors memory network xenstore
-    scheduling: domains memory
-    snapshot: cpu domains errors host hypercalls loader memory paravirtual
+    processor: api arch
+    scheduling: domains
+    split: api disks domains errors memory network xenstore
     storage: api disks
-    toolstack: api disks domains firmware host hypercalls loader memory network paravirtual pv snapshot storage
+    toolstack: api arch bootloader disks domains host hypercalls loader memory migration network split storage
         xenstore
     xenstore:
     """
 )
 XAPI = rows(
     """
-    __main__: config process
-    addresses:
-    alerts: datamodel store
-    backends: cancelling config errors hypervisor.api hypervisor.cpu hypervisor.disks hypervisor.guests hypervisor.host
-        hypervisor.processor hypervisor.pv hypervisor.storage hypervisor.toolstack
-    call: daemon datamodel errors lexical sessions storage store types
+    __main__: process
+    access: calls datamodel log store
+    calls: access cancelling datamodel log process storage store wire
     cancelling:
-    certificates:
-    checks: passwords
-    classes: alerts call cancelling directory errors events fragments hosts implicit lexical log networks operations
-        records registry storage store tasks types vms hypervisor.api
-    config:
-    coverage: datamodel http registry
-    daemon: backends config datamodel dispatch events faults fragments hosts log networks operations passwords
-        plugins registry sessions storage store tasks vms hypervisor.api
-    datamodel: lexical types
-    directory: passwords
-    dispatch: call daemon datamodel errors faults http implicit lexical log registry sessions store types
-    errors: datamodel
-    events: errors fragments lexical sessions store
-    faults: errors
-    fragments: config datamodel store types
-    garbage:
-    hosts: errors operations store vms
-    http: call daemon datamodel dispatch errors events fragments lexical sessions types hypervisor.api
-    implicit: call datamodel errors fragments store types
-    inventory: addresses backends datamodel lexical storage store types vms hypervisor.api
-    lexical:
-    log: call config datamodel errors records store types hypervisor.api
-    networks: backends store hypervisor.api
-    operations: call datamodel errors records registry store types
-    passwords:
+    classes: access calls cancelling datamodel events hosts log networks operations storage store vms wire
+        hypervisor.api
+    datamodel:
+    events: access datamodel store wire
+    host: cancelling hypervisor.api hypervisor.arch hypervisor.disks hypervisor.guests hypervisor.host
+        hypervisor.processor hypervisor.split hypervisor.storage hypervisor.toolstack
+    hosts: datamodel operations store vms wire hypervisor.api
+    http: access calls datamodel events process wire hypervisor.api
+    inventory: datamodel host hosts storage store vms hypervisor.api
+    log: calls datamodel process store hypervisor.api
+    networks: hosts store hypervisor.api
+    operations: calls datamodel store
     plugin_modules:
-    plugins: errors http
-    process: config datamodel directory errors inventory log reactor readiness service state store
-    reactor:
-    readiness: config
-    records: datamodel
-    reference: coverage datamodel http types
-    registry: datamodel
-    service: addresses backends certificates config daemon datamodel directory garbage hosts http inventory
-        lexical log passwords plugins state store vms hypervisor.api
-    sessions: call checks datamodel directory errors lexical log passwords records store types
-    state: certificates passwords
-    storage: call cancelling errors faults lexical log operations store types vms hypervisor.api
-    store: datamodel errors lexical records types
-    stubs: datamodel types
-    tasks: call errors faults lexical records store types
-    testing: config passwords reactor readiness service
-    twistd: config log process reactor
-    types: lexical
-    vms: alerts backends call cancelling config daemon datamodel errors faults lexical log networks operations records
-        storage store types hypervisor.api
+    process: access calls datamodel events host hosts http inventory log networks operations storage store vms
+        wire hypervisor.api
+    reference: datamodel http tools
+    storage: calls cancelling datamodel log operations store vms hypervisor.api
+    store: datamodel
+    testing: access process
+    tools: calls datamodel http
+    vms: calls cancelling datamodel events hosts log networks operations process storage store hypervisor.api
+    wire: datamodel process store
     """
 )
 KNOT = frozenset({
-    "call", "daemon", "dispatch", "events", "hosts", "http", "implicit", "log", "operations", "plugins", "sessions",
-    "storage", "tasks", "vms",
+    "access", "calls", "events", "hosts", "http", "inventory", "log", "networks", "operations", "process",
+    "storage", "vms", "wire",
 })  # fmt: skip
 """Rooms of `xapi` that know each other in circles, since a call is the only thing that can do work; none is to join."""
-CIRCLES = (frozenset({"domains", "scheduling"}),)
+CIRCLES = (frozenset({"arch", "domains"}),)
 """Those of `hypervisor`."""
 
 OUTSIDE: Mapping[str, Mapping[str, str]] = {
@@ -121,15 +93,15 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
     "sqlalchemy": {"xapi/store/": "durability"},
     "lxml": {
         "xapi/datamodel/reading.py": "the schema",
-        "xapi/http/xmlrpc.py": "calls",
+        "xapi/wire/xmlrpc.py": "calls",
         "xapi/vms/provision.py": "what a template says of its disks",
     },
     "unicorn": {
-        "hypervisor/cpu/": "vCPUs",
-        "hypervisor/paravirtual/cpu.py": "those of PV guests",
+        "hypervisor/arch/x86_64/cpu/": "vCPUs",
+        "hypervisor/arch/x86_64/paravirtual/cpu.py": "those of PV guests",
         "hypervisor/hypercalls/callbacks.py": "the names of registers",
         "hypervisor/loader/pv.py": "the names of registers",
-        "hypervisor/snapshot/context.py": "the names of registers",
+        "hypervisor/migration/context.py": "the names of registers",
     },
     "xmlrpc": {
         "xapi/plugin_modules/XenAPIPlugin.py": "runs in plugins, in processes of their own",
@@ -137,7 +109,7 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
     },
     "threading": {
         "hypervisor/": "pCPUs and backends run on threads",
-        "xapi/backends/local_storage.py": "disks are attached in the pool of threads; it locks",
+        "xapi/host/storage.py": "disks are attached in the pool of threads; it locks",
         "xapi/log/output.py": "what ends a thread is written",
         "xapi/log/writer.py": "lines are formatted and written beside the reactor",
         "xapi/store/sqlite.py": "a look over a whole database takes its time",
@@ -145,16 +117,16 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
         "xapi/testing/reactor_thread.py": "the reactor of a test's process",
     },
     "time": {
-        "hypervisor/cpu/tsc.py": "the counter that guests read",
+        "hypervisor/arch/x86_64/cpu/tsc.py": "the counter that guests read",
         "hypervisor/host.py": "the machine's clock, which tests replace",
         "hypervisor/network/ticker.py": "likewise",
         "hypervisor/scheduling/alarm.py": "likewise",
         "hypervisor/scheduling/scheduler.py": "likewise",
-        "hypervisor/snapshot/live.py": "likewise",
+        "hypervisor/migration/live.py": "likewise",
         "hypervisor/toolstack/networks.py": "likewise",
-        "xapi/backends/local_console.py": "how long a turn has lasted",
-        "xapi/garbage.py": "how long a collection has lasted",
-        "xapi/reactor.py": "how long a turn has lasted",
+        "xapi/host/console.py": "how long a turn has lasted",
+        "xapi/process/garbage.py": "how long a collection has lasted",
+        "xapi/process/reactor.py": "how long a turn has lasted",
         "xapi/store/writer.py": "when it may look at the disk again, on its own thread",
     },
 }

@@ -4,11 +4,11 @@ import struct
 
 import pytest
 
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Reason, State
 from hypervisor.loader import pv
 from hypervisor.loader.elf import LoadError
 from hypervisor.memory.guest_memory import PAGE, Memory
-from hypervisor.paravirtual.cpu import PVCPU
 from tests.machines import machine
 from tests.unit.loader_images import kernel, kernel32, note
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hypervisor.cpu.msr import NoRegister
-from hypervisor.cpu.overlay import RAX, RBX, RCX
-from hypervisor.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.cpu.msr import NoRegister
+from hypervisor.arch.x86_64.cpu.overlay import RAX, RBX, RCX
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
 from hypervisor.loader import acpi, pvh
 from hypervisor.loader.elf import LoadError
 from hypervisor.memory.guest_memory import PAGE, Memory

@@ -353,6 +353,6 @@ def test_a_daemon_that_forks_goes_on_logging(tmp_path: Path) -> None:
 
 def test_every_level_of_the_option_is_one_of_the_log() -> None:
     """The two lists are in two modules, since options are read before anything else is imported."""
-    from xapi.config import LOG_FORMATS, LOG_LEVELS
+    from xapi.process.config import LOG_FORMATS, LOG_LEVELS
 
     assert (tuple(LEVELS), tuple(lines.FORMAT)) == (LOG_LEVELS, LOG_FORMATS)

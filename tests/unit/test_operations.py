@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import Pool
-from xapi import datamodel, registry
-from xapi.errors import Fault
+from xapi import datamodel
+from xapi.calls import registry
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.operations.refusal import RULES, allowed_operations, permitted, refusal, register
 from xapi.operations.serving import unserved
 from xapi.store.memory import Change, Store
 from xapi.store.rows import Row
-from xapi.types import NULL
 
 Given = Mapping[str, Mapping[str, Any]]
 """Objects by name, and their fields."""

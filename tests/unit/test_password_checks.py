@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from xapi.checks import Checks
-from xapi.passwords import hash_password
+from xapi.access.checks import Checks
+from xapi.access.passwords import hash_password
 
 STORED = hash_password("right")
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.cpu import cpuid
-from hypervisor.cpu.cpuid import Policy
+from hypervisor.arch.x86_64.cpu import cpuid
+from hypervisor.arch.x86_64.cpu.cpuid import Policy
+from hypervisor.arch.x86_64.paravirtual.area import Area
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.host import Host
 from hypervisor.loader import pv
-from hypervisor.paravirtual.area import Area
-from hypervisor.paravirtual.cpu import PVCPU
 from hypervisor.processor import processor
 from xapi import datamodel
 from xapi.inventory import fresh, processors

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from xapi import datamodel, errors, records
+from xapi import datamodel
+from xapi.datamodel import errors, records
 from xapi.store import query
 from xapi.store.memory import Change, Store
 from xapi.store.query import select

@@ -11,8 +11,8 @@ from twisted.logger import ILogObserver, LogEvent, capturedLogs, globalLogPublis
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xapi import reactor
-from xapi.reactor import ShortTurnReactor, _Few
+from xapi.process import reactor
+from xapi.process.reactor import ShortTurnReactor, _Few
 
 
 class Poller:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from xapi import config
-from xapi.config import ConfigError
-from xapi.readiness import Readiness
+from xapi.process import config
+from xapi.process.config import ConfigError
+from xapi.process.readiness import Readiness
 
 ADDRESSES = ["http://0.0.0.0:81/", "http://127.0.0.1:80/", "https://[::]:443/", "unix:/s/xapi"]
 TOLD = {

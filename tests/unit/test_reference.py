@@ -16,17 +16,18 @@ from typing import Any
 import pytest
 
 from tests.conftest import InstantJournal
-from xapi import coverage, datamodel
-from xapi.daemon import make_store
+from xapi import datamodel
+from xapi.calls.dispatch import prepare
 from xapi.datamodel import Model
-from xapi.dispatch import prepare
 from xapi.http.unserved import SERVED
-from xapi.http.xmlrpc import parse_call
+from xapi.process.daemon import make_store
 from xapi.reference.__main__ import MARKER, main, write
 from xapi.reference.blocks import Grid
 from xapi.reference.examples import Examples
 from xapi.reference.forms import FIND, FORMATS, HTML, STYLE, Markdown
 from xapi.reference.pages import Writer
+from xapi.tools import coverage
+from xapi.wire.xmlrpc import parse_call
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from xapi import coverage, datamodel, registry, stubs
+from xapi import datamodel
+from xapi.calls import registry
+from xapi.tools import coverage, stubs
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = sorted([*ROOT.glob("xapi/**/*.py"), *ROOT.glob("hypervisor/**/*.py")])

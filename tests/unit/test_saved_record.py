@@ -11,8 +11,8 @@ from twisted.internet.task import Clock
 
 from tests.conftest import in_memory
 from xapi import datamodel
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.vms import saved_record, sexpr
 
 VM = datamodel.load().classes["VM"]

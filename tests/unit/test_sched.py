@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hypervisor.cpu.overlay import RAX, RDI, long_mode
+from hypervisor.arch.x86_64.cpu.overlay import RAX, RDI, long_mode
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.host import Host
 from hypervisor.scheduling.alarm import Alarm

@@ -14,9 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from xapi import certificates
-from xapi.passwords import verify_password
-from xapi.state import State, StateError
+from xapi.access.passwords import verify_password
+from xapi.process import certificates
+from xapi.process.state import State, StateError
 
 NOW = datetime(2026, 1, 31, 9, 5, 7, tzinfo=UTC)
 

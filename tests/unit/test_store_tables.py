@@ -10,10 +10,10 @@ from sqlalchemy import BigInteger, Boolean, Column, Connection, Dialect, Text, c
 from sqlalchemy.schema import CreateTable
 
 from xapi import datamodel
+from xapi.datamodel.types import NULL
 from xapi.store import tables
 from xapi.store.memory import Store
 from xapi.store.rows import Row
-from xapi.types import NULL
 
 MODEL = datamodel.load()
 METADATA = tables.make_metadata(MODEL)

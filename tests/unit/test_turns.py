@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisor.scheduling.turns import SHORTEST, TURN, Turns
+from hypervisor.domains.turns import SHORTEST, TURN, Turns
 
 
 def test_one_alone_has_no_end_to_its_turn() -> None:

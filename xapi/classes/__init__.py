@@ -1,1 +1,1 @@
-"""The behaviour of explicit messages, one module a class; `xapi.registry` imports them all."""
+"""The behaviour of explicit messages, one module a class; `xapi.calls.registry` imports them all."""

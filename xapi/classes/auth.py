@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xapi import errors
-from xapi.call import Call
-from xapi.directory import Account, Directory
-from xapi.registry import message
+from xapi.access.directory import Account, Directory
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors
 
 
 def directory_of(call: Call) -> Directory:

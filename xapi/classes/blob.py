@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xapi import records
-from xapi.call import Call
-from xapi.registry import message
-from xapi.types import Ref
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import records
+from xapi.datamodel.types import Ref
 
 
 @message("blob.destroy")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xapi import errors, records
-from xapi.call import Call
-from xapi.registry import message
-from xapi.types import Ref
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.types import Ref
 
 Console = Ref[records.console]
 

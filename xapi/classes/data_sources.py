@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xapi import errors, records
-from xapi.call import Call
-from xapi.errors import Fault
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import Ref
 from xapi.operations.claim import claim
-from xapi.registry import message
-from xapi.types import Ref
 from xapi.vms.data_sources import Source
 
 VM = Ref[records.VM]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.calls.registry import message
 from xapi.events.batch import Batch, NextEvents
-from xapi.registry import message
 
 
 @message("event.from", stops_with_client=True)

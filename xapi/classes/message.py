@@ -11,14 +11,14 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, cast
 
-from xapi import errors, records
-from xapi.alerts import keep
-from xapi.call import Call
-from xapi.fragments import RecordOf, Records, Refs
-from xapi.lexical import parse_datetime
-from xapi.registry import message
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.lexical import parse_datetime
+from xapi.datamodel.types import Ref
+from xapi.events.alerts import keep
 from xapi.store.query import select
-from xapi.types import Ref
+from xapi.wire.fragments import RecordOf, Records, Refs
 
 _CLASSES = {"vm": "VM", "host": "host", "sr": "SR", "pool": "pool", "vmpp": "VMPP", "vmss": "VMSS"}
 _CLASSES |= {"pvs_proxy": "PVS_proxy", "vdi": "VDI", "certificate": "Certificate"}

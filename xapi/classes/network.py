@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xapi import errors, networks, records
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.calls.registry import message
 from xapi.classes import vif
-from xapi.errors import Fault
-from xapi.registry import message
-from xapi.types import Ref
+from xapi.datamodel import errors, records
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import Ref
+from xapi.networks import networks
 
 Network = Ref[records.network]
 Host = Ref[records.host]

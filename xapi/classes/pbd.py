@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xapi import errors, records
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.types import Ref
 from xapi.operations.busy import held
 from xapi.operations.claim import SHORT, changed, claim
-from xapi.registry import message
 from xapi.storage import device_config, srs, vdis
-from xapi.types import Ref
 
 PBD = Ref[records.PBD]
 

@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from xapi import errors, records
-from xapi.call import Call
-from xapi.directory import Directory, DirectoryError
-from xapi.registry import message
+from xapi.access.directory import Directory, DirectoryError
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.types import NULL, Ref
 from xapi.storage.unfinished import durable
-from xapi.types import NULL, Ref
 
 
 def _set(call: Call, ref: Ref[Any], **fields: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from xapi import records
-from xapi.call import Call
-from xapi.fragments import Records, Refs
-from xapi.registry import message
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import records
+from xapi.datamodel.types import Ref
 from xapi.store.query import select_roles
-from xapi.types import Ref
+from xapi.wire.fragments import Records, Refs
 
 
 @message("role.get_permissions")

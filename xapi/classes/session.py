@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from xapi import errors, records
-from xapi.call import Call
-from xapi.registry import message
-from xapi.types import Ref
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.types import Ref
 
 
 @message("session.login_with_password", stops_with_client=True)

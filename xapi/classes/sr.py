@@ -7,19 +7,19 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from xapi import errors, records
-from xapi.call import Call
-from xapi.errors import Fault
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import Ref
 from xapi.log.guests import named
 from xapi.operations.claim import SHORT, claim
 from xapi.operations.pool import rolling_upgrade
 from xapi.operations.sr import driver
-from xapi.registry import message
 from xapi.storage import srs, vdis
 from xapi.storage.faults import UNIMPLEMENTED, answering, backend_failure
 from xapi.storage.scans import scan as scan_rows
 from xapi.storage.volumes import write_space
-from xapi.types import Ref
 
 log = Logger()
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xapi import errors, records
-from xapi.call import Call
-from xapi.implicit import add_to_map_field, remove_from_map_field
-from xapi.registry import message
-from xapi.tasks import require_owner
-from xapi.types import Ref
+from xapi.calls.call import Call
+from xapi.calls.implicit import add_to_map_field, remove_from_map_field
+from xapi.calls.registry import message
+from xapi.calls.tasks import require_owner
+from xapi.datamodel import errors, records
+from xapi.datamodel.types import Ref
 
 
 def _own(call: Call, ref: Ref[Any]) -> records.task:

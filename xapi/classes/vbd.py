@@ -7,16 +7,16 @@ from contextlib import suppress
 from typing import Any
 
 from hypervisor.api import Change
-from xapi import errors, records
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.calls.registry import message
 from xapi.cancelling import to_its_end
-from xapi.errors import Fault
+from xapi.datamodel import errors, records
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL, Ref
 from xapi.operations import vbd as rules
 from xapi.operations.busy import busy, held
 from xapi.operations.claim import claim
 from xapi.operations.refusal import refusal
-from xapi.registry import message
-from xapi.types import NULL, Ref
 from xapi.vms import devices, domains, hotplug
 from xapi.vms.domains import Image
 

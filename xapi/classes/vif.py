@@ -12,13 +12,14 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Any
 
 from hypervisor.api import Change
-from xapi import errors, networks, records
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.calls.registry import message
 from xapi.cancelling import to_its_end
-from xapi.errors import Fault
+from xapi.datamodel import errors, records
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import Ref
+from xapi.networks import networks
 from xapi.operations.claim import claim
-from xapi.registry import message
-from xapi.types import Ref
 from xapi.vms import devices, domains, hotplug
 
 VIF = Ref[records.VIF]

@@ -13,13 +13,13 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from xapi import records
-from xapi.call import Call
-from xapi.errors import Fault
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import records
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import Ref
 from xapi.log.guests import named
 from xapi.operations.claim import claim
-from xapi.registry import message
-from xapi.types import Ref
 from xapi.vms.lifecycle import own_call
 
 Appliance = Ref[records.VM_appliance]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from xapi import errors, records
-from xapi.call import Call
-from xapi.implicit import constructor_fields
-from xapi.registry import message
-from xapi.types import Ref
+from xapi.calls.call import Call
+from xapi.calls.implicit import constructor_fields
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.types import Ref
 from xapi.vms import schedules
 
 VMSS = Ref[records.VMSS]

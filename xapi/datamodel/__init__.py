@@ -2,7 +2,7 @@
 
 `load()` gives the `Model`: frozen classes, fields, enums, operations, messages, errors, roles,
 releases, alerts and HTTP handlers, in the order of the files. The implicit messages (getters,
-setters, ``get_all_records`` …) are derived here too, as declarations; `xapi.implicit` gives them
+setters, ``get_all_records`` …) are derived here too, as declarations; `xapi.calls.implicit` gives them
 their behaviour. A mistake in a file is a `SchemaError` that names file and line.
 """
 

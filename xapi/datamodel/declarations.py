@@ -10,7 +10,7 @@ from dataclasses import field as attribute
 from functools import cache, cached_property
 from typing import Any
 
-from xapi.types import Type, Types
+from xapi.datamodel.types import Type, Types
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The messages that follow from a class and its fields, as declarations; `xapi.implicit` gives them behaviour."""
+"""The messages that follow from a class and its fields, as declarations; `xapi.calls.implicit` gives them behaviour."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xapi.datamodel.declarations import Class, Field, Message, Parameter
-from xapi.types import MapType, SetType, Types
+from xapi.datamodel.types import MapType, SetType, Types
 
 
 def implicit_messages(cls: Class, types: Types) -> Iterator[Message]:

@@ -26,8 +26,8 @@ from xapi.datamodel.declarations import (
     Value,
 )
 from xapi.datamodel.implicit_messages import implicit_messages
-from xapi.lexical import parse_datetime
-from xapi.types import EnumType, MapType, SetType, StringType, Type, Types
+from xapi.datamodel.lexical import parse_datetime
+from xapi.datamodel.types import EnumType, MapType, SetType, StringType, Type, Types
 
 N = TypeVar("N")
 

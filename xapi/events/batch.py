@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from xapi.datamodel.lexical import escape
 from xapi.events.subscription import Token
-from xapi.lexical import escape
 
 if TYPE_CHECKING:
-    from xapi.fragments import Fragments
     from xapi.store.rows import Row, Table
+    from xapi.wire.fragments import Fragments
 
 
 class Event(NamedTuple):

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from xapi import errors
+from xapi.datamodel import errors
 from xapi.events.batch import Batch, Event, NextEvents
 from xapi.events.subscription import NOTHING, Subscription, Token
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.sessions import Sessions
+    from xapi.access.sessions import Sessions
     from xapi.store.memory import Store
     from xapi.store.rows import Row, Table
 

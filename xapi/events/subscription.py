@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from xapi import errors
+from xapi.datamodel import errors
 
 _TOKEN = re.compile(r"(\d{1,20}),(\d{1,20})", re.ASCII)
 

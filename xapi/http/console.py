@@ -22,17 +22,17 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from hypervisor.api import ByteStream, HostError
-from xapi.call import Origin
-from xapi.errors import Fault
+from xapi.access.sessions import allowed
+from xapi.calls.call import Origin
+from xapi.datamodel.errors import Fault
 from xapi.http.credentials import session_of, unauthorised
 from xapi.http.exchange import Request, Response, Takeover, error_response
 from xapi.http.sending import is_plain, send
-from xapi.sessions import allowed
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
-    from xapi.daemon import Daemon
+    from xapi.process.daemon import Daemon
 
 PERMISSION = "http/connect_console"
 PATHS = frozenset({"/console", "/console/"})

@@ -7,12 +7,12 @@ import binascii
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 from xapi.http.exchange import Request, Response
 
 if TYPE_CHECKING:
-    from xapi.call import Origin
-    from xapi.daemon import Daemon
+    from xapi.calls.call import Origin
+    from xapi.process.daemon import Daemon
 
 
 async def session_of(daemon: Daemon, request: Request, query: Mapping[str, str], origin: Origin) -> tuple[Any, bool]:

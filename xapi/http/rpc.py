@@ -18,22 +18,23 @@ import orjson
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 
-from xapi import errors
-from xapi.call import Origin
-from xapi.errors import Fault
+from xapi.calls.call import Origin
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import DecodeError
+from xapi.datamodel.types import STRING
 from xapi.events.batch import Batch, NextEvents, json_event, xml_event
-from xapi.fragments import RecordOf, Records, Refs
-from xapi.http import console, jsonrpc, xmlrpc
+from xapi.http import console
 from xapi.http.exchange import Request, Response, Takeover
 from xapi.http.unserved import Unserved
-from xapi.lexical import DecodeError
-from xapi.types import STRING
+from xapi.wire import jsonrpc, xmlrpc
+from xapi.wire.fragments import RecordOf, Records, Refs
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.daemon import Daemon
-    from xapi.dispatch import Method
+    from xapi.calls.dispatch import Method
+    from xapi.process.daemon import Daemon
 
 BODY_LIMIT = 300 * 1024
 """Bytes of an RPC request, as with xapi."""

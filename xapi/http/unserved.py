@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.access.sessions import allowed
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
 from xapi.http.credentials import parameter, session_of, unauthorised
 from xapi.http.exchange import Request, Response, error_response
-from xapi.sessions import allowed
 
 if TYPE_CHECKING:
-    from xapi.call import Origin
-    from xapi.daemon import Daemon
+    from xapi.calls.call import Origin
     from xapi.datamodel import HTTPHandler
+    from xapi.process.daemon import Daemon
 
 SERVED = frozenset(
     {

@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 from xapi.datamodel import permission_uuid
+from xapi.datamodel.types import NULL
 from xapi.inventory.declaration import (
     SR,
     VM,
@@ -41,7 +42,6 @@ from xapi.inventory.templates import (
     newest_set,
 )
 from xapi.store.memory import Store
-from xapi.types import NULL
 
 
 def populate(store: Store, declaration: Declaration, *, rng: random.Random, now: datetime) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Network, ip_address
 from typing import Any
 
-from xapi import addresses
-from xapi.addresses import Interface
+from xapi.hosts import addresses
+from xapi.hosts.addresses import Interface
 from xapi.store.memory import Store
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hypervisor.api import Processor
-from xapi.backends.local_host import processor
+from xapi.host.machine import processor
 from xapi.store.memory import Store
 
 _COMMON = ("vendor", "features_pv", "features_hvm", "features_pv_host", "features_hvm_host")

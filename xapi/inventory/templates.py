@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from xapi.lexical import EPOCH
+from xapi.datamodel.lexical import EPOCH
+from xapi.datamodel.types import NULL
 from xapi.store.memory import Store
-from xapi.types import NULL
 from xapi.vms.devices import mac_address
 from xapi.vms.memory import memory_overhead
 

@@ -20,15 +20,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from xapi.datamodel.types import NULL
 from xapi.log.files import RotatedFile
 from xapi.log.lines import INFO, Line, Said, trackid
 from xapi.log.names import Named, Names
 from xapi.log.sentences import where
 from xapi.log.writer import Stream
-from xapi.types import NULL
 
 if TYPE_CHECKING:
-    from xapi.call import Origin
+    from xapi.calls.call import Origin
     from xapi.log.plan import Plan
     from xapi.store.memory import Store
 

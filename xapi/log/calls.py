@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 from xapi.log import sentences
 from xapi.log.lines import DEBUG, ERROR, INFO, REFERENCE, WARN, Render, Said, trackid
 from xapi.log.names import Named, Names
 
 if TYPE_CHECKING:
-    from xapi.call import Call, Origin
+    from xapi.calls.call import Call, Origin
     from xapi.log.audit import Trail
     from xapi.log.plan import Plan
     from xapi.store.memory import Store

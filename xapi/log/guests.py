@@ -11,7 +11,7 @@ from xapi.log.names import Named
 
 if TYPE_CHECKING:
     from hypervisor.api import DomainState
-    from xapi.records import VM
+    from xapi.datamodel.records import VM
 
 log = Logger()
 

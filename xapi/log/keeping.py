@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xapi.config import ConfigError
 from xapi.log import audit, output
 from xapi.log.audit import Trail
 from xapi.log.calls import Calls
 from xapi.log.files import Nowhere
 from xapi.log.lines import DEBUG
 from xapi.log.output import Log
+from xapi.process.config import ConfigError
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store

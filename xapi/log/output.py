@@ -28,10 +28,10 @@ from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogBeginne
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xapi.config import ConfigError
 from xapi.log.files import Descriptor, RotatedFile, Sink
 from xapi.log.lines import CRITICAL, DEBUG, ERROR, FORMAT, INFO, LEVELS, WARN, Render, Said
 from xapi.log.writer import Stream, Writer
+from xapi.process.config import ConfigError
 
 OURS = ("xapi", "hypervisor", "__main__")
 """Whose information is the operator's; what others say is noise unless it is a warning."""

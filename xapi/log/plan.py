@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xapi.log.names import Names
-from xapi.types import (
+from xapi.datamodel.types import (
     BoolType,
     DateTimeType,
     EnumType,
@@ -23,6 +22,7 @@ from xapi.types import (
     StringType,
     Type,
 )
+from xapi.log.names import Names
 
 if TYPE_CHECKING:
     from xapi.datamodel import Message, Model

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
 from xapi.operations.busy import held
 from xapi.operations.sources import Guests, Source, own, when
 
 if TYPE_CHECKING:
-    from xapi.records import VM_appliance
+    from xapi.datamodel.records import VM_appliance
     from xapi.store.memory import Store
 
 

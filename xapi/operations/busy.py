@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from xapi import errors
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 
 Busy = tuple[tuple[str, str], ...]
 """Pairs of task and operation."""

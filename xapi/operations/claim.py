@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from xapi.errors import Fault
+from xapi.datamodel.errors import Fault
 from xapi.operations.refusal import refusal
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.call import Call
+    from xapi.calls.call import Call
     from xapi.store.memory import Store
     from xapi.store.rows import Row
 

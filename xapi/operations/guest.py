@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from xapi import errors
+from xapi.datamodel import errors
 
 if TYPE_CHECKING:
-    from xapi.errors import Fault
-    from xapi.records import VM, VM_guest_metrics
+    from xapi.datamodel.errors import Fault
+    from xapi.datamodel.records import VM, VM_guest_metrics
     from xapi.store.memory import Store
 
 STOPPING = frozenset({"clean_shutdown", "hard_shutdown", "suspend", "pause"})

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
 from xapi.operations.busy import held
 from xapi.operations.sources import Guests, Source, either, own, when
 from xapi.operations.sr import attached
 
 if TYPE_CHECKING:
-    from xapi.records import PBD, SR, host, host_metrics, task
+    from xapi.datamodel.records import PBD, SR, host, host_metrics, task
     from xapi.store.memory import Store
 
 BRINGING = frozenset({"provision", "vm_resume", "vm_migrate"})

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import EnumType, SetType
 from xapi.operations import appliance, cluster, host, pool, sr, vbd, vdi, vif, vm, vtpm, vusb
 from xapi.operations.serving import AMONG_HOSTS, served, unserved
 from xapi.operations.sources import Guests, Source, either, when
 from xapi.store.memory import Derivation, Store
 from xapi.store.rows import Row
-from xapi.types import EnumType, SetType
 
 
 class Rules(NamedTuple):
@@ -53,7 +53,7 @@ RULES: Mapping[str, Rules] = {
     "Cluster_host": Rules(cluster.refuse_member, cluster.member_sources, unlisted=frozenset({"destroy"})),
     "network": Rules(_never, lambda db, guests: {}, unlisted=frozenset({"attaching"})),
 }
-"""Every class that has allowed_operations but task, whose list `xapi.tasks` knows."""
+"""Every class that has allowed_operations but task, whose list `xapi.calls.tasks` knows."""
 
 
 def refusal(db: Store, row: Any, operation: str, *, strict: bool = True, called: bool = True) -> Fault | None:

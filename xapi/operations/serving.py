@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
-from xapi import datamodel, registry
-from xapi.types import EnumType, SetType
+from xapi import datamodel
+from xapi.calls import registry
+from xapi.datamodel.types import EnumType, SetType
 
 BESIDE: Mapping[str, str] = {
     "SR.vdi_create": "VDI.create",

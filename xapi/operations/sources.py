@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xapi.records import VM
+    from xapi.datamodel.records import VM
     from xapi.store.memory import Store
     from xapi.store.rows import Row
 

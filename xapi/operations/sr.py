@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
 from xapi.operations.busy import held
 from xapi.operations.pool import of, rolling_upgrade
 from xapi.operations.sources import Guests, Source, own, when
 
 if TYPE_CHECKING:
-    from xapi.records import SM, SR
+    from xapi.datamodel.records import SM, SR
     from xapi.store.memory import Store
 
 ADVERTISED = (

@@ -7,16 +7,16 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.operations.busy import Busy, busy, held
 from xapi.operations.pool import of, rolling_upgrade
 from xapi.operations.sources import Guests, Source, either, own, when
 from xapi.operations.sr import attached, driver
-from xapi.types import NULL
 
 if TYPE_CHECKING:
-    from xapi.records import SM, VBD, VDI, pool
+    from xapi.datamodel.records import SM, VBD, VDI, pool
     from xapi.store.memory import Store
 
 ADVERTISED = ("clone", "copy", "resize", "resize_online", "snapshot", "destroy", "forget", "update", "generate_config")

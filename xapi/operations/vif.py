@@ -6,22 +6,16 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.operations.busy import Busy, busy, held_by_set
-from xapi.operations.guest import (
-    Guest,
-    look,
-    refuse_unless_running,
-    refuse_while_stopping,
-    refuse_without_hotplug,
-)
+from xapi.operations.guest import Guest, look, refuse_unless_running, refuse_while_stopping, refuse_without_hotplug
 from xapi.operations.sources import Guests, Source, own, when
 from xapi.operations.vm import control_domains, is_dom0
-from xapi.types import NULL
 
 if TYPE_CHECKING:
-    from xapi.records import PIF, VIF, VM_guest_metrics, VM_metrics
+    from xapi.datamodel.records import PIF, VIF, VM_guest_metrics, VM_metrics
     from xapi.store.memory import Store
 
 OPERATIONS = ("attach", "plug", "unplug")

@@ -11,17 +11,17 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xapi import datamodel, errors
-from xapi.datamodel import Operation
-from xapi.errors import Fault
+from xapi import datamodel
+from xapi.datamodel import Operation, errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.operations.busy import Busy, busy, held_by
 from xapi.operations.guest import has_drivers
 from xapi.operations.pool import of, rolling_upgrade
 from xapi.operations.sources import Guests, Source, own, when
-from xapi.types import NULL
 
 if TYPE_CHECKING:
-    from xapi.records import VM, VM_guest_metrics, VM_metrics, host, pool
+    from xapi.datamodel.records import VM, VM_guest_metrics, VM_metrics, host, pool
     from xapi.store.memory import Store
     from xapi.store.rows import Table
 

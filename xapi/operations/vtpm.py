@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
 from xapi.operations.guest import look
 from xapi.operations.sources import Guests, Source, own, when
 
 if TYPE_CHECKING:
-    from xapi.records import VTPM
+    from xapi.datamodel.records import VTPM
     from xapi.store.memory import Store
 
 

@@ -8,7 +8,7 @@ from keyword import iskeyword
 from typing import Any, NamedTuple
 
 from xapi.datamodel import Message, Model
-from xapi.types import (
+from xapi.datamodel.types import (
     BoolType,
     DateTimeType,
     EnumType,

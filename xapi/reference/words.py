@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 
-from xapi import coverage
 from xapi.datamodel import HTTPHandler, Life, Message, Model
+from xapi.datamodel.types import Type
 from xapi.http.unserved import SERVED
 from xapi.reference.blocks import Code, Inline, Link, Mark, Part, joined
-from xapi.types import Type
+from xapi.tools import coverage
 
 _WORD = re.compile(r"(?:enum )?\w+")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hypervisor.api import StorageFailure
-from xapi.errors import Fault
-from xapi.faults import shortage
+from xapi.calls.faults import shortage
+from xapi.datamodel.errors import Fault
 
 IN_USE, UNIMPLEMENTED, EXISTS, NO_SPACE, NO_VOLUME, NO_REPOSITORY = 16, 38, 43, 44, 46, 47
 NO_DEVICE, NO_LOCATION, NO_CD_SERVER, NO_CD_DIRECTORY = 90, 94, 222, 226

@@ -26,8 +26,8 @@ from twisted.internet.defer import DeferredLock
 
 from hypervisor.api import Description, Effect, Space, StorageFailure
 from hypervisor.api import Storage as HostStorage
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
 from xapi.operations.claim import SHORT, claim
 from xapi.storage import unfinished, volumes
 from xapi.storage.faults import (
@@ -44,7 +44,7 @@ from xapi.storage.volumes import allocation, declared, drop, is_uuid
 from xapi.vms.domains import Image
 
 if TYPE_CHECKING:
-    from xapi.call import Call
+    from xapi.calls.call import Call
     from xapi.store.memory import Store
 
 NO_REPOSITORY_TYPES = frozenset({"udev"})

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from hypervisor.api import Contents, Volume
-from xapi.call import Call
+from xapi.calls.call import Call
 from xapi.log.guests import named
 from xapi.storage import volumes
 from xapi.storage.faults import answering

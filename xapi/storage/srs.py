@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xapi import errors
-from xapi.call import Call
+from xapi.calls.call import Call
 from xapi.cancelling import to_its_end
+from xapi.datamodel import errors
+from xapi.datamodel.types import NULL
 from xapi.storage import device_config, drivers, volumes
 from xapi.storage.faults import NO_CD_DIRECTORY, NO_CD_SERVER, answering, backend_failure
 from xapi.storage.repository import cd_directory, kind_of, plugged
 from xapi.storage.scans import scan
 from xapi.store.memory import Store
-from xapi.types import NULL
 
 UNKNOWN = -1
 """A size that nobody has asked for yet."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from xapi.call import Call
-from xapi.errors import Fault
+from xapi.calls.call import Call
+from xapi.datamodel.errors import Fault
 from xapi.log.guests import named
 
 if TYPE_CHECKING:

@@ -8,16 +8,16 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hypervisor.api import Description, Effect, Space, StorageFailure
-from xapi import errors
-from xapi.call import Call
+from xapi.calls.call import Call
 from xapi.cancelling import to_its_end
-from xapi.lexical import EPOCH, format_datetime
+from xapi.datamodel import errors
+from xapi.datamodel.lexical import EPOCH, format_datetime
+from xapi.datamodel.types import NULL
 from xapi.operations.claim import SHORT, claim
 from xapi.storage import volumes
 from xapi.storage.faults import BAD_TYPE, UNIMPLEMENTED, answering, backend_failure
 from xapi.storage.repository import Repository
 from xapi.storage.unfinished import new_image
-from xapi.types import NULL
 
 COPIED = ("name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "on_boot")
 """What a snapshot or clone has from its source, with allow_caching and tags."""

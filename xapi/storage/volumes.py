@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from hypervisor.api import Description, Effect, Space, Volume
-from xapi.errors import Fault
-from xapi.lexical import EPOCH, DecodeError, format_datetime, parse_datetime
-from xapi.types import NULL
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import EPOCH, DecodeError, format_datetime, parse_datetime
+from xapi.datamodel.types import NULL
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store

@@ -24,9 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
-from xapi import errors
-from xapi.datamodel import Model
-from xapi.records import Tables
+from xapi.datamodel import Model, errors
+from xapi.datamodel.records import Tables
 from xapi.store.rows import Grave, Row, Table
 from xapi.store.uuids import Uuids
 

@@ -26,12 +26,11 @@ from functools import cached_property, lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from xapi import errors
-from xapi.datamodel import Class
-from xapi.lexical import DecodeError, format_datetime, parse_datetime
+from xapi.datamodel import Class, errors
+from xapi.datamodel.lexical import DecodeError, format_datetime, parse_datetime
+from xapi.datamodel.types import STRING, BoolType, DateTimeType, EnumType, IntType, RefType, StringType, Type
 from xapi.store.memory import Store
 from xapi.store.rows import R, Row, Table
-from xapi.types import STRING, BoolType, DateTimeType, EnumType, IntType, RefType, StringType, Type
 
 LONGEST = 300 * 1024
 """Characters that an expression may have: as many as fit into one XML-RPC call."""

@@ -11,9 +11,9 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
-from xapi import errors
+from xapi.datamodel import errors
+from xapi.datamodel.types import NULL, Ref
 from xapi.store.values import Unfit, fitting
-from xapi.types import NULL, Ref
 
 if TYPE_CHECKING:
     from xapi.datamodel import Class, Field
@@ -24,7 +24,7 @@ class Row:
     """One object. Fields are attributes; assigning one is a change of the store.
 
     `_created` and `_modified` are the generations of its birth and last change; `_xml` and `_json`
-    belong to `xapi.fragments`.
+    belong to `xapi.wire.fragments`.
     """
 
     __slots__ = ("_created", "_json", "_modified", "_ref", "_xml")

@@ -21,8 +21,19 @@ from sqlalchemy import Table as SQLTable
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from xapi.datamodel import Class, Field, Model
+from xapi.datamodel.types import (
+    BoolType,
+    DateTimeType,
+    EnumType,
+    FloatType,
+    IntType,
+    MapType,
+    RefType,
+    SetType,
+    StringType,
+    Type,
+)
 from xapi.store.rows import Row, Table
-from xapi.types import BoolType, DateTimeType, EnumType, FloatType, IntType, MapType, RefType, SetType, StringType, Type
 
 KRONOS = "kronos"
 """The table of marks: `key` and `value`."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from xapi.types import (
+from xapi.datamodel.types import (
     NULL,
     UNPRINTABLE,
     BoolType,

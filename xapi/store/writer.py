@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam
 from twisted.logger import Logger
 
-from xapi import errors
+from xapi.datamodel import errors
 from xapi.store.ballast import Ballast
 from xapi.store.database import RESERVE, Database
 from xapi.store.kind import one_line

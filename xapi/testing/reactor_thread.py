@@ -19,7 +19,7 @@ from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import STDLibLogObserver, globalLogBeginner
 from twisted.python.threadable import isInIOThread
 
-from xapi.reactor import install
+from xapi.process.reactor import install
 
 T = TypeVar("T")
 

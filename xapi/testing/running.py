@@ -77,10 +77,11 @@ def running(
     configuration file, such as ``network_boot`` or ``plugin_directory``. Guests run as they do in the daemon.
 
     It is served by a reactor that runs already, or by one on a thread of ours; to be used on any other thread.
-    Raises RuntimeError on the reactor's own, and what `xapi.service.make_service` does for settings that make no sense.
+    Raises RuntimeError on the reactor's own, and what `xapi.process.service.make_service` does for settings that make
+    no sense.
     """
-    from xapi.config import IN_MEMORY, make
-    from xapi.passwords import hash_password
+    from xapi.access.passwords import hash_password
+    from xapi.process.config import IN_MEMORY, make
     from xapi.testing import reactor_thread, serving
 
     with TemporaryDirectory(prefix="kronos-", ignore_cleanup_errors=True) as directory:

@@ -7,9 +7,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from xapi.config import Config
-from xapi.readiness import told
-from xapi.service import XapiService, make_service
+from xapi.process.config import Config
+from xapi.process.readiness import told
+from xapi.process.service import XapiService, make_service
 from xapi.testing.reactor_thread import wait_for
 
 

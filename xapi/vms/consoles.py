@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from xapi.records import VM
+    from xapi.datamodel.records import VM
     from xapi.store.memory import Store
 
 PROTOCOLS = ("rfb", "vt100")

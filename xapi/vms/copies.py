@@ -11,17 +11,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xapi import errors, networks
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.calls.parts import Part, all_of, undo_all
+from xapi.datamodel import errors
+from xapi.datamodel.types import NULL, Ref
+from xapi.networks import networks
 from xapi.storage import vdis
 from xapi.storage.unfinished import making
-from xapi.types import NULL, Ref
 from xapi.vms import saved_record
 from xapi.vms.devices import is_mac, mac_address
-from xapi.vms.parts import Part, all_of, undo_all
 
 if TYPE_CHECKING:
-    from xapi.records import SR, VBD, VDI, VM
+    from xapi.datamodel.records import SR, VBD, VDI, VM
     from xapi.store.memory import Store
 
 MAC_SEED = "mac_seed"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypervisor.api import NIC, DeviceState, disk_name
-from xapi.lexical import parse_number
+from xapi.datamodel.lexical import parse_number
 
 if TYPE_CHECKING:
     from hypervisor.api import DomainState

@@ -9,15 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.api import NIC, Boot, BootLoader, DirectBoot, Disk, Display, DomainConfig, Firmware
-from xapi import errors
-from xapi.config import DEMO
-from xapi.lexical import parse_number
-from xapi.types import NULL
+from hypervisor.api import DEMO, NIC, Boot, BootLoader, DirectBoot, Disk, Display, DomainConfig, Firmware
+from xapi.datamodel import errors
+from xapi.datamodel.lexical import parse_number
+from xapi.datamodel.types import NULL
 from xapi.vms.devices import card_number, disk_number
 
 if TYPE_CHECKING:
-    from xapi.records import VBD, VIF, VM
+    from xapi.datamodel.records import VBD, VIF, VM
     from xapi.store.memory import Store
 
 BOOT_ORDER = "cd"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from xapi.types import NULL
+from xapi.datamodel.types import NULL
 
 if TYPE_CHECKING:
-    from xapi.records import VM
+    from xapi.datamodel.records import VM
     from xapi.store.memory import Store
 
 _DRIVERS = {f"attr/PVAddons/{key}Version": key.lower() for key in ("Major", "Minor", "Micro", "Build")}

@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 from hypervisor.api import Change, Device, HostError
-from xapi import errors
-from xapi.call import Call
+from xapi.calls.call import Call
 from xapi.cancelling import to_its_end
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
 from xapi.vms import power
 
 

@@ -9,20 +9,20 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import DomainState, Shutdown
-from xapi.alerts import alert
-from xapi.call import Call, Origin
-from xapi.errors import Fault
-from xapi.lexical import moment
+from xapi.calls.call import Call, Origin
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import moment
+from xapi.datamodel.types import NULL
+from xapi.events.alerts import alert
 from xapi.log.guests import named
 from xapi.operations.claim import claim
 from xapi.storage import unfinished
-from xapi.types import NULL
 from xapi.vms import power
 from xapi.vms.placement import choose_host
 from xapi.vms.reconcile import halt, is_up, lose
 
 if TYPE_CHECKING:
-    from xapi.daemon import Daemon
+    from xapi.process.daemon import Daemon
     from xapi.store.memory import Store
 
 log = Logger()

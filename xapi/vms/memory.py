@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xapi import errors
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.store.memory import Derivation
-from xapi.types import NULL
 from xapi.vms.domains import domain_kind
 
 if TYPE_CHECKING:
-    from xapi.records import VM
+    from xapi.datamodel.records import VM
     from xapi.store.memory import Store
 
 MIB = 2**20

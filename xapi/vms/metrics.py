@@ -18,15 +18,15 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, HostError, Power
-from xapi.errors import Fault
-from xapi.lexical import moment
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import moment
 from xapi.vms.data_sources import Look, Source, of_domain, of_host, rate, shares
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from hypervisor.api import Truth
-    from xapi.backends import Backends
+    from xapi.hosts.backends import Backends
     from xapi.store.memory import Store
     from xapi.vms.truths import Truths
 

@@ -11,14 +11,14 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xapi import errors
-from xapi.errors import Fault
-from xapi.types import NULL
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
 from xapi.vms import memory
 from xapi.vms.domains import domain_kind
 
 if TYPE_CHECKING:
-    from xapi.records import VM
+    from xapi.datamodel.records import VM
     from xapi.store.memory import Store
     from xapi.vms.memory import Room
 

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from twisted.logger import Logger
 
 from hypervisor.api import DomainConfig, HostError, Shutdown, Truth
-from xapi import errors
-from xapi.alerts import alert
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.calls.faults import shortage
 from xapi.cancelling import to_its_end
-from xapi.errors import Fault
-from xapi.faults import shortage
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL
+from xapi.events.alerts import alert
 from xapi.log.guests import named
 from xapi.operations.claim import SHORT, Held, changed, claims
 from xapi.storage.faults import backend_failure
 from xapi.storage.unfinished import Making, durable, making
-from xapi.types import NULL
 from xapi.vms import guest_metrics
 from xapi.vms.domains import describe, domain_kind
 from xapi.vms.placement import choose_host

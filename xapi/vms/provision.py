@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from lxml import etree
 
-from xapi import errors
-from xapi.call import Call
-from xapi.errors import Fault
+from xapi.calls.call import Call
+from xapi.calls.parts import part, undo_all
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
 from xapi.vms.copies import OWNER
-from xapi.vms.parts import part, undo_all
 
 if TYPE_CHECKING:
-    from xapi.records import VBD, VM
-    from xapi.types import Ref
+    from xapi.datamodel.records import VBD, VM
+    from xapi.datamodel.types import Ref
 
 DISKS, SCRIPT = "disks", "postinstall"
 """Keys of other_config that go when the disks are there."""

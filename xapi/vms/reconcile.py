@@ -23,13 +23,13 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, DomainState, HostError, Power, Truth, disk_name
-from xapi import errors
-from xapi.errors import Fault
-from xapi.lexical import moment
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import moment
+from xapi.datamodel.types import NULL
 from xapi.log import guests
 from xapi.log.guests import named
 from xapi.operations.claim import changed
-from xapi.types import NULL
 from xapi.vms import guest_metrics
 from xapi.vms.domains import position
 from xapi.vms.truths import Truths
@@ -37,8 +37,8 @@ from xapi.vms.truths import Truths
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.backends import Backends
-    from xapi.records import VM
+    from xapi.datamodel.records import VM
+    from xapi.hosts.backends import Backends
     from xapi.store.memory import Store
     from xapi.vms.consoles import Consoles
 

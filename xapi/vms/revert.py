@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from xapi import errors
-from xapi.call import Call
+from xapi.calls.call import Call
+from xapi.calls.parts import lasting, undo_all
 from xapi.cancelling import to_its_end
-from xapi.errors import Fault
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.types import NULL, RefType
 from xapi.log.guests import named
 from xapi.storage import vdis
 from xapi.storage.unfinished import Making, making
 from xapi.storage.volumes import declared
-from xapi.types import NULL, RefType
 from xapi.vms import saved_record
 from xapi.vms.copies import (
     CLONE,
@@ -35,10 +36,9 @@ from xapi.vms.copies import (
     fresh_generation,
     names,
 )
-from xapi.vms.parts import lasting, undo_all
 
 if TYPE_CHECKING:
-    from xapi.records import VDI, VM
+    from xapi.datamodel.records import VDI, VM
     from xapi.store.memory import Store
 
 log = Logger()

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from xapi import errors
-from xapi.datamodel import Class, Field
-from xapi.lexical import DecodeError, parse_datetime
-from xapi.types import BoolType, DateTimeType, FloatType, IntType, MapType, SetType, StringType, Type
+from xapi.datamodel import Class, Field, errors
+from xapi.datamodel.lexical import DecodeError, parse_datetime
+from xapi.datamodel.types import BoolType, DateTimeType, FloatType, IntType, MapType, SetType, StringType, Type
 from xapi.vms.sexpr import listing, parse, quote
 
 

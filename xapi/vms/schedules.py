@@ -15,19 +15,19 @@ from zoneinfo import ZoneInfo
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from xapi import errors
-from xapi.alerts import alert
-from xapi.errors import Fault
-from xapi.lexical import moment
+from xapi.calls.parts import part
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.datamodel.lexical import moment
+from xapi.datamodel.types import NULL
+from xapi.events.alerts import alert
 from xapi.log.guests import named
 from xapi.log.lines import quoted
-from xapi.types import NULL
 from xapi.vms.lifecycle import own_call
-from xapi.vms.parts import part
 
 if TYPE_CHECKING:
-    from xapi.call import Call
-    from xapi.daemon import Daemon
+    from xapi.calls.call import Call
+    from xapi.process.daemon import Daemon
 
 log = Logger()
 

@@ -1,0 +1,272 @@
+"""Messages of VDI: each a claim, work of the storage, and the rows that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any
+
+from hypervisor.api import Description
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.types import NULL, Ref
+from xapi.operations.claim import SHORT, claim
+from xapi.storage import vdis, volumes
+from xapi.storage.faults import answering
+
+VDI = Ref[records.VDI]
+SR = Ref[records.SR]
+Pool = Ref[records.pool]
+Keys = Mapping[str, str]
+
+
+# Making and removing
+
+
+@message("VDI.create")
+async def create(call: Call, args: Mapping[str, Any]) -> VDI:
+    """Make an empty disk."""
+    if args["type"] == "cbt_metadata":
+        raise errors.VDI_INCOMPATIBLE_TYPE("", "cbt_metadata")
+    sr = call.db.SR[args["SR"]]
+    said = Description(
+        name_label=args.get("name_label", ""),
+        name_description=args.get("name_description", ""),
+        type=args["type"],
+        read_only=args["read_only"],
+        sharable=args["sharable"],
+    )
+    rest = {name: args[name] for name in ("other_config", "xenstore_data", "tags") if name in args}
+    async with claim(call, "vdi_create", sr, patience=SHORT):
+        row = await vdis.create(call, sr, args["virtual_size"], said, args.get("sm_config", {}), rest)
+    ref: VDI = row._ref
+    return ref
+
+
+@message("VDI.destroy")
+async def destroy(call: Call, self: VDI) -> None:
+    """Delete a disk with its data."""
+    row: Any = call.db.VDI[self]
+    async with vdis.held(call, row, "vdi_destroy", "destroy"):
+        await call.daemon.storage.repository(call, call.db.SR[row.SR])
+        if not row.managed:
+            raise errors.VDI_NOT_MANAGED(self)
+        if any((vbd := call.db.VBD[ref]).currently_attached or vbd.reserved for ref in row.VBDs):
+            raise errors.VDI_IN_USE(self, "destroy")
+        await call.daemon.storage.remove(call, row)
+
+
+@message("VDI.forget")
+async def forget(call: Call, vdi: VDI) -> None:
+    """Drop the row; a scan finds the image again."""
+    row = call.db.VDI[vdi]
+    async with claim(call, "forget", row, patience=SHORT):
+        with call.db.atomic():
+            volumes.drop(call.db, row)
+
+
+@message("VDI.introduce")
+async def introduce(
+    call: Call,
+    uuid: str,
+    name_label: str,
+    name_description: str,
+    SR: SR,
+    type: records.enum_vdi_type,
+    sharable: bool,
+    read_only: bool,
+    other_config: Keys,
+    location: str,
+    xenstore_data: Keys,
+    sm_config: Keys,
+    managed: bool,
+    virtual_size: int,
+    physical_utilisation: int,
+    metadata_of_pool: Pool,
+    is_a_snapshot: bool,
+    snapshot_time: datetime,
+    snapshot_of: VDI,
+) -> VDI:
+    """Make the row of an image that is on the storage, which alone says what it is."""
+    sr: Any = call.db.SR[SR]
+    async with claim(call, "vdi_introduce", sr, patience=SHORT):
+        await call.daemon.storage.repository(call, sr)
+        for ref in sr.VDIs:
+            other = call.db.VDI[ref]
+            if other.location == location and other.uuid != uuid:
+                raise errors.LOCATION_NOT_UNIQUE(SR, location)
+        said: dict[str, Any] = {"type": type, "sharable": sharable}
+        said |= {"name_label": name_label} if name_label else {}
+        said |= {"name_description": name_description} if name_description else {}
+        more = {"other_config": other_config, "xenstore_data": xenstore_data}
+        row = await vdis.introduce(call, sr, location, {**said, **more})
+        if row.managed:
+            await vdis.describe(call, row, **said)
+    made: VDI = row._ref
+    return made
+
+
+# Copies
+
+
+@message("VDI.snapshot")
+async def snapshot(call: Call, vdi: VDI, driver_params: Keys) -> VDI:
+    """Keep what a disk holds now as a new one."""
+    row: Any = call.db.VDI[vdi]
+    async with vdis.held(call, row, "vdi_snapshot", "snapshot"):
+        try:
+            new: VDI = (await vdis.snapshot(call, row))._ref
+        except errors.Fault as fault:
+            if fault.code == "SR_BACKEND_FAILURE_38":
+                raise errors.UNIMPLEMENTED_IN_SM_BACKEND(row.SR) from fault
+            raise
+    return new
+
+
+@message("VDI.clone")
+async def clone(call: Call, vdi: VDI, driver_params: Keys) -> VDI:
+    """Make a disk that shares what another holds."""
+    row = call.db.VDI[vdi]
+    async with vdis.held(call, row, "vdi_clone", "clone"):
+        new: VDI = (await vdis.clone(call, row))._ref
+    return new
+
+
+@message("VDI.copy")
+async def copy(call: Call, vdi: VDI, sr: SR, base_vdi: VDI, into_vdi: VDI) -> VDI:
+    """Write all that a disk holds into a new one, or into one that exists; what `base_vdi` saves is written, too."""
+    row: Any = call.db.VDI[vdi]
+    async with claim(call, "copy", row, patience=SHORT):
+        if not row.managed:
+            raise errors.VDI_NOT_MANAGED(vdi)
+        other: Any = call.db.VDI.get(into_vdi)
+        if other is None:
+            new: VDI = (await vdis.copy(call, row, call.db.SR[sr]))._ref
+            return new
+        if other.read_only:
+            raise errors.VDI_READONLY(into_vdi)
+        if other.virtual_size < row.virtual_size:
+            raise errors.VDI_TOO_SMALL(into_vdi, str(row.virtual_size))
+        async with claim(call, "copy", other, patience=SHORT):
+            await vdis.copy_into(call, row, other)
+        return into_vdi
+
+
+@message("VDI.revert")
+async def revert(call: Call, snapshot: VDI) -> None:
+    """Set a disk back to a snapshot; no storage here can."""
+    row: Any = call.db.VDI[snapshot]
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(vdis.held(call, row, "vdi_revert", "revert_to"))
+        await held.enter_async_context(claim(call, "revert_from", call.db.VDI[row.snapshot_of], patience=SHORT))
+        await call.daemon.storage.repository(call, call.db.SR[row.SR])
+        raise errors.UNIMPLEMENTED_IN_SM_BACKEND(row.SR)
+
+
+# Size and settings
+
+
+@message("VDI.resize")
+async def resize(call: Call, vdi: VDI, size: int) -> None:
+    """Make a disk larger that no VM uses."""
+    row = call.db.VDI[vdi]
+    async with vdis.held(call, row, "vdi_resize", "resize"):
+        await vdis.resize(call, row, size)
+
+
+@message("VDI.resize_online")
+async def resize_online(call: Call, vdi: VDI, size: int) -> None:
+    """Make a disk larger though a VM uses it."""
+    row = call.db.VDI[vdi]
+    async with vdis.held(call, row, "vdi_resize", "resize_online"):
+        await vdis.resize(call, row, size)
+
+
+@message("VDI.update")
+async def update(call: Call, vdi: VDI) -> None:
+    """Look at a disk's image anew."""
+    row = call.db.VDI[vdi]
+    async with claim(call, "update", row, patience=SHORT):
+        await vdis.look(call, row)
+
+
+@message("VDI.set_name_label")
+async def set_name_label(call: Call, self: VDI, value: str) -> None:
+    """Name a disk, here and beside its image."""
+    await vdis.describe(call, call.db.VDI[self], name_label=value)
+
+
+@message("VDI.set_name_description")
+async def set_name_description(call: Call, self: VDI, value: str) -> None:
+    """Describe a disk, here and beside its image."""
+    await vdis.describe(call, call.db.VDI[self], name_description=value)
+
+
+@message("VDI.set_on_boot")
+async def set_on_boot(call: Call, self: VDI, value: records.enum_on_boot) -> None:
+    """Say whether what is written to a disk lasts until its VM starts again; what it holds now does."""
+    row = call.db.VDI[self]
+    _assert_halted(call, row)
+    async with vdis.held(call, row, "vdi_set_on_boot", "set_on_boot"):
+        if value == "reset":
+            await vdis.freeze(call, row)
+        else:
+            await call.daemon.storage.repository(call, call.db.SR[row.SR])
+        row.on_boot = value
+
+
+@message("VDI.set_allow_caching")
+def set_allow_caching(call: Call, self: VDI, value: bool) -> None:
+    """Permit hosts to cache reads."""
+    row = call.db.VDI[self]
+    _assert_halted(call, row)
+    row.allow_caching = value
+
+
+def _assert_halted(call: Call, vdi: Any) -> None:
+    """Raise VM_BAD_POWER_STATE for a disk of a VM that is not halted."""
+    for ref in vdi.VBDs:
+        vm: Any = call.db.VM.get(call.db.VBD[ref].VM)
+        if vm is not None and vm.power_state != "Halted":
+            raise errors.VM_BAD_POWER_STATE(vm._ref, "halted", vm.power_state.lower())
+
+
+# What is left of other times, and what only tools ask
+
+
+@message("VDI.force_unlock")
+async def force_unlock(call: Call, vdi: VDI) -> None:
+    """Refuse: there are no locks to break."""
+    row: Any = call.db.VDI[vdi]
+    async with claim(call, "force_unlock", row, patience=SHORT):
+        await call.daemon.storage.repository(call, call.db.SR[row.SR])
+        raise errors.MESSAGE_DEPRECATED()
+
+
+@message("VDI.checksum")
+async def checksum(call: Call, self: VDI) -> str:
+    """Return the MD5 of all that a disk holds."""
+    row = call.db.VDI[self]
+    used = await vdis.prepared(call, row)
+    with answering():
+        return await used.storage.checksum(used.path, row.location)
+
+
+@message("VDI.db_forget")
+def db_forget(call: Call, vdi: VDI) -> None:
+    """Drop the row: the SR's driver says that the image is gone."""
+    row: Any = call.db.VDI[vdi]
+    vdis.may_write(call, row.SR)
+    volumes.drop(call.db, row)
+
+
+@message("VDI.set_metadata_of_pool")
+def set_metadata_of_pool(call: Call, self: VDI, value: Pool) -> None:
+    """Record whose database a disk holds."""
+    row: Any = call.db.VDI[self]
+    vdis.may_write(call, row.SR)
+    if row.type == "cbt_metadata":
+        raise errors.VDI_INCOMPATIBLE_TYPE(self, row.type)
+    row.metadata_of_pool = value if value in call.db.pool else NULL

@@ -1,0 +1,85 @@
+"""Messages of VDI that only write rows: of an SR's own driver, whose session says so, and of hosts that join."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from xapi.calls.call import Call
+from xapi.calls.registry import message
+from xapi.datamodel import errors, records
+from xapi.datamodel.types import Ref
+from xapi.storage import vdis, volumes
+
+VDI = Ref[records.VDI]
+SR = Ref[records.SR]
+Pool = Ref[records.pool]
+Keys = Mapping[str, str]
+
+
+_RECORDED = (
+    "managed", "missing", "virtual_size", "physical_utilisation", "is_a_snapshot", "snapshot_of", "snapshot_time",
+    "cbt_enabled",
+)  # fmt: skip
+
+
+@message(*[f"VDI.set_{name}" for name in _RECORDED])
+def record(call: Call, self: VDI, value: Any) -> None:
+    """Record what the SR's driver says of an image, in the field that the message names."""
+    row: Any = call.db.VDI[self]
+    vdis.may_write(call, row.SR)
+    setattr(row, call.message.name.removeprefix("set_"), value)
+
+
+@message("VDI.set_sharable")
+async def set_sharable(call: Call, self: VDI, value: bool) -> None:
+    """Record whether several VMs may write at a time, here and beside the image."""
+    row: Any = call.db.VDI[self]
+    vdis.may_write(call, row.SR)
+    await vdis.describe(call, row, sharable=value)
+
+
+@message("VDI.set_read_only")
+async def set_read_only(call: Call, self: VDI, value: bool) -> None:
+    """Record whether VMs may write, here and beside the image."""
+    row: Any = call.db.VDI[self]
+    vdis.may_write(call, row.SR)
+    await vdis.describe(call, row, read_only=value)
+
+
+@message("VDI.pool_introduce", "VDI.db_introduce")
+def introduce_row(
+    call: Call,
+    uuid: str,
+    name_label: str,
+    name_description: str,
+    SR: SR,
+    type: records.enum_vdi_type,
+    sharable: bool,
+    read_only: bool,
+    other_config: Keys,
+    location: str,
+    xenstore_data: Keys,
+    sm_config: Keys,
+    managed: bool,
+    virtual_size: int,
+    physical_utilisation: int,
+    metadata_of_pool: Pool,
+    is_a_snapshot: bool,
+    snapshot_time: datetime,
+    snapshot_of: VDI,
+    cbt_enabled: bool,
+) -> VDI:
+    """Make a row alone: the SR's driver says so, or a host that joins."""
+    fields = dict(locals())
+    del fields["call"]
+    if call.message.name == "db_introduce":
+        vdis.may_write(call, SR)
+    sr: Any = call.db.SR[SR]
+    if any(call.db.VDI[ref].location == location for ref in sr.VDIs):
+        raise errors.LOCATION_NOT_UNIQUE(SR, location)
+    if not volumes.is_uuid(uuid.lower()):
+        raise errors.UUID_INVALID("VDI", uuid)
+    made: VDI = call.db.VDI.create(**fields)._ref
+    return made

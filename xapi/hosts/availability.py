@@ -1,0 +1,83 @@
+"""What hosts do beyond their records: whether they take VMs, and what they are called."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from xapi.datamodel import errors
+from xapi.datamodel.errors import Fault
+from xapi.operations.refusal import refusal
+from xapi.vms.placement import assert_can_boot_here, is_live
+
+if TYPE_CHECKING:
+    from xapi.store.memory import Store
+
+STAYS_DISABLED = "auto_enable"
+"""Key of a host's other_config, "false" where a restart does not enable it again; xapi keeps this in a file."""
+_LONGEST_NAME = 255
+_NAME = re.compile(r"[A-Za-z0-9.]([A-Za-z0-9.-]*[A-Za-z0-9.])?")
+
+
+def assert_live(db: Store, host: Any) -> None:
+    """Raise HOST_OFFLINE for a host that is not there."""
+    if not is_live(db, host):
+        raise errors.HOST_OFFLINE(host._ref)
+
+
+def disable(host: Any, *, auto_enable: bool) -> None:
+    """Have a host take no more VMs, until it is enabled or, with `auto_enable`, the daemon starts again."""
+    if host.enabled:
+        host.enabled = False
+        if not auto_enable:
+            host.other_config = {**host.other_config, STAYS_DISABLED: "false"}
+
+
+def enable(host: Any) -> None:
+    """Have a host take VMs again. Raises HOST_PENDING_MANDATORY_GUIDANCE_NOT_EMPTY."""
+    if host.enabled:
+        return
+    if host.pending_guidances:
+        raise errors.HOST_PENDING_MANDATORY_GUIDANCE_NOT_EMPTY(host._ref)
+    host.enabled = True
+    host.other_config = {key: value for key, value in host.other_config.items() if key != STAYS_DISABLED}
+
+
+def started(db: Store) -> None:
+    """Enable the hosts that a client has disabled for no longer than until the daemon starts."""
+    with db.atomic():
+        for host in list(db.host):
+            if not host.enabled and host.other_config.get(STAYS_DISABLED) != "false" and not host.pending_guidances:
+                host.enabled = True
+
+
+def rename(db: Store, host: Any, hostname: str) -> None:
+    """Give a host another name, by which its control domain goes too. Raises HOST_NAME_INVALID."""
+    if not hostname:
+        raise errors.HOST_NAME_INVALID("hostname empty")
+    if len(hostname) > _LONGEST_NAME:
+        raise errors.HOST_NAME_INVALID("hostname is too long")
+    if not _NAME.fullmatch(hostname):
+        raise errors.HOST_NAME_INVALID("hostname contains invalid characters")
+    host.hostname = hostname
+    domain: Any = db.VM.get(host.control_domain)
+    if domain is not None:
+        domain.name_label = f"Control domain on host: {hostname}"
+
+
+def staying(db: Store, host: Any) -> dict[str, Fault]:
+    """Return the VMs that cannot leave a host, each with the reason: all, as no guest reaches another host yet."""
+    guests: list[Any] = [vm for ref in host.resident_VMs if not (vm := db.VM[ref]).is_control_domain]
+    others = [other for other in db.host if other.enabled and other is not host]
+    return {vm._ref: _why_it_stays(db, vm, others) for vm in guests}
+
+
+def _why_it_stays(db: Store, vm: Any, others: list[Any]) -> Fault:
+    if not others:
+        return Fault("NO_HOSTS_AVAILABLE", vm._ref)
+    try:
+        for other in others:
+            assert_can_boot_here(db, vm, other, enough_memory=False)
+    except Fault as fault:
+        return fault
+    return refusal(db, vm, "pool_migrate") or errors.NOT_IMPLEMENTED("host.evacuate")

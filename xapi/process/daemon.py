@@ -1,0 +1,133 @@
+"""The toolstack over a loaded store: its parts, made and joined, with no input or output of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+
+from xapi.access.sessions import Sessions
+from xapi.calls import registry
+from xapi.calls.dispatch import Dispatcher, Method
+from xapi.calls.faults import Veil
+from xapi.calls.tasks import Tasks
+from xapi.events.listeners import Events
+from xapi.hosts import availability
+from xapi.hosts.backends import Backends, nowhere
+from xapi.hosts.plugins import Plugins, run_nothing
+from xapi.log.calls import Calls
+from xapi.networks.networks import Networks
+from xapi.operations import refusal
+from xapi.process.config import BUDGET
+from xapi.storage.repository import Storage
+from xapi.store.memory import Store
+from xapi.vms import lifecycle, memory
+from xapi.vms.consoles import Consoles
+from xapi.vms.metrics import Sampler
+from xapi.vms.reconcile import Reconciler
+from xapi.vms.schedules import Schedules
+from xapi.wire.fragments import Fragments, RecordOf, Records, Refs
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from hypervisor.api import Backend
+    from xapi.access.passwords import Passwords
+    from xapi.datamodel import Model
+    from xapi.store.memory import Journal
+
+SWEEP = 60.0
+"""Seconds between two looks for sessions and tasks that are over, and for snapshots that are due."""
+
+
+def make_store(
+    model: Model, journal: Journal, call_soon: Callable[[Callable[[], None]], object], generation: int = 1
+) -> Store:
+    """Return an empty store that keeps the derived fields of the toolstack's objects."""
+    store = Store(model, journal, call_soon, generation)
+    refusal.register(store)
+    memory.register(store)
+    return store
+
+
+class Daemon:
+    """All parts of a running toolstack, over a loaded store; it does no input or output of its own."""
+
+    def __init__(
+        self,
+        model: Model,
+        db: Store,
+        clock: IReactorTime,
+        passwords: Passwords,
+        in_thread: Callable[..., Deferred[Any]],
+        *,
+        pool_secret: str,
+        directory_path: Path | None = None,
+        fragment_budget: int = BUDGET,
+        make_backend: Callable[[Any], Backend] = nowhere,
+        guest_directory: Path = Path("/boot/guest"),
+        storage_directory: Path = Path("/var/run/sr-mount"),
+        plugins: Plugins | None = None,
+        calls: Calls | None = None,
+    ) -> None:
+        self.model = model
+        self.db = db
+        self.clock = clock
+        self.directory_path = directory_path
+        self.certificate = ""
+        """That with which TLS is served, in PEM."""
+        self.fragments = Fragments(db, fragment_budget)
+        self.sessions = Sessions(db, model, clock, passwords, in_thread, pool_secret)
+        self.veil = Veil((guest_directory, storage_directory))
+        self.tasks = Tasks(db, clock, self.veil)
+        self.events = Events(db, self.sessions, clock)
+        self.guest_directory = guest_directory
+        """Where kernels lie that VMs name; no VM gets at anything else of the host's."""
+        self.backends = Backends(make_backend, self._attend)
+        self.consoles = Consoles(db)
+        self.reconciler = Reconciler(db, clock, self.backends, self.consoles)
+        self.reconciler.follow = lambda vm: lifecycle.follow(self, vm)
+        db.unsettled = self.reconciler.unsettled
+        self.networks = Networks(db, self.backends)
+        self.schedules = Schedules(self)
+        self.metrics = Sampler(db, clock, self.backends, self.reconciler.truths)
+        self.storage = Storage(storage_directory)
+        self.plugins = plugins or Plugins(Path("/dev/null"), Path("/dev/null"), run_nothing)
+        self.calls = calls or Calls(db, clock.seconds)
+        self.sessions.trail = self.calls.trail
+        self.dispatcher = Dispatcher(self, registry.functions(model))
+        self.method_names = ["system.listMethods"] + [
+            message.full_name for message in model.messages if message.life.state != "Removed"
+        ]
+
+    def task_result(self, method: Method, result: Any) -> str:
+        """Return the XML-RPC text of a result, as a task keeps it."""
+        if result is None:
+            return "<value></value>"
+        if isinstance(result, RecordOf):
+            return self.fragments.xml_record(result.row).decode()
+        if isinstance(result, Refs):
+            return result.xml().decode()
+        if isinstance(result, Records):
+            records = b"".join(map(self.fragments.xml, result)).decode()
+            return f"<value><struct>{records}</struct></value>"
+        return method.result.xml(result)
+
+    def _attend(self, uuid: str) -> None:
+        self.reconciler.attend(uuid)
+
+    def begin_anew(self) -> None:
+        """Forget what a toolstack forgets that is started again: work under way, sessions, hosts that were disabled."""
+        for session in list(self.db.session):
+            self.sessions.end(session)
+        self.tasks.end_all()
+        availability.started(self.db)
+
+    def sweep(self) -> None:
+        """Forget what is over, and begin what is due."""
+        self.sessions.sweep()
+        self.tasks.sweep()
+        self.schedules.look()
+        self.reconciler.sweep()
