@@ -2,7 +2,8 @@
 
 A toolstack describes a domain by `DomainConfig` and reads what is true by `DomainState`; it imports nothing
 else of this package, so that another backend, in another process or on another machine, can stand in its
-place. This module imports nothing of it either.
+place. This module imports nothing of it either. Values that are one of several kinds (`Boot`, `Device`) are tagged
+Structs: written down for another process, each says which it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
+
+import msgspec
+from msgspec import Struct
 
 
 class HostError(Exception):
@@ -44,8 +48,7 @@ DEMO = "demo"
 """The guest that comes with the hypervisor, in place of a kernel's path."""
 
 
-@dataclass(frozen=True, slots=True)
-class DirectBoot:
+class DirectBoot(Struct, frozen=True, tag=True):
     """A kernel started by its own entry point: `kind` is ``pvh``, ``pv_in_pvh`` or ``pv``; paths are the host's."""
 
     kernel: str
@@ -54,8 +57,7 @@ class DirectBoot:
     kind: str = "pvh"
 
 
-@dataclass(frozen=True, slots=True)
-class BootLoader:
+class BootLoader(Struct, frozen=True, tag=True):
     """A kernel found on the domain's own first disk, as pygrub finds it; `append` is added to its command line."""
 
     arguments: str = ""
@@ -63,8 +65,7 @@ class BootLoader:
     kind: str = "pvh"
 
 
-@dataclass(frozen=True, slots=True)
-class Firmware:
+class Firmware(Struct, frozen=True, tag=True):
     """The host's built-in firmware: what boots is looked for in `order`, of c (disk), d (CD) and n (network).
 
     `network` is what the network offers, None for nothing. A domain that finds nothing runs and says so on its
@@ -78,8 +79,7 @@ class Firmware:
 Boot = DirectBoot | BootLoader | Firmware
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(Struct, frozen=True, tag=True):
     """A disk drive. `number` is as in XenAPI's userdevice (0 is xvda); an empty `path` is an empty drive.
 
     `format` is ``raw``, ``vhd`` or ``anonymous``: nothing but `size` bytes of memory. A path inside a repository
@@ -105,8 +105,7 @@ def disk_name(number: int) -> str:
     return f"xvd{letters}"
 
 
-@dataclass(frozen=True, slots=True)
-class NIC:
+class NIC(Struct, frozen=True, tag=True):
     """A network card on the host's network of a name. `rate` is in KiB a second, 0 for no limit.
 
     `locking` is ``unlocked``, ``locked`` to the MAC and the addresses allowed, or ``disabled``.
@@ -123,14 +122,13 @@ class NIC:
     carrier: bool = True
     address: str = ""
     """The IPv4 address that the network's address service keeps for it; empty for any."""
-    static_ip: Mapping[str, str] = field(default_factory=dict)
+    static_ip: Mapping[str, str] = msgspec.field(default_factory=dict)
     """What the guest's agent is to configure, as keys of XenServer's static-ip-setting."""
     trunks: tuple[int, ...] = ()
     """The VLANs for which the guest may tag frames itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Display:
+class Display(Struct, frozen=True, tag=True):
     """A screen with a keyboard and a pointer; of `width` x `height` pixels, unless the guest wants another.
 
     The guest's picture may take `memory` bytes of the guest's own, a multiple of 1 MiB.

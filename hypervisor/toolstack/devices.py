@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
+
+from msgspec import structs
 
 from hypervisor.api import NIC, Device, DeviceState, Disk, Display, HostError, disk_name
 from hypervisor.disks import disk as disks
@@ -227,7 +229,7 @@ class Devices:
         if not isinstance(plugged.device, BlockDevice) or not plugged.device.cdrom:
             raise HostError("no_cdrom", f"device {described.number} is no CD drive")
         old, new = plugged.disk, open_disk(described, self._repositories)
-        plugged.described, plugged.disk = replace(described, is_cdrom=True), new
+        plugged.described, plugged.disk = structs.replace(described, is_cdrom=True), new
 
         def changed() -> None:
             self._execute(lambda: _close_then(old, done))

@@ -6,10 +6,10 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from hypervisor.api import NIC, Disk, Display
 from hypervisor.domains.domain import Domain
@@ -34,7 +34,7 @@ def no_collector() -> Iterator[None]:
     [
         {},
         {"vcpus": 2, "vcpus_max": 2},
-        {"boot": replace(DEMO, kind="pv")},
+        {"boot": structs.replace(DEMO, kind="pv")},
         {
             "disks": (Disk(0, "", "anonymous", size=MIB),),
             "nics": (NIC(0, "02:00:00:00:00:01", "lan"),),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from hypervisor.api import (
     NIC,
@@ -158,7 +159,7 @@ def test_a_guest_is_asked_to_have_other_vcpus_online(toolstack: Toolstack) -> No
 
 def test_a_pv_guest_has_one_vcpu(toolstack: Toolstack) -> None:
     """Whatever is asked for."""
-    guest = Running(toolstack, config(vcpus=2, vcpus_max=4, boot=replace(DEMO, kind="pv")))
+    guest = Running(toolstack, config(vcpus=2, vcpus_max=4, boot=structs.replace(DEMO, kind="pv")))
     assert (guest.state.vcpus, len(guest.state.cpu_time)) == (1, 1)
     toolstack.adjust(guest.uuid, Change(vcpus=1), lambda: None)
     with pytest.raises(HostError, match="the domain can have 1") as refused:
@@ -185,7 +186,7 @@ def test_a_pv_guest_is_one_like_the_others(toolstack: Toolstack, tmp_path: Path)
     """Disk, card, balloon, a suspend and an end."""
     toolstack.networks.serve("lan", LAN)
     described = config(
-        boot=replace(DEMO, kind="pv"),
+        boot=structs.replace(DEMO, kind="pv"),
         disks=(Disk(0, "", "anonymous", size=MIB),),
         nics=(NIC(0, "02:00:00:00:00:01", "lan"),),
     )
@@ -383,7 +384,7 @@ def test_a_cd_is_inserted_and_ejected(toolstack: Toolstack, tmp_path: Path) -> N
     guest = Running(toolstack, config(disks=(drive,)))
     for path, size in ((str(tmp_path / "cd.iso"), 2 * MIB), ("", 0)):
         changed = threading.Event()
-        toolstack.adjust(guest.uuid, Change(medium=replace(drive, path=path)), changed.set)
+        toolstack.adjust(guest.uuid, Change(medium=structs.replace(drive, path=path)), changed.set)
         assert changed.wait(SECONDS)
         guest.until(lambda size=size: f"bytes={size} " in guest.run("disks"))  # type: ignore[misc]
 
@@ -421,7 +422,7 @@ def test_a_card_moves_to_another_network(toolstack: Toolstack) -> None:
     guest = Running(toolstack, config(nics=(card,)))
     guest.run("dhcp")
     assert "address=192.0.2." in guest.run("net")
-    toolstack.adjust(guest.uuid, Change(nic=replace(card, network="other")), lambda: None)
+    toolstack.adjust(guest.uuid, Change(nic=structs.replace(card, network="other")), lambda: None)
     guest.run("dhcp")
     assert "address=198.51.100." in guest.run("net")
 

@@ -96,6 +96,11 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
         "xapi/wire/xmlrpc.py": "calls",
         "xapi/vms/provision.py": "what a template says of its disks",
     },
+    "msgspec": {
+        "hypervisor/api.py": "values that are one of several kinds tell which",
+        "hypervisor/toolstack/devices.py": "such a value with a field changed",
+        "xapi/host/": "likewise; and the wire",
+    },
     "unicorn": {
         "hypervisor/arch/x86_64/cpu/": "vCPUs",
         "hypervisor/arch/x86_64/paravirtual/cpu.py": "those of PV guests",

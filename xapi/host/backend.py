@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from msgspec import structs
 from twisted.internet.defer import Deferred, DeferredLock
 
 from hypervisor.api import (
@@ -151,7 +152,7 @@ class LocalBackend:
         if isinstance(boot, DirectBoot):
             config = replace(config, boot=_kernel(boot))
         elif isinstance(boot, Firmware):
-            config = replace(config, boot=replace(boot, network=self._network_boot))
+            config = replace(config, boot=structs.replace(boot, network=self._network_boot))
 
         def build() -> None:
             self.toolstack.build(config)
@@ -290,4 +291,4 @@ def _fire(deferred: Deferred[None]) -> None:
 
 def _kernel(boot: DirectBoot) -> DirectBoot:
     """Return a kernel that has a path."""
-    return replace(boot, kernel=str(DEMO_KERNEL)) if boot.kernel == DEMO else boot
+    return structs.replace(boot, kernel=str(DEMO_KERNEL)) if boot.kernel == DEMO else boot
