@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypervisor.disks.disk import SECTOR, Disk
 from hypervisor.domains.domain import Domain
@@ -61,42 +61,35 @@ class _Channel:
     closed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class BlockConfig:
+    """A drive as it is described: `name` as in xvda, `params` is what xenstore tells of the source."""
+
+    name: str = "xvda"
+    read_only: bool = False
+    cdrom: bool = False
+    bootable: bool = False
+    params: str = ""
+
+
 class BlockDevice:
     """A disk of a domain, or with `disk` None an empty CD drive. It does not own the disk.
 
-    `execute` runs the transfers, see `block_queue`; `params` is what xenstore tells of the source. Methods may be
-    called from any thread.
+    `execute` runs the transfers, see `block_queue`; `config` is as it is now. Methods may be called from any thread.
     """
 
     kind = "vbd"
     ready = frozenset({BusState.INITIALISED, BusState.CONNECTED})
 
-    def __init__(
-        self,
-        domain: Domain,
-        disk: Disk | None,
-        execute: Execute,
-        *,
-        name: str = "xvda",
-        read_only: bool = False,
-        cdrom: bool = False,
-        removable: bool = False,
-        bootable: bool = False,
-        params: str = "",
-        persistent: bool = True,
-    ) -> None:
-        if disk is None and not cdrom:
+    def __init__(self, domain: Domain, disk: Disk | None, execute: Execute, config: BlockConfig) -> None:
+        """Make a drive. Raises ValueError for a name that is none, and for no disk where there must be one."""
+        if disk is None and not config.cdrom:
             raise ValueError("only a CD drive can be empty")
         self.domain = domain
-        self.name = name
-        self.number = number_of(name)
-        self.cdrom = cdrom
-        self.removable = removable or cdrom
-        self.bootable = bootable
-        self.persistent = persistent
-        read_only = read_only or cdrom or (disk is not None and disk.read_only)
+        self.config = config
+        self.number = number_of(config.name)
+        read_only = config.read_only or config.cdrom or (disk is not None and disk.read_only)
         self.queue = BlockQueue(domain, execute, disk, read_only, INDIRECT_SEGMENTS)
-        self._params = params
         self._bus: Backend | None = None
         self._layout: Layout = LAYOUTS["x86_64-abi"]
         self._channels: list[_Channel] = []
@@ -121,13 +114,13 @@ class BlockDevice:
     def back_nodes(self) -> Mapping[str, str]:
         """Return the nodes that libxl writes."""
         return {
-            "params": self._params,
+            "params": self.config.params,
             "type": "file",
-            "device-type": "cdrom" if self.cdrom else "disk",
+            "device-type": "cdrom" if self.config.cdrom else "disk",
             "mode": "r" if self.queue.read_only else "w",
-            "dev": self.name,
-            "removable": str(int(self.removable)),
-            "bootable": str(int(self.bootable)),
+            "dev": self.config.name,
+            "removable": str(int(self.config.cdrom)),
+            "bootable": str(int(self.config.bootable)),
             "discard-enable": str(int(not self.queue.read_only)),
         }
 
@@ -144,7 +137,7 @@ class BlockDevice:
         nodes = {
             "feature-flush-cache": "1",
             "feature-barrier": "1",
-            "feature-persistent": str(int(self.persistent)),
+            "feature-persistent": "1",
             "feature-max-indirect-segments": str(INDIRECT_SEGMENTS),
             "multi-queue-max-queues": str(MAX_QUEUES),
             "max-ring-page-order": str(MAX_RING_ORDER),
@@ -156,15 +149,15 @@ class BlockDevice:
 
     def _medium(self) -> dict[str, str]:
         """Return the nodes that tell of the disk itself."""
-        info = _CDROM * self.cdrom | _REMOVABLE * self.removable | _READ_ONLY * self.queue.read_only
+        info = (_CDROM | _REMOVABLE) * self.config.cdrom | _READ_ONLY * self.queue.read_only
         nodes = {
             "sectors": str(self.disk.size // SECTOR if self.disk is not None else 0),
             "info": str(info),
             "sector-size": str(SECTOR),
             "physical-sector-size": str(PAGE),
         }
-        if self.cdrom:
-            nodes |= {"params": self._params, "media-present": str(int(self.disk is not None))}
+        if self.config.cdrom:
+            nodes |= {"params": self.config.params, "media-present": str(int(self.disk is not None))}
         return nodes
 
     def connect(self, frontend: Frontend, bus: Backend) -> Mapping[str, str]:
@@ -174,7 +167,7 @@ class BlockDevice:
             raise FrontendError(f"protocol {protocol[:40]!r} is unknown")
         self._layout, self._bus = LAYOUTS[protocol], bus
         queues = frontend.number("multi-queue-num-queues", 1, MAX_QUEUES, 1)
-        persistent = frontend.flag("feature-persistent") and self.persistent
+        persistent = frontend.flag("feature-persistent")
         try:
             for number in range(queues):
                 self._open(frontend, f"queue-{number}/" if queues > 1 else "", persistent)
@@ -290,9 +283,9 @@ class BlockDevice:
 
         Raises ValueError for a disk that is no CD.
         """
-        if not self.cdrom:
+        if not self.config.cdrom:
             raise ValueError("a disk's medium cannot be changed")
-        self._params = params
+        self.config = replace(self.config, params=params)
         self.exchange(disk, done)
 
     def exchange(self, disk: Disk | None, done: Callable[[], None]) -> None:

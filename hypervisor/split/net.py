@@ -11,8 +11,8 @@ anything), the control ring and multicast lists (a switch floods groups, and fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypervisor.domains.domain import Domain
@@ -22,8 +22,8 @@ from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import ETHERNET_HEADER, MAX_PACKET, PLAIN, VLAN_HEADER, Frame, Offloads
 from hypervisor.network.lock import Lock, LockMode, addresses
 from hypervisor.network.packets import is_host_mac, mac_from_text
-from hypervisor.network.port import UNTAGGED, Port, access
-from hypervisor.network.ratelimit import DEFAULT_TIMESLICE_US, TokenBucket
+from hypervisor.network.port import UNTAGGED, Membership, Port, trunk
+from hypervisor.network.ratelimit import TokenBucket
 from hypervisor.network.switch import Switch
 from hypervisor.split.net_queue import Failures, NetQueue, Rings
 from hypervisor.split.net_request import RX_SLOT, TX_SLOT
@@ -59,50 +59,48 @@ def _deaf(frame: Frame) -> bool:
     return True
 
 
-class NetDevice:
-    """A NIC of a domain. Methods may be called from any thread; changes hold from the next frame on.
+@dataclass(frozen=True, slots=True)
+class NetConfig:
+    """A NIC as it is described.
 
-    `network` is the name that xenstore tells, `vlan` the tag of the network on that switch (0: none), `kbps` the
-    most that the guest may send, in KiB a second (0: any). Addresses are those that a locked NIC may use.
+    `network` is the name that xenstore tells, `vlan` the tag of the network on that switch (0: none), `trunks` those
+    that the guest may use itself, `kbps` the most that it may send, in KiB a second (0: any). Addresses are those that
+    a locked NIC may use.
     """
+
+    mac: str
+    number: int = 0
+    network: str = ""
+    vlan: int = UNTAGGED
+    trunks: tuple[int, ...] = ()
+    mtu: int = 1500
+    kbps: int = 0
+    locking: LockMode = LockMode.UNLOCKED
+    ipv4: tuple[IPv4Address | IPv4Network, ...] = ()
+    ipv6: tuple[IPv6Address | IPv6Network, ...] = ()
+    carrier: bool = True
+
+
+class NetDevice:
+    """A NIC of a domain; `config` and `switch` are as they are now. Methods may be called from any thread."""
 
     kind = "vif"
     ready = frozenset({BusState.CONNECTED})
 
-    def __init__(
-        self,
-        domain: Domain,
-        switch: Switch,
-        mac: str,
-        *,
-        number: int = 0,
-        network: str = "",
-        vlan: int = UNTAGGED,
-        mtu: int = 1500,
-        kbps: int = 0,
-        timeslice_us: int = DEFAULT_TIMESLICE_US,
-        locking: LockMode = LockMode.UNLOCKED,
-        ipv4: Iterable[IPv4Address | IPv4Network] = (),
-        ipv6: Iterable[IPv6Address | IPv6Network] = (),
-        carrier: bool = True,
-    ) -> None:
+    def __init__(self, domain: Domain, switch: Switch, config: NetConfig) -> None:
         """Make a NIC. Raises ValueError for a MAC that is none, and an MTU, tag or rate out of range."""
-        self.mac_bytes = mac_from_text(mac)
-        if not is_host_mac(self.mac_bytes) or not MIN_MTU <= mtu <= MAX_PACKET or number < 0:
-            raise ValueError(f"no NIC: number {number}, MAC {mac}, MTU {mtu}")
+        mac = mac_from_text(config.mac)
+        if not is_host_mac(mac) or not MIN_MTU <= config.mtu <= MAX_PACKET or config.number < 0:
+            raise ValueError(f"no NIC: number {config.number}, MAC {config.mac}, MTU {config.mtu}")
         self.domain = domain
-        self.number = number
-        self.mac = mac
-        self.mtu = mtu
-        self.network = network
         self.switch = switch
-        self.port = Port(self._receive, ready=self._has_credit, membership=access(vlan), mtu=mtu)
+        self.config = config
+        self.port = Port(self._receive, ready=self._has_credit, membership=_membership(config), mtu=config.mtu)
+        self.port.limit_rate(_bucket(config))
+        self.port.lock = _lock(config)
         self._failures = Failures()
-        self._carrier = carrier
         self._bus: Backend | None = None
         self._queue: NetQueue | None = None
-        self.limit_rate(kbps, timeslice_us)
-        self.lock(locking, ipv4, ipv6)
 
     @property
     def connected(self) -> bool:
@@ -129,11 +127,14 @@ class NetDevice:
 
     def back_nodes(self) -> Mapping[str, str]:
         """Return the nodes that libxl writes."""
-        return {"handle": str(self.number), "mac": self.mac, "bridge": self.network, "mtu": str(self.mtu)}
+        return {**self._identity(), "bridge": self.config.network}
 
     def front_nodes(self) -> Mapping[str, str]:
         """Return the nodes that tell the front which NIC it is; `disconnect` is XenServer's word for no carrier."""
-        return {"handle": str(self.number), "mac": self.mac, "mtu": str(self.mtu), **self._link()}
+        return {**self._identity(), **self._link()}
+
+    def _identity(self) -> dict[str, str]:
+        return {"handle": str(self.config.number), "mac": self.config.mac, "mtu": str(self.config.mtu)}
 
     def features(self) -> Mapping[str, str]:
         """Return what we offer."""
@@ -157,7 +158,7 @@ class NetDevice:
         rings = self._open(frontend, scattered)
         queue = NetQueue(self.domain, self.port, rings, self._failures, bus.fail)
         self.port.offloads = offloads
-        self.port.mtu = self.mtu if scattered else min(self.mtu, PAGE - ETHERNET_HEADER - VLAN_HEADER)
+        self.port.mtu = self.config.mtu if scattered else min(self.config.mtu, PAGE - ETHERNET_HEADER - VLAN_HEADER)
         # Old fronts give slots without a word: then they are looked for whenever a frame comes.
         self.port.behind = None if frontend.flag("feature-rx-notify") else queue.call
         self._queue, self._bus = queue, bus
@@ -175,7 +176,7 @@ class NetDevice:
             what = "an event channel cannot be bound" if isinstance(error, XenError) else str(error)
             raise FrontendError(what) from None
         self.domain.events.post(queue.heard)  # what it did before we listened
-        if not self._carrier:
+        if not self.config.carrier:
             self.domain.events.post(self._tell_link)
         return {}
 
@@ -225,7 +226,7 @@ class NetDevice:
 
     def _join(self) -> None:
         """Be on the switch, if the front and the carrier are there."""
-        if self._queue is not None and self._carrier and self.port.switch is None:
+        if self._queue is not None and self.config.carrier and self.port.switch is None:
             self.switch.attach(self.port)
 
     def _leave(self) -> None:
@@ -233,7 +234,7 @@ class NetDevice:
             self.port.switch.detach(self.port)
 
     def _link(self) -> dict[str, str]:
-        return {"disconnect": str(int(not self._carrier))}
+        return {"disconnect": str(int(not self.config.carrier))}
 
     def _tell_link(self) -> None:
         if self._bus is not None:
@@ -241,52 +242,54 @@ class NetDevice:
 
     # What the toolstack changes
 
-    def carrier(self, up: bool) -> None:
-        """Pull the cable or plug it in again. Linux does not look at it: its frames are dropped all the same."""
-        with self.domain.machine.lock:
-            self._carrier = up
-            if up:
-                self._join()
-            else:
-                self._leave()
-            self._tell_link()
+    def change(self, config: NetConfig, switch: Switch | None = None) -> None:
+        """Give it other settings, from the next frame on, and another network's switch; MAC, MTU and number stay.
 
-    def move(self, switch: Switch, network: str = "", vlan: int = UNTAGGED) -> None:
-        """Go to another network while the guest runs; Linux tells its new neighbours where it is.
-
-        Raises ValueError for a tag out of range, or when the switch has no room.
+        Linux tells its new neighbours where it is. It does not look at the carrier: its frames are dropped all the
+        same. Raises ValueError for a setting out of range, or when the switch has no room; all is as before then.
         """
+        membership, bucket, lock = _membership(config), _bucket(config), _lock(config)
         with self.domain.machine.lock:
-            membership, before = access(vlan), (self.switch, self.port.membership)
+            before = self.config
+            config = replace(config, mac=before.mac, mtu=before.mtu, number=before.number)
+            self._go(switch or self.switch, membership, config)
+            self.port.lock = lock
+            if config.kbps != before.kbps:
+                self.port.limit_rate(bucket)
+                self._has_credit()
+            if config.network != before.network and self._bus is not None:
+                self._bus.update({"bridge": config.network})
+            if config.carrier != before.carrier:
+                self._tell_link()
+
+    def _go(self, switch: Switch, membership: Membership, config: NetConfig) -> None:
+        """Be on a switch. Raises ValueError when it has no room, and is where it was then."""
+        before = self.switch, self.port.membership, self.config
+        if switch is not self.switch or not config.carrier:
             self._leave()
-            self.switch, self.port.membership = switch, membership
-            try:
-                self._join()
-            except ValueError:
-                self.switch, self.port.membership = before
-                self._join()
-                raise
-            self.network = network
-            if self._bus is not None:
-                self._bus.update({"bridge": network})
+        self.switch, self.port.membership, self.config = switch, membership, config
+        try:
+            self._join()
+        except ValueError:
+            self.switch, self.port.membership, self.config = before
+            self._join()
+            raise
 
-    def limit_rate(self, kbps: int, timeslice_us: int = DEFAULT_TIMESLICE_US) -> None:
-        """Let the guest send at most so many KiB a second; 0 takes the limit away. Raises ValueError below that."""
-        bucket = TokenBucket(kbps, timeslice_us) if kbps else None
-        with self.domain.machine.lock:
-            self.port.limit_rate(bucket)
-            self._has_credit()
 
-    def lock(
-        self,
-        mode: LockMode,
-        ipv4: Iterable[IPv4Address | IPv4Network] = (),
-        ipv6: Iterable[IPv6Address | IPv6Network] = (),
-    ) -> None:
-        """Hold the guest to its MAC and these addresses, let it do what it likes, or keep it silent."""
-        own = addresses(map(IPv4Network, ipv4)), addresses(map(IPv6Network, ipv6))
-        with self.domain.machine.lock:
-            self.port.lock = Lock(mode, self.mac_bytes, *own)
+def _membership(config: NetConfig) -> Membership:
+    """Return the VLANs of a NIC. Raises ValueError."""
+    return trunk(config.trunks, config.vlan)
+
+
+def _bucket(config: NetConfig) -> TokenBucket | None:
+    """Return what limits a NIC's rate. Raises ValueError."""
+    return TokenBucket(config.kbps) if config.kbps else None
+
+
+def _lock(config: NetConfig) -> Lock:
+    """Return what holds a guest to its MAC and addresses, lets it do what it likes, or keeps it silent."""
+    own = addresses(map(IPv4Network, config.ipv4)), addresses(map(IPv6Network, config.ipv6))
+    return Lock(config.locking, mac_from_text(config.mac), *own)
 
 
 def _offloads(frontend: Frontend, scattered: bool) -> Offloads:

@@ -10,7 +10,7 @@ from hypervisor.memory.guest_memory import PAGE
 from hypervisor.split.console import Console
 from hypervisor.split.store_ring import StoreRing
 from hypervisor.toolstack.control import Control
-from hypervisor.toolstack.devices import Devices
+from hypervisor.toolstack.devices.table import Devices
 
 _REASONS = {
     Reason.POWEROFF: Shutdown.POWEROFF,

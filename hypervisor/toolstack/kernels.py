@@ -10,7 +10,7 @@ from hypervisor.bootloader import boot as bootloader
 from hypervisor.bootloader.errors import BootError
 from hypervisor.disks.disk import Disk
 from hypervisor.storage.repositories import Repositories
-from hypervisor.toolstack.devices import open_disk
+from hypervisor.toolstack.devices.drive import open_disk
 
 _ENTRIES = {"pv": "pv", "pvh": "pvh", "pv_in_pvh": "pvh"}
 """Kinds of guests whose kernel is given, and the entry of each."""

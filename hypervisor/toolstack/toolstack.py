@@ -22,7 +22,8 @@ from hypervisor.split.store_ring import StoreRing
 from hypervisor.storage.repositories import Repositories
 from hypervisor.toolstack import builder, home, images
 from hypervisor.toolstack.control import Control, Request
-from hypervisor.toolstack.devices import Devices
+from hypervisor.toolstack.devices.plugged import Slot
+from hypervisor.toolstack.devices.table import Devices
 from hypervisor.toolstack.guest import Guest
 from hypervisor.toolstack.kernels import kernel, kind
 from hypervisor.toolstack.networks import Networks
@@ -130,7 +131,7 @@ class Toolstack:
             store = StoreRing(domain, connection, frames[0], store_port)
             control = Control(self.host.xenstore, domain.domid, lambda: self.attention(config.uuid))
             control.metrics()
-        devices = Devices(
+        slot = Slot(
             domain,
             self.host.xenstore,
             self.networks,
@@ -138,6 +139,7 @@ class Toolstack:
             self._disk_threads.put,
             lambda: self.attention(config.uuid),
         )
+        devices = Devices(slot)
         undo.callback(devices.close)
         started, what = self.host.time_of_day() / 1e9, kind(config.boot, entry)
         guest = Guest(domain, config, what, console, store, control, devices, config.memory_target, started)
@@ -225,11 +227,11 @@ class Toolstack:
         if change.weight is not None or change.cap is not None or change.affinity is not None:
             self._schedule(guest.domain, change.weight, change.cap, change.affinity)
         if change.nic is not None:
-            guest.devices.change_nic(change.nic)
+            guest.devices.change(change.nic)
         if change.xenstore is not None:
             self._write(guest, change.xenstore)
         if change.medium is not None:
-            guest.devices.change_medium(change.medium, done)
+            guest.devices.change(change.medium, done)
         else:
             done()
 

@@ -17,7 +17,7 @@ from hypervisor.api import disk_name
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.disk import Disk
 from hypervisor.storage.repositories import Repositories
-from hypervisor.toolstack.devices import open_disk
+from hypervisor.toolstack.devices.drive import open_disk
 from tests.benchmarks import linux, machine
 from tests.benchmarks.figures import Figure, percent
 from tests.benchmarks.linux import Linux, NotHere

@@ -13,7 +13,7 @@ from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import PLAIN, Frame
 from hypervisor.network.lock import LockMode
-from hypervisor.network.port import QUEUE_FRAMES, trunk
+from hypervisor.network.port import QUEUE_FRAMES
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import PENDING_FRAMES, Switch
 from tests.fuzz.lives import Lives
@@ -129,11 +129,8 @@ class Cards(Lives):
           tags=st.lists(st.integers(1, 7), max_size=2))  # fmt: skip
     def settings(self, which: int, up: bool, kbps: int, mode: LockMode, tags: list[int]) -> None:
         counted()
-        device = self.fronts[which].device
-        device.carrier(up)
-        device.limit_rate(kbps)
-        device.lock(mode, [IPv4Network(IPv4Address(ADDRESS))])
-        device.port.membership = trunk(tags)
+        own = (IPv4Network(IPv4Address(ADDRESS)),)
+        self.fronts[which].change(carrier=up, kbps=kbps, locking=mode, ipv4=own, trunks=tuple(tags))
 
     @rule(seconds=st.sampled_from([0.001, 0.3, 5, 4000]))
     def time_passes(self, seconds: float) -> None:

@@ -16,7 +16,7 @@ from hypervisor.disks.disk import Disk
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.split.block import BlockDevice, number_of
+from hypervisor.split.block import BlockConfig, BlockDevice, number_of
 from hypervisor.split.block_queue import DiskThreads
 from hypervisor.split.xenbus import Backend, DeviceClass
 from hypervisor.toolstack.guest import Guest
@@ -165,9 +165,8 @@ class DemoGuest:
 
     def plug_disk(self, disk: Disk, threads: DiskThreads, name: str = "xvda", read_only: bool = False) -> Backend:
         """Plug a disk in."""
-        return self.plug(
-            number_of(name), lambda domain: BlockDevice(domain, disk, threads.put, name=name, read_only=read_only)
-        )
+        config = BlockConfig(name, read_only)
+        return self.plug(number_of(name), lambda domain: BlockDevice(domain, disk, threads.put, config))
 
     def cancel(self) -> None:
         """Let a suspended domain go on as it is: SCHEDOP_shutdown returns 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypervisor.network.switch import Switch
 from hypervisor.network.udp import Datagram, UdpSocket
 from hypervisor.scheduling.scheduler import Entity
 from hypervisor.split.block_queue import DiskThreads
-from hypervisor.split.net import NetDevice
+from hypervisor.split.net import NetConfig, NetDevice
 from tests.guests.demo_guest import FEATURES, MIB, DemoGuest, checksum, pattern
 
 
@@ -40,7 +41,7 @@ class Net:
         self.service: AddressService | None = AddressService(self.switch, time.monotonic_ns, membership=access(vlan))
 
     def nic(self, mac: str = "00:16:3e:00:00:01", **options: Any) -> Callable[[Domain], NetDevice]:
-        return lambda domain: NetDevice(domain, self.switch, mac, vlan=self.vlan, **options)
+        return lambda domain: NetDevice(domain, self.switch, NetConfig(mac, vlan=self.vlan, **options))
 
 
 @pytest.fixture
@@ -444,12 +445,12 @@ def test_a_nic_moves_between_networks_while_the_guest_runs(guest: DemoGuest, net
     sent = net.switch.ports[0].counters.received
     assert guest.run("ping 169.254.0.1")["received"] == "1"
     before = sent.packets
-    device.move(other.switch, "other")
+    device.change(replace(device.config, network="other"), other.switch)
     assert guest.run("dhcp eth0")["address"] and guest.run("ping 169.254.0.1")["received"] == "1"
     assert sent.packets == before
-    device.carrier(False)
+    device.change(replace(device.config, carrier=False))
     assert guest.run("ping 169.254.0.1")["received"] == "0"
-    device.carrier(True)
+    device.change(replace(device.config, carrier=True))
     assert guest.run("ping 169.254.0.1")["received"] == "1"
 
 

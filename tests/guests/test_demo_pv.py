@@ -18,7 +18,7 @@ from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.domains.domain import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
-from hypervisor.split.block import BlockDevice
+from hypervisor.split.block import BlockConfig, BlockDevice
 from hypervisor.split.block_queue import DiskThreads
 from hypervisor.split.xenbus import Backend
 from tests.guests.demo_guest import checksum, pattern
@@ -86,7 +86,7 @@ def test_demo_reads_and_writes_a_disk(host: Host) -> None:
     """Grants by frame, in a table that Xen placed."""
     threads, disk = DiskThreads(), AnonymousDisk(8 * MIB)
     guest = Demo(host, 8 * MIB).boot()
-    device = BlockDevice(guest.domain, disk, threads.put, name="xvda")
+    device = BlockDevice(guest.domain, disk, threads.put, BlockConfig("xvda"))
     with host.lock:
         Backend(guest.domain, host.xenstore, device, device.number).plug()
     guest.until(lambda: "state=connected" in guest.run("disks").get("xvda", ""))

@@ -15,7 +15,7 @@ import pytest
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.disks.disk import Disk
-from hypervisor.split.block import BlockDevice
+from hypervisor.split.block import BlockConfig, BlockDevice
 from hypervisor.split.block_queue import DiskThreads
 from hypervisor.split.xenbus import Backend
 
@@ -35,7 +35,7 @@ class Machine:
 
     def plug(self, disk: Disk | None, name: str = "xvdb", wait: bool = True, **options: Any) -> BlockDevice:
         """Hot-plug a disk and wait until the guest has it."""
-        device = BlockDevice(self.linux.domain, disk, self._threads.put, name=name, **options)
+        device = BlockDevice(self.linux.domain, disk, self._threads.put, BlockConfig(name, **options))
         backend = Backend(self.linux.domain, self.linux.host.xenstore, device, device.number)
         backend.plug()
         self.backends.append(backend)

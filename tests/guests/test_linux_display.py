@@ -16,6 +16,7 @@ import pytest
 from hypervisor import api
 from hypervisor.api import Area
 from hypervisor.split.keyboard import BUTTON_LEFT
+from hypervisor.toolstack.devices.screen import Screen
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import MODULES, Linux, fetched, initrd
 
@@ -33,7 +34,8 @@ class Display:
         self.run = linux.run
         self.described = api.Display(width=WIDTH, height=HEIGHT)
         linux.toolstack.plug(linux.uuid, self.described)
-        self.screen, self.keyboard = linux.toolstack.guest(linux.uuid).devices.display()
+        plugged = linux.toolstack.guest(linux.uuid).devices.find(Screen)
+        self.screen, self.keyboard = plugged.framebuffer, plugged.keyboard
         self._news = threading.Event()
         self.follower = self.screen.follow(self._news.set)
         linux.boot()
@@ -133,7 +135,7 @@ def test_the_screen_can_be_unplugged(display: Display) -> None:
     assert display.screen.snapshot().width == 0
     display.linux.wait_for("[ ! -e /sys/devices/vfb-0 ]")
     toolstack.plug(uuid, api.Display(width=400, height=300))
-    screen, _ = toolstack.guest(uuid).devices.display()
+    screen = toolstack.guest(uuid).devices.find(Screen).framebuffer
     display.linux.wait_for("[ -e /dev/fb0 ]")
     assert display.run("cat /sys/class/graphics/fb0/virtual_size") == "400,300"
     display.run("printf 'wxyz' >/dev/fb0")

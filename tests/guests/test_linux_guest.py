@@ -16,9 +16,9 @@ from hypervisor.disks import raw
 from hypervisor.domains.domain import Reason
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
-from hypervisor.split.block import BlockDevice
+from hypervisor.split.block import BlockConfig, BlockDevice
 from hypervisor.split.block_queue import DiskThreads
-from hypervisor.split.net import NetDevice
+from hypervisor.split.net import NetConfig, NetDevice
 from hypervisor.split.xenbus import Backend
 from hypervisor.toolstack.control import Control
 from hypervisor.toolstack.toolstack import Toolstack
@@ -49,11 +49,11 @@ class Built:
         self.host.listen(lambda domain: self._down.set() if domain is self.domain else None)
 
     def disk(self, path: Path) -> None:
-        device = BlockDevice(self.domain, raw.open(path), self._threads.put, name="xvda")
+        device = BlockDevice(self.domain, raw.open(path), self._threads.put, BlockConfig("xvda"))
         Backend(self.domain, self.host.xenstore, device, device.number).plug()
 
     def card(self, switch: Switch, number: int) -> None:
-        device = NetDevice(self.domain, switch, f"00:16:3e:00:00:{number:02x}", number=number)
+        device = NetDevice(self.domain, switch, NetConfig(f"00:16:3e:00:00:{number:02x}", number))
         Backend(self.domain, self.host.xenstore, device, number).plug()
 
     def boot(self) -> Built:

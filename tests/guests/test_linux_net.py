@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
 from hypervisor.network.tcp_connection import Connection
 from hypervisor.network.ticker import Ticker
-from hypervisor.split.net import NetDevice
+from hypervisor.split.net import NetConfig, NetDevice
 from hypervisor.split.xenbus import Backend
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.unit.net_front import is_whole
@@ -162,7 +163,7 @@ class Machine:
     def plug(self, net: Net, number: int = 0, **options: Any) -> NetDevice:
         """Hot-plug a NIC and wait until the guest has it."""
         mac = f"{self.mac[:-4]}{number}{self.mac[-3:]}"
-        device = NetDevice(self.linux.domain, net.switch, mac, number=number, network="net", **options)
+        device = NetDevice(self.linux.domain, net.switch, NetConfig(mac, number, "net", **options))
         backend = Backend(self.linux.domain, self.linux.host.xenstore, device, number)
         backend.plug()
         self.backends.append(backend)
@@ -340,7 +341,7 @@ def test_a_rate_limit_holds_and_loses_nothing(machine: Machine, net: Net, statio
     device = machine.plug(net)
     address = machine.dhcp()
     machine.serve()
-    device.limit_rate(2048)
+    device.change(replace(device.config, kbps=2048))
     began = time.monotonic()
     data = station.fetch(address, "/f")
     assert 1.7 < time.monotonic() - began < 30
@@ -368,7 +369,7 @@ def test_a_guest_greets_its_neighbours_when_it_is_moved(
     address = machine.dhcp()
     other = Net(toolstack.host, ticker)
     station = other.station()
-    device.move(other.switch, "other")
+    device.change(replace(device.config, network="other"), other.switch)
     assert station.ping(address)
     own, deadline = IPv4Address(address).packed, time.monotonic() + SECONDS
     while not any(

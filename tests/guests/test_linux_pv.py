@@ -26,7 +26,7 @@ from hypervisor.migration.clone import Template
 from hypervisor.migration.live import LiveCopy
 from hypervisor.migration.restore import Image
 from hypervisor.migration.save import save
-from hypervisor.split.block import BlockDevice
+from hypervisor.split.block import BlockConfig, BlockDevice
 from hypervisor.split.block_queue import DiskThreads
 from hypervisor.split.xenbus import Backend
 from tests.guests.conftest import MIB, Linux, LinuxFiles, initrd
@@ -82,7 +82,7 @@ class PVLinux(Linux):
     def plug(self) -> None:
         """Give it the disk that it has in all domains."""
         disk, threads = self.disk
-        device = BlockDevice(self.domain, disk, threads.put, name="xvda")
+        device = BlockDevice(self.domain, disk, threads.put, BlockConfig("xvda"))
         with self.host.lock:
             Backend(self.domain, self.host.xenstore, device, device.number).plug()
 
@@ -139,7 +139,7 @@ def test_disk_keeps_a_file_system(linux: PVLinux, host: Host) -> None:
     """A hot-plugged disk, granted and served: a pattern through the page cache and back."""
     threads = DiskThreads()
     disk = AnonymousDisk(64 * MIB)
-    device = BlockDevice(linux.domain, disk, threads.put, name="xvdb")
+    device = BlockDevice(linux.domain, disk, threads.put, BlockConfig("xvdb"))
     backend = Backend(linux.domain, host.xenstore, device, device.number)
     with host.lock:
         backend.plug()

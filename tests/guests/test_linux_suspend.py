@@ -23,6 +23,7 @@ from hypervisor.migration.clone import Template
 from hypervisor.migration.live import LiveCopy
 from hypervisor.migration.restore import Image
 from hypervisor.migration.save import save
+from hypervisor.toolstack.devices.screen import Screen
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import initrd
 from tests.guests.go_on import LinuxShell
@@ -220,7 +221,7 @@ class Served:
 
     def shows(self, pixel: bytes) -> None:
         """Wait until the screen begins so: its frontend connects anew when it is restored."""
-        screen, _ = self.toolstack.guest(self.config.uuid).devices.display()
+        screen = self.toolstack.guest(self.config.uuid).devices.find(Screen).framebuffer
         news = threading.Event()
         with contextlib.closing(screen.follow(news.set)) as follower:
             while not screen.snapshot().data.startswith(pixel):

@@ -30,6 +30,7 @@ from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.migration.save import save
 from hypervisor.storage.repository import FileRepository
+from hypervisor.toolstack.devices.screen import Screen
 from hypervisor.toolstack.toolstack import Toolstack
 
 MIB = 1 << 20
@@ -352,7 +353,7 @@ def test_a_display_is_a_screen_and_a_keyboard(toolstack: Toolstack) -> None:
         back = store.read_text(f"{guest.path}/device/{kind}/0/backend")
         assert back == f"/local/domain/0/backend/{kind}/{guest.domain.domid}/0"
         assert {key: store.read_text(f"{back}/{key}") for key in keys} == keys
-    assert guest.devices.display()[0].shape is None
+    assert guest.devices.find(Screen).framebuffer.shape is None
     gone = threading.Event()
     toolstack.unplug(described.uuid, Display(), gone.set)
     assert gone.wait(SECONDS)
@@ -361,7 +362,7 @@ def test_a_display_is_a_screen_and_a_keyboard(toolstack: Toolstack) -> None:
         assert not store.exists(f"/local/domain/0/backend/{kind}/{guest.domain.domid}")
     for uuid_text in (described.uuid, toolstack.build(config()).config.uuid):
         with pytest.raises(HostError, match="no device 0"):
-            toolstack.guest(uuid_text).devices.display()
+            toolstack.guest(uuid_text).devices.find(Screen)
 
 
 def test_a_display_that_cannot_be_plugged_whole_is_not_plugged(toolstack: Toolstack) -> None:

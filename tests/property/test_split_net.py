@@ -214,11 +214,11 @@ class Handshake(RuleBasedStateMachine):
 
     @rule(up=st.booleans())
     def carrier(self, up: bool) -> None:
-        self.front.device.carrier(up)
+        self.front.change(carrier=up)
 
     @rule(kbps=st.sampled_from([0, 1, 1000]))
     def limit(self, kbps: int) -> None:
-        self.front.device.limit_rate(kbps)
+        self.front.change(kbps=kbps)
         self.front.now += 10**8
         self.front.switch.tick(self.front.now)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 from hypervisor.memory.guest_memory import PAGE
@@ -11,7 +12,7 @@ from hypervisor.network.frame import EVERY_OFFLOAD, Frame, Offloads
 from hypervisor.network.packets import ETHERTYPE_IPV4, PROTOCOL_TCP, ipv4_header
 from hypervisor.network.port import Port
 from hypervisor.network.switch import Switch
-from hypervisor.split.net import NetDevice
+from hypervisor.split.net import NetConfig, NetDevice
 from hypervisor.split.xenbus import Backend
 from tests.unit.pv_front import GRANT_FRAME, a_domain
 
@@ -56,9 +57,9 @@ class NetFront:
         self.now = 1_000_000_000
         self.switch = switch or Switch(lambda: self.now)
         self.peer = Peer(self.switch, peer_offloads)
-        self.device = NetDevice(self.domain, self.switch, mac, **options)
+        self.device = NetDevice(self.domain, self.switch, NetConfig(mac, **options))
         self.states: list[int] = []
-        self.backend = Backend(self.domain, self.store, self.device, self.device.number, self.states.append)
+        self.backend = Backend(self.domain, self.store, self.device, self.device.config.number, self.states.append)
         self.tx, self.rx = self.memory.frame(TX_FRAME), self.memory.frame(RX_FRAME)
         self.sent = self.heard = self.posted = self.received = 0
         self.ports: list[int] = []
@@ -71,6 +72,10 @@ class NetFront:
 
     def granted(self, ref: int) -> int:
         return int(struct.unpack_from("<H", self.memory.bytes, GRANT_FRAME * PAGE + ref * 8)[0])
+
+    def change(self, switch: Switch | None = None, **settings: Any) -> None:
+        """Give the device other settings, and another switch."""
+        self.device.change(replace(self.device.config, **settings), switch)
 
     def write(self, key: str, value: object) -> None:
         self.store.write(f"{self.backend.front}/{key}", str(value))

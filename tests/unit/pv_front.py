@@ -12,7 +12,7 @@ from hypervisor.disks.disk import Disk
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.split.block import BlockDevice
+from hypervisor.split.block import BlockConfig, BlockDevice
 from hypervisor.split.block_request import DISCARD, INDIRECT
 from hypervisor.split.ring import HEADER, slots_of
 from hypervisor.split.xenbus import Backend
@@ -41,7 +41,7 @@ class Front:
         self.store = self.host.xenstore
         self.work: deque[Callable[[], None]] = deque()
         disk = AnonymousDisk(MIB) if disk is None and not options.get("cdrom") else disk
-        self.device = BlockDevice(self.domain, disk, self.work.append, **options)
+        self.device = BlockDevice(self.domain, disk, self.work.append, BlockConfig(**options))
         self.states: list[int] = []
         self.backend = Backend(self.domain, self.store, self.device, self.device.number, self.states.append)
         self.produced = self.consumed = 0

@@ -98,7 +98,7 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
     },
     "msgspec": {
         "hypervisor/api.py": "values that are one of several kinds tell which",
-        "hypervisor/toolstack/devices.py": "such a value with a field changed",
+        "hypervisor/toolstack/devices/drive.py": "such a value with a field changed",
         "xapi/host/": "likewise; and the wire",
     },
     "unicorn": {

@@ -386,6 +386,6 @@ def test_only_a_drive_can_be_empty() -> None:
     """A disk has a medium, always."""
     front = Front()
     with pytest.raises(ValueError):
-        type(front.device)(front.domain, None, front.work.append)
+        type(front.device)(front.domain, None, front.work.append, front.device.config)
     with pytest.raises(ValueError):
         front.device.change_medium(None, "", lambda: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypervisor.network.lock import LockMode
 from hypervisor.network.packets import PROTOCOL_UDP
 from hypervisor.network.port import QUEUE_FRAMES
 from hypervisor.network.switch import MAX_PORTS, Switch
-from hypervisor.split.net import NetDevice
+from hypervisor.split.net import NetConfig, NetDevice
 from hypervisor.split.net_queue import ANSWERS_HELD, TURN_NS
 from tests.unit.net_front import (
     FIRST_RX,
@@ -73,12 +74,11 @@ def test_nodes_are_those_of_libxl() -> None:
 @pytest.mark.parametrize(
     "options", [{"mac": "no"}, {"mac": "01:00:00:00:00:01"}, {"mtu": 60}, {"vlan": 4095}, {"kbps": -1}], ids=str
 )
-def test_settings_out_of_range_are_refused(options: dict[str, object]) -> None:
+def test_settings_out_of_range_are_refused(options: dict[str, Any]) -> None:
     """Before there is anything to undo."""
     front = NetFront()
-    arguments: dict[str, object] = {"mac": MAC, **options}
     with pytest.raises(ValueError):
-        NetDevice(front.domain, front.switch, arguments.pop("mac"), **arguments)  # type: ignore[arg-type]
+        NetDevice(front.domain, front.switch, replace(NetConfig(MAC), **options))
 
 
 @pytest.mark.parametrize(
@@ -475,22 +475,22 @@ def test_a_rate_is_taken_away() -> None:
     front.push(*[slot for number in range(64) for slot in front.slots_for(ethernet(b"r" * 1486), first=number)])
     waiting = 64 - len(front.answers())
     assert waiting
-    front.device.limit_rate(0)
+    front.change(kbps=0)
     front.domain.events.drain()
     assert len(front.answers()) == waiting and len(front.peer.frames) == 64
 
 
 def test_a_locked_nic_is_held_to_its_addresses() -> None:
     """The mode changes while it is connected, and back."""
-    front = NetFront(locking=LockMode.LOCKED, ipv4=[IPv4Address("10.0.0.9")]).connect()
+    front = NetFront(locking=LockMode.LOCKED, ipv4=(IPv4Address("10.0.0.9"),)).connect()
     data = transport(b"data", blank=False)
     assert front.send(data) == [OKAY] and front.peer.frames == []
-    front.device.lock(LockMode.LOCKED, [IPv4Address("10.0.0.1")])
+    front.change(ipv4=(IPv4Address("10.0.0.1"),))
     front.send(data)
-    front.device.lock(LockMode.DISABLED)
+    front.change(locking=LockMode.DISABLED)
     front.send(data)
     assert len(front.peer.frames) == 1
-    front.device.lock(LockMode.UNLOCKED)
+    front.change(locking=LockMode.UNLOCKED)
     front.send(PING)
     assert len(front.peer.frames) == 2 and front.device.counters.tx_dropped == 2
 
@@ -502,16 +502,17 @@ def test_a_nic_moves_to_another_network() -> None:
     other, seen = Switch(lambda: front.now), list[str]()
     there = Peer(other)
     front.store.watch(f"{front.backend.back}/state", seen.append)
-    front.device.move(other, "two")
+    front.change(other, network="two")
     assert front.back("bridge") == "two" and front.back("state") == "4" and len(seen) == 2
     front.send(PING)
     assert len(front.peer.frames) == len(there.frames) == 1
     with pytest.raises(ValueError):
-        front.device.move(front.switch, vlan=5000)
+        front.change(front.switch, vlan=5000)
     other._ports += [there.port] * MAX_PORTS
-    front.device.move(front.switch, "one")
+    front.change(front.switch, network="one")
     with pytest.raises(ValueError):
-        front.device.move(other)
+        front.change(other, network="two", kbps=1)
+    assert front.device.config == NetConfig(MAC, network="one") and front.device.port.limit is None
     front.send(PING)
     assert len(front.peer.frames) == 2 and front.back("bridge") == "one"
 
@@ -532,12 +533,12 @@ def test_a_pulled_cable_carries_nothing() -> None:
     """Packets are answered, and dropped; the front's node says so."""
     front = NetFront().connect()
     front.post(5)
-    front.device.carrier(False)
+    front.change(carrier=False)
     assert front.send(PING) == [OKAY]
     front.deliver(Frame(to_guest(b"x" * 50)))
     assert front.peer.frames == [] and front.frames() == [] and front.device.counters.tx_dropped == 1
     assert front.store.read_text(f"{front.backend.front}/disconnect") == "1"
-    front.device.carrier(True)
+    front.change(carrier=True)
     assert front.send(PING) == [OKAY] and len(front.peer.frames) == 1
     assert front.store.read_text(f"{front.backend.front}/disconnect") == "0"
 
@@ -546,7 +547,7 @@ def test_a_cable_pulled_before_the_front_came_is_told_too() -> None:
     """Between plug and connect."""
     front = NetFront()
     front.backend.plug()
-    front.device.carrier(False)
+    front.change(carrier=False)
     front.connect()
     assert front.store.read_text(f"{front.backend.front}/disconnect") == "1"
     assert front.device.connected and front.device.port.switch is None

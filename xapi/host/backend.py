@@ -30,6 +30,7 @@ from hypervisor.api import (
 )
 from hypervisor.guests import DEMO_KERNEL
 from hypervisor.host import Host
+from hypervisor.toolstack.devices.screen import Screen
 from hypervisor.toolstack.toolstack import Toolstack
 from xapi.cancelling import to_its_end
 from xapi.host.console import ConsoleStream
@@ -281,7 +282,8 @@ class LocalBackend:
 
     async def screen(self, uuid: str) -> ScreenView:
         """Return a domain's screen."""
-        return ScreenView(*self.toolstack.guest(uuid).devices.display(), self._threads)
+        screen = self.toolstack.guest(uuid).devices.find(Screen)
+        return ScreenView(screen.framebuffer, screen.keyboard, self._threads)
 
 
 def _fire(deferred: Deferred[None]) -> None:
