@@ -99,9 +99,9 @@ def begin(state: Path) -> XapiService:
 
 
 def end(service: Any) -> None:
-    service.keeping.close()
-    service.writer.database.close()
-    service.state.close()
+    service.remains.keeping.close()
+    service.remains.writer.database.close()
+    service.remains.state.close()
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:
@@ -197,7 +197,9 @@ def test_a_first_start_that_cannot_listen_leaves_nothing(tmp_path: Path, options
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["open_database", "Daemon", "_first_inventory", "Runner"])
+@pytest.mark.parametrize(
+    "name", ["database.open_database", "service.Daemon", "service.first_inventory", "service.Runner"]
+)
 def test_a_first_start_that_fails_at_any_step_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -206,7 +208,7 @@ def test_a_first_start_that_fails_at_any_step_leaves_nothing(
     def fails(*arguments: object, **more: object) -> None:
         raise StateError("this step fails")
 
-    monkeypatch.setattr(f"xapi.process.service.{name}", fails)
+    monkeypatch.setattr(f"xapi.process.{name}", fails)
     with pytest.raises(StateError, match="this step fails"):
         begin(tmp_path / "state")
     assert list(tmp_path.iterdir()) == []

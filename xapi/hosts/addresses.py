@@ -112,7 +112,7 @@ def gateway(of: Interface) -> str:
 
 
 def listened(endpoint: str, own: tuple[str, int] | None) -> str:
-    """Return the address that an endpoint's text names; `own` is what ours says, see `xapi.config.address_of`.
+    """Return the address that an endpoint's text names; `own` is what ours says, see `xapi.process.config.address_of`.
 
     Of Twisted's notation only ``interface=`` is looked at: without it, or handed down by systemd, it may be any.
     """

@@ -179,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
         description="A XenAPI toolstack that needs no Xen host: serves the API over HTTP, HTTPS and a Unix socket.",
     )
     add = options.add_argument
-    add("--config", type=Path, metavar="FILE", help="read settings from a TOML file (see xapi.config)")
+    add("--config", type=Path, metavar="FILE", help="read settings from a TOML file (see xapi.process.config)")
     add("--state", type=Path, metavar="DIR", help="directory of database, certificate, socket and password "
         f"(default: {user_state_path('xapi')})")  # fmt: skip
     add("--listen", action="append", metavar="ENDPOINT", help="serve HTTP at a port of 127.0.0.1, host:port, :port "

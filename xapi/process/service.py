@@ -1,4 +1,4 @@
-"""The daemon as a process: state directory, database, network, timers and signals around `Daemon`.
+"""The daemon as a process: a row of services around `Daemon`, each standing on those before it.
 
 `make_service` does all that can fail before anything listens, so that a daemon that cannot run says so in
 one line and leaves everything as it was.
@@ -7,270 +7,114 @@ one line and leaves everything as it was.
 from __future__ import annotations
 
 import os
-import random
 import resource
-import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from cryptography import x509
 from twisted.application.service import MultiService
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint, serverFromString
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-from twisted.internet.task import LoopingCall, cooperate
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from hypervisor.api import Backend
 from xapi import datamodel
 from xapi.access.directory import Directory
 from xapi.access.passwords import verify_password
-from xapi.datamodel.lexical import moment
-from xapi.host.machine import load, make_host, why_no_guests
 from xapi.host.storage import LocalStorage
 from xapi.host.threads import Threads
-from xapi.hosts import addresses, availability
 from xapi.hosts.plugins import Plugins, Runner
-from xapi.http import tls
-from xapi.http.budget import Budget, affordable
-from xapi.http.protocol import HTTPFactory
-from xapi.http.rpc import RPC
-from xapi.inventory import declaration, fresh, management, processors, product, scale
-from xapi.inventory.storage import renew_drivers
+from xapi.inventory import declaration
 from xapi.log.keeping import Keeping
-from xapi.process import certificates, garbage
-from xapi.process.config import IN_MEMORY, Config, ConfigError, address_of, version
-from xapi.process.daemon import SWEEP, Daemon, make_store
+from xapi.process import garbage
+from xapi.process.config import IN_MEMORY, Config, ConfigError, version
+from xapi.process.daemon import SWEEP, Daemon
+from xapi.process.database import Reserve, Writing, first_inventory, stored
+from xapi.process.hosts import Hosts, make_backend
+from xapi.process.listeners import Connections, Listeners, endpoint_of
+from xapi.process.stages import Doing, Stage, Stages, Timer
 from xapi.process.state import State
-from xapi.store import sqlite
-from xapi.store.ballast import Ballast
-from xapi.store.database import open_database
 from xapi.store.forgetful import Forgetful
-from xapi.store.kind import DatabaseError
-from xapi.store.memory import Store
-from xapi.store.uuids import Uuids
 from xapi.store.writer import Writer
 from xapi.vms import lifecycle, metrics
-from xapi.vms.consoles import Door
-
-if TYPE_CHECKING:
-    from xapi.datamodel import Model
 
 log = Logger()
 
 RESERVE_EVERY = 10.0
-BACKLOG = 1024
-"""Clients that may wait for being accepted."""
 THREADS = 8
-BALLAST = 8
-"""The part of the reserve that is really allocated."""
 SWITCH_INTERVAL = 0.0005
 """Seconds that another thread may keep the reactor's from Python; 5 ms, Python's own, is half a long turn."""
 
 
 class XapiService(MultiService):
-    """A whole daemon: what `make_service` has loaded, listening and writing while it runs."""
+    """A whole daemon: what `make_service` has loaded, listening and writing while it runs.
 
-    def __init__(
-        self,
-        config: Config,
-        state: State,
-        daemon: Daemon,
-        writer: Writer | Forgetful,
-        pool: ThreadPool,
-        reactor: Any,
-        alone: bool,
-    ) -> None:
+    Children that are added to it start and end beside the daemon's own.
+    """
+
+    def __init__(self, daemon: Daemon, remains: Remains, stages: Stages, listeners: Listeners, alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.config = config
-        self.state = state
         self.daemon = daemon
-        self.writer = writer
-        self.growth: Iterator[Any] = iter(())
-        self.programs: Runner | None = None
-        self.keeping: Keeping | None = None
-        self.keep_back: Callable[[Path, int], None] = lambda path, count: None
-        self._rpc = RPC(daemon)
-        self._pool = pool
-        self._reactor = reactor
+        self.remains = remains
+        self._stages = stages
+        self._listeners = listeners
         self._alone = alone
-        self._factories: list[HTTPFactory] = []
-        self._ports: list[IListeningPort] = []
-        self._timers: list[LoopingCall] = []
-        self._budget = Budget()
-        self._served = False
         self.afterwards = ExitStack()
         """What is to be done when all has ended."""
         self.ready: Deferred[list[str]] = Deferred()
-        """Fires with the addresses when all of them are served."""
+        """Fires with the addresses when all of them are served; never, if the end comes first."""
+        stages.setServiceParent(self)  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
-        """Write, finish a large first inventory, then listen."""
+        """Start all stages, then say that the daemon serves, and start the VMs that start with it."""
         super().startService()  # type: ignore[no-untyped-call]
-        if self._alone:
-            sys.setswitchinterval(SWITCH_INTERVAL)
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each layer of an open disk takes one
-        self._budget = Budget(affordable())
-        self._pool.start()
-        self.writer.start(self.daemon.db)
-        self._keep_back(self.config.reserve)
-        Deferred.fromCoroutine(self._begin()).addErrback(self._cannot_begin)
+        self._stages.begun.addCallback(self._serves).addErrback(self._cannot_start)
 
-    async def _begin(self) -> None:
-        await cooperate(self.growth).whenDone()
-        db = self.daemon.db
-        durable: Deferred[None] = Deferred()
-        db.when_flushed(db.last_written, lambda fault: durable.errback(fault) if fault else durable.callback(None))
-        await durable
-        self._look_at_the_machine()
-        lifecycle.forget_lost_domains(self.daemon)
-        availability.started(db)
-        await lifecycle.undo_unfinished(self.daemon)
-        if self._alone:
-            garbage.settle()
-        served = [await self._listen(endpoint, b"") for endpoint in self.config.listen]
-        if self.config.tls:
-            now = datetime.fromtimestamp(self._reactor.seconds(), UTC)
-            pem = self.state.certificate(now, self._names()).read_bytes()
-            self.daemon.certificate = certificates.pem(x509.load_pem_x509_certificate(pem))
-            served += [await self._listen(endpoint, pem) for endpoint in self.config.tls]
-        self._say_where()
-        socket = self.state.fresh_socket()
-        endpoint = UNIXServerEndpoint(self._reactor, str(socket), mode=0o600, wantPID=False, backlog=BACKLOG)
-        self._ports.append(await endpoint.listen(self._factory(Budget(max(16, affordable() // 4)))))
-        served.append(f"unix:{socket}")
-        ticks: list[tuple[float, Callable[[], object]]] = [
-            (SWEEP, self.daemon.sweep),
-            (metrics.EVERY, self.daemon.metrics.tick),
-            (RESERVE_EVERY, self._reserve),
-        ]
-        if self._alone:
-            ticks.append((garbage.EVERY, garbage.Collector().look))
-        for seconds, tick in ticks:
-            timer = LoopingCall(tick)
-            timer.clock = self._reactor
-            timer.start(seconds, now=False)
-            self._timers.append(timer)
-        self._served = True
-        self.state.keep()
-        log.info("Ready: {addresses}", addresses=" ".join(served))
-        self.ready.callback(served)
+    def _serves(self, _: None) -> None:
+        self.remains.keep()
+        log.info("Ready: {addresses}", addresses=" ".join(self._listeners.served))
+        self.ready.callback(self._listeners.served)
         lifecycle.begin(self.daemon)
 
-    def _look_at_the_machine(self) -> None:
-        """Have the hosts say whether guests can run, which differs when the state comes from another machine."""
-        why = why_no_guests()
-        if why:
-            log.warn("guests cannot run here: {why}; all else is served", why=why)
-        else:
-            load()
-        product.offer_guests(self.daemon.db, not why)
-        processors.tell(self.daemon.db)
-
-    def _names(self) -> list[str]:
-        """Return what clients of TLS may call this daemon."""
-        listened = [addresses.listened(text, address_of(text)) for text in self.config.tls]
-        return addresses.names(listened, self.config.host_address)
-
-    def _say_where(self) -> None:
-        """Have the coordinator and the consoles say where they are reached."""
-        plain = len(self.config.listen)
-        served = [
-            addresses.Endpoint("http" if at < plain else "https", address.host, address.port)
-            for at, address in enumerate(port.getHost() for port in self._ports)
-            if isinstance(address, IPv4Address | IPv6Address)
-        ]
-        best, own = addresses.door(served, self.config.host_address), addresses.door(served, "")
-        if best is not None and own is not None:
-            management.reached_at(self.daemon.db, best.address, own.address)
-            self.daemon.consoles.served_at(Door(best.scheme, best.port, best.address))
-
-    def _cannot_begin(self, failure: Any) -> None:
+    def _cannot_start(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return
         if self._alone:  # else who has started it hears of it
             log.critical("cannot start: {error}", error=failure.value)
         self.ready.errback(failure)
 
-    def _keep_back(self, count: int) -> None:
-        """Have guests' disks leave so much to the state and the database."""
-        if self.config.database == IN_MEMORY:
-            return
-        for path in filter(None, (self.config.state, self.writer.file)):
-            self.keep_back(path, count)
-
-    def _reserve(self) -> None:
-        self.writer.reserve(self.daemon.db.generation)
-
-    def _factory(self, budget: Budget) -> HTTPFactory:
-        self._factories.append(HTTPFactory(self._rpc, self._reactor, budget=budget))
-        return self._factories[-1]
-
-    async def _listen(self, text: str, pem: bytes) -> str:
-        """Serve at one endpoint, with TLS when there is a certificate, and return the address."""
-        factory: Any = self._factory(self._budget)
-        if pem:
-            factory = TLSMemoryBIOFactory(tls.options(pem), False, factory)
-        port = await endpoint_of(text, self._reactor).listen(factory)
-        self._ports.append(port)
-        address: Any = port.getHost()
-        host = getattr(address, "host", "")
-        shown = f"[{host}]" if ":" in host else host
-        scheme = "https" if pem else "http"
-        return f"{scheme}://{shown}:{address.port}/" if host else f"{scheme}+{address}"
-
     def stopService(self) -> Deferred[None]:
         """Stop listening, let running work end, and write what is queued."""
         log.info("Stopping")
-        children = super().stopService()  # type: ignore[no-untyped-call]
-        return Deferred.fromCoroutine(self._end(children))
+        ended: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
+        return ended.addCallback(lambda _: self.afterwards.close())
 
-    async def _end(self, children: Deferred[Any]) -> None:
-        await children
-        for timer in self._timers:
-            timer.stop()
-        for port in self._ports:
-            await maybeDeferred(port.stopListening)
-        if self.programs is not None:
-            self.programs.stop()
-        self.daemon.tasks.end_all()
-        for backend in self.daemon.backends.made():
-            await deferToThreadPool(self._reactor, self._pool, cast("Any", backend).stop)
-        await deferToThreadPool(self._reactor, self._pool, self.writer.stop)
-        for factory in self._factories:
-            await factory.close()
-        self._pool.stop()
-        self.config.socket.unlink(missing_ok=True)
-        self._keep_back(0)
+
+class Remains(Stage):
+    """What stays of a daemon when it has ended: all, or nothing if it ends before it has served anybody."""
+
+    def __init__(self, config: Config, state: State, writer: Writer | Forgetful, keeping: Keeping) -> None:
+        self.state = state
+        self.writer = writer
+        self.keeping = keeping
+        self._socket = config.socket
+        self._served = False
+
+    def keep(self) -> None:
+        """Hear that the daemon serves. Raises StateError."""
+        self._served = True
+        self.state.keep()
+
+    async def stop(self) -> None:
+        """Close what was open longest."""
+        self._socket.unlink(missing_ok=True)
         log.info("Stopped")
-        if self.keeping is not None:
-            self.keeping.close()
-        if not self._served:  # nobody has been told anything: as if it had not been tried
+        self.keeping.close()
+        if not self._served:
             self.writer.abandon()
         self.state.abandon()
-        self.afterwards.close()
-
-
-def endpoint_of(text: str, reactor: Any) -> IStreamServerEndpoint:
-    """Return the endpoint of an address as `xapi.config` reads it, or of Twisted's own notation. Raises ConfigError."""
-    address = address_of(text)
-    if address is not None:
-        host, port = address
-        kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
-        return kind(reactor, port, backlog=BACKLOG, interface=host)
-    has_own = ":backlog=" in text or not text.startswith(("tcp:", "tcp6:", "ssl:", "unix:"))
-    try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, text if has_own else f"{text}:backlog={BACKLOG}")
-    except (ValueError, TypeError, IndexError, KeyError, OSError) as error:
-        raise ConfigError(f"endpoint {text}: {error}") from error
-    return endpoint
 
 
 def make_service(
@@ -293,8 +137,8 @@ def make_service(
         model = datamodel.load()
         if alone:
             garbage.hold()
-        writer, store = _stored(config, model, reactor, state, undo)
-        growth = _first_inventory(store, config, declared, reactor)
+        writer, store = stored(config, model, reactor, state, undo)
+        growth = first_inventory(store, config, declared, reactor)
         passwords, invented = state.passwords(given)
         if given is not None and not verify_password(given, passwords.stored("root")):
             log.warn(
@@ -322,7 +166,7 @@ def make_service(
             pool_secret=state.pool_secret(),
             directory_path=config.directory,
             fragment_budget=config.fragment_budget,
-            make_backend=lambda host: _make_backend(store, host, threads, storage, config),
+            make_backend=lambda host: make_backend(store, host, threads, storage, config),
             guest_directory=config.guests,
             storage_directory=config.storage,
             plugins=Plugins(config.plugins, config.extensions, programs.run),
@@ -338,69 +182,33 @@ def make_service(
         version=version(), state=config.state, database=config.database_url.partition(":")[0], hosts=len(store.host),
         vms=sum(not (vm.is_a_template or vm.is_control_domain) for vm in store.VM),
     )  # fmt: skip
-    service = XapiService(config, state, daemon, writer, pool, reactor, alone)
-    service.growth = growth
-    service.programs = programs
-    service.keeping = keeping
-    service.keep_back = storage.keep_back
-    return service
+    remains = Remains(config, state, writer, keeping)
+    connections = Connections(daemon, reactor)
+    listeners = Listeners(config, state, daemon, connections, reactor)
+    filled = [] if config.database == IN_MEMORY else list(filter(None, (config.state, writer.file)))
+    stages = Stages(
+        remains,
+        *([Doing(_widen)] if alone else []),
+        Doing(pool.start, pool.stop),
+        connections,
+        Writing(writer, store, growth, in_thread),
+        Reserve(storage.keep_back, filled, config.reserve),
+        Hosts(daemon, in_thread),
+        Doing(stop=programs.stop),
+        *([Doing(garbage.settle), Timer(garbage.EVERY, garbage.Collector().look, reactor)] if alone else []),
+        listeners,
+        Timer(SWEEP, daemon.sweep, reactor),
+        Timer(metrics.EVERY, daemon.metrics.tick, reactor),
+        Timer(RESERVE_EVERY, lambda: writer.reserve(store.generation), reactor),
+    )
+    return XapiService(daemon, remains, stages, listeners, alone)
 
 
-def _stored(
-    config: Config, model: Model, reactor: Any, state: State, undo: ExitStack
-) -> tuple[Writer | Forgetful, Store]:
-    """Return what writes, and the store that it writes for, with what the database has."""
-
-    def soon(tell: Callable[[], None]) -> Any:
-        return reactor.callLater(0, tell)
-
-    if config.database == IN_MEMORY:
-        forgetful = Forgetful(soon)
-        store = make_store(model, forgetful, soon)
-        store.uuids = Uuids(config.seed, store.generation)
-        store.loaded()
-        return forgetful, store
-    database = open_database(config.database_url, model, used=state.used)
-    undo.callback(database.abandon)
-    for line in database.upgraded:
-        log.info("database upgraded: {line}", line=line)
-    writer = Writer(database, reactor.callFromThread, ballast=_ballast(database.file, config))
-    store = make_store(model, writer, soon, database.generation)
-    store.uuids = Uuids(config.seed, database.generation)
-    database.load(store)
-    if state.used and not database.new and not len(store.pool):
-        raise DatabaseError(f"{database.location}: is damaged (the pool is gone); restore it from a backup")
-    lifecycle.renew_metrics(store)
-    store.loaded()
-    return writer, store
-
-
-def _ballast(database: Path | None, config: Config) -> Ballast | None:
-    """Return what keeps room for a database on this machine even where others fill its file system."""
-    size = config.reserve // BALLAST
-    return Ballast(Path(f"{database}{sqlite.RESERVE}"), size) if database is not None and size else None
-
-
-def _make_backend(store: Store, host: Any, threads: Threads, storage: LocalStorage, config: Config) -> Backend:
-    """Return an emulated host with the memory that its record says, running."""
-    metrics = store.host_metrics.get(host.metrics)
-    memory = metrics.memory_total if metrics is not None else 0
-    return make_host(memory, threads, storage, config.network_boot, host.cpu_info.get("modelname", ""))
-
-
-def _first_inventory(store: Store, config: Config, declared: Any, reactor: Any) -> Iterator[Any]:
-    """Fill an empty store; return what is left to do of a large inventory."""
-    seed = secrets.randbits(128) if config.seed is None else config.seed
-    if len(store.pool):
-        fresh.create_roles(store)
-        renew_drivers(store)
-        for name in fresh.upgrade(store, rng=random.Random(f"{seed}/{store.generation}")):
-            log.info("new default template: {name}", name=name)
-        return iter(())
-    rng = random.Random(seed)
-    now = moment(reactor.seconds())
-    fresh.populate(store, declared, rng=rng, now=now)
-    return iter(scale.grow(store, hosts=config.hosts, vms=config.vms, rng=rng, now=now))
+def _widen() -> None:
+    """Set up Python and the kernel for a process that is the daemon's."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each layer of an open disk takes one
 
 
 def _given_password(config: Config) -> str | None:

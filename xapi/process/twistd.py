@@ -28,7 +28,7 @@ from xapi.process.reactor import install
 
 
 class Options(usage.Options):
-    """Hand the whole command line to `xapi.config`, so that there is one set of options."""
+    """Hand the whole command line to `xapi.process.config`, so that there is one set of options."""
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Read the options, and install our reactor. Raises usage.UsageError for settings that make no sense."""

@@ -1,0 +1,64 @@
+"""The pool's hosts, from the daemon's start to its end: what acts for each, and what an earlier end has left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from xapi.host.machine import load, make_host, why_no_guests
+from xapi.hosts import availability
+from xapi.inventory import processors, product
+from xapi.process.stages import Stage
+from xapi.vms import lifecycle
+
+if TYPE_CHECKING:
+    from hypervisor.api import Backend
+    from xapi.host.storage import LocalStorage
+    from xapi.host.threads import Threads
+    from xapi.process.config import Config
+    from xapi.process.daemon import Daemon
+    from xapi.store.memory import Store
+
+log = Logger()
+
+
+class Hosts(Stage):
+    """The hosts of a daemon: what they are when it starts, and their end, which is that of the guests on them."""
+
+    def __init__(self, daemon: Daemon, in_thread: Callable[..., Deferred[Any]]) -> None:
+        self._daemon = daemon
+        self._in_thread = in_thread
+
+    async def start(self) -> None:
+        """Say of the hosts what is so now, and clean up behind guests and operations that have gone."""
+        _look_at_the_machine(self._daemon.db)
+        lifecycle.forget_lost_domains(self._daemon)
+        availability.started(self._daemon.db)
+        await lifecycle.undo_unfinished(self._daemon)
+
+    async def stop(self) -> None:
+        """End the work that is under way, then the guests."""
+        self._daemon.tasks.end_all()
+        for backend in self._daemon.backends.made():
+            await self._in_thread(cast("Any", backend).stop)
+
+
+def _look_at_the_machine(db: Store) -> None:
+    """Have the hosts say whether guests can run, which differs when the state comes from another machine."""
+    why = why_no_guests()
+    if why:
+        log.warn("guests cannot run here: {why}; all else is served", why=why)
+    else:
+        load()
+    product.offer_guests(db, not why)
+    processors.tell(db)
+
+
+def make_backend(store: Store, host: Any, threads: Threads, storage: LocalStorage, config: Config) -> Backend:
+    """Return an emulated host with the memory that its record says, running."""
+    metrics = store.host_metrics.get(host.metrics)
+    memory = metrics.memory_total if metrics is not None else 0
+    return make_host(memory, threads, storage, config.network_boot, host.cpu_info.get("modelname", ""))
