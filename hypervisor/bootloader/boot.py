@@ -1,4 +1,4 @@
-"""Find what a guest boots: the firmware of domains that have none of their own.
+"""Find what a guest boots: the host's boot loader, which stands in for firmware and for boot loaders on disks.
 
 A guest that is started "by its disk" is started by the PVH entry of the kernel that the boot loader on that disk
 would have started: the loader's configuration is read, not its code run. So there is no menu to choose from,
@@ -25,7 +25,7 @@ from hypervisor.bootloader.places import File, Place, Places
 from hypervisor.bootloader.tree import Content, Kind
 from hypervisor.bootloader.volume import Budget
 from hypervisor.disks.disk import Disk
-from hypervisor.guests import FIRMWARE_KERNEL
+from hypervisor.guests import UNBOOTABLE_KERNEL
 from hypervisor.loader import bzimage, elf, pvh
 from hypervisor.loader.elf import Image, LoadError
 
@@ -74,7 +74,7 @@ def find(
     """Return what a domain boots by its boot order: letters c (disks), d (CDs) and n (network).
 
     Disks are tried in their order. `memory` bytes is what the domain has: more cannot be loaded. A kernel
-    whose command line names no PV console gets one, the only console that there is. Raises NothingBootable.
+    whose command line names no console of a domain's gets it, the only one that there is. Raises NothingBootable.
     """
     places = Places(disks, discs, Budget())
     search = _Search(places, min(memory, LARGEST_FILE), "pvh")
@@ -100,7 +100,7 @@ _READERS = _GRUB2_READ + _LEGACY_READ + _EXTLINUX_READ
 
 
 def _with_console(line: str) -> str:
-    """Add the PV console, last, which makes it /dev/console."""
+    """Add the domain's console, last, which makes it /dev/console."""
     wanted = line if re.search(r"(^|\s)console=hvc", line) else f"{line} console=hvc0".strip()
     return wanted if len(wanted.encode("utf-8", "replace")) <= pvh.COMMAND_LINE else line
 
@@ -111,7 +111,7 @@ def message(error: BootError) -> Boot:
     if isinstance(error, NothingBootable):
         said = "\n".join(("No bootable device.", *(f"  {reason}" for reason in error.tried)))
     text = said.encode("ascii", "replace")[: pvh.COMMAND_LINE].decode("ascii")
-    return Boot(FIRMWARE_KERNEL, None, text, "firmware")
+    return Boot(UNBOOTABLE_KERNEL, None, text, "boot loader")
 
 
 def pygrub(disk: Disk, arguments: str = "", append: str = "", *, kind: str = "pv", memory: int = 1 << 40) -> Boot:

@@ -1,4 +1,4 @@
-"""What the firmware raises, and nothing else."""
+"""What the boot loader raises, and nothing else."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def open_volume(volume: Volume) -> FileSystem:
         return IsoFileSystem(volume)
     for offset, magic, name in _FOREIGN:
         if volume.peek(offset, len(magic)) == magic:
-            raise BootError(f"{name}, which this firmware does not read")
+            raise BootError(f"{name}, which this boot loader does not read")
     boot = volume.peek(0, 512)
     if boot[510:512] == b"\x55\xaa" and (boot[54:57] == b"FAT" or boot[82:87] == b"FAT32"):
         return FatFileSystem(volume)
-    raise BootError("no file system that this firmware knows")
+    raise BootError("no file system that this boot loader knows")

@@ -1,4 +1,4 @@
-"""What all file systems look like to the firmware: nodes, and paths that lead to them."""
+"""What all file systems look like to the boot loader: nodes, and paths that lead to them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Guests that come with the hypervisor: the demo guest, whose sources are in ``demo/``, and the firmware's.
+"""Guests that come with the hypervisor: the demo guest, whose sources are in ``demo/``, and one that only speaks.
 
 The demo guest is a small kernel of our own (C and assembly, built by ``make guests``) that starts by PVH, drives
-PV disks and NICs, balloons, follows what the toolstack asks for and has a shell on its console; `DEMO_MEMORY`
-bytes are plenty for it.
+split disks and NICs, balloons, follows what the toolstack asks for and has a shell on its console; `DEMO_MEMORY` bytes
+are plenty for it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 DEMO_KERNEL = Path(__file__).with_name("demo.elf")
 """The built kernel, for `api.DirectBoot`."""
-FIRMWARE_KERNEL = Path(__file__).with_name("firmware.elf")
+UNBOOTABLE_KERNEL = Path(__file__).with_name("unbootable.elf")
 """What a domain with nothing to boot runs: it says its command line on the console, and then nothing for ever."""
 DEMO_MEMORY = 4 << 20
 DEMO_PROMPT = b"demo> "

@@ -1,4 +1,4 @@
-"""Which kernel a domain boots: a file of the host's, or what its firmware or boot loader finds on its disks."""
+"""Which kernel a domain boots: a file of the host's, or what the boot loader finds on its disks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _found(config: DomainConfig, repositories: Repositories) -> bootloader.Boot:
 
 
 def _offered(boot: DirectBoot) -> bootloader.Boot:
-    """Return a kernel of the host's as the firmware returns those it finds."""
+    """Return a kernel of the host's as the boot loader returns those it finds."""
     return bootloader.Boot(
         Path(boot.kernel), Path(boot.ramdisk) if boot.ramdisk else None, boot.command_line, "the host"
     )

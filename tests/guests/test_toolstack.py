@@ -443,7 +443,7 @@ def test_a_domain_with_nothing_to_boot_runs_and_says_so(toolstack: Toolstack, or
     assert state.power is Power.RUNNING
 
 
-def test_the_firmware_boots_what_the_network_offers(toolstack: Toolstack) -> None:
+def test_the_boot_loader_boots_what_the_network_offers(toolstack: Toolstack) -> None:
     """After the disks, in the order that is asked for."""
     guest = Running(toolstack, config(boot=Firmware("cn", DEMO), disks=(Disk(0, "", "anonymous", size=MIB),)))
     assert "boot: pvh" in guest.run("info")

@@ -1,4 +1,4 @@
-"""Whatever is on a guest's disk, the firmware finds a kernel or raises BootError, in bounded time and memory."""
+"""Whatever is on a guest's disk, the boot loader finds a kernel or raises BootError, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypervisor.bootloader.grub_syntax import Command, parse
 from hypervisor.bootloader.menu import Menu
 from hypervisor.bootloader.places import Places
 from hypervisor.bootloader.volume import Budget
-from tests.unit.firmware_images import MIB, MemoryDisk, ext, fat, iso, partitioned, places
+from tests.unit.bootloader_images import MIB, MemoryDisk, ext, fat, iso, partitioned, places
 from tests.unit.loader_images import compressed, pvh_kernel
 
 SECONDS = 30
@@ -93,7 +93,7 @@ def explore(files: tree.FileSystem) -> None:
 
 
 def look(image: bytes | bytearray, disc: bool) -> None:
-    """Do all that the firmware does with a disk."""
+    """Do all that the boot loader does with a disk."""
     disk = MemoryDisk(image)
     started = time.monotonic()
     with contextlib.suppress(NothingBootable):

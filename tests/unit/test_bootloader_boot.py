@@ -10,7 +10,7 @@ import pytest
 from hypervisor.bootloader.boot import Boot, find, message, pygrub
 from hypervisor.bootloader.errors import BootError, NothingBootable
 from hypervisor.loader import elf, pvh
-from tests.unit.firmware_images import MIB, MemoryDisk, ext, fat, iso, partitioned
+from tests.unit.bootloader_images import MIB, MemoryDisk, ext, fat, iso, partitioned
 from tests.unit.loader_images import compressed, kernel, note, pvh_kernel
 
 KERNEL = pvh_kernel(b"\xf4" * 5000)
@@ -101,7 +101,7 @@ def test_nothing_bootable_tells_what_was_tried(tmp_path: Path) -> None:
     windows[20480 * 512 + 3 : 20480 * 512 + 11] = b"NTFS    "
     text = failure("cdn", [MemoryDisk(windows), MemoryDisk(b"")], [])
     assert text.startswith("No bootable device. disk 0: no boot configuration that is known (partition 1: no file ")
-    assert "partition 2: NTFS (Windows), which this firmware does not read" in text
+    assert "partition 2: NTFS (Windows), which this boot loader does not read" in text
     assert "; CD: there is none in a drive; network: no kernel is configured." in text
     assert failure("", [], []) == "No bootable device. The boot order is empty."
     assert failure("x", [], []).startswith("No bootable device.")

@@ -17,7 +17,7 @@ from hypervisor.bootloader.partitions import EFI_SYSTEM, EXTENDED_BOOT, partitio
 from hypervisor.bootloader.places import Places
 from hypervisor.bootloader.volume import Budget, Volume
 from hypervisor.disks.disk import SECTOR
-from tests.unit.firmware_images import MIB, MemoryDisk, ext, fat, iso, lay_out, partitioned, run
+from tests.unit.bootloader_images import MIB, MemoryDisk, ext, fat, iso, lay_out, partitioned, run
 
 BIG = random.Random(4).randbytes(3_000_001)
 FILES: dict[str, bytes | str] = {

@@ -9,7 +9,7 @@ from hypervisor.bootloader.errors import BootError
 from hypervisor.bootloader.grub_test import holds, newest_first
 from hypervisor.bootloader.menu import Entry, Menu
 from hypervisor.bootloader.tree import Kind
-from tests.unit.firmware_images import places
+from tests.unit.bootloader_images import places
 
 ROOT = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 KERNELS = {"/boot/vmlinuz-6.1": "k1", "/boot/initrd.img-6.1": "i1", "/boot/vmlinuz-5.10": "k2", "/k": "k"}

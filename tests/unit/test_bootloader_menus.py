@@ -10,7 +10,7 @@ import pytest
 from hypervisor.bootloader import entries, extlinux, grub_legacy
 from hypervisor.bootloader.errors import BootError
 from hypervisor.bootloader.menu import Entry, Menu
-from tests.unit.firmware_images import places
+from tests.unit.bootloader_images import places
 
 
 def started(entry: Entry) -> tuple[str, list[str], str]:

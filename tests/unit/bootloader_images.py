@@ -1,4 +1,4 @@
-"""Disks for tests of the firmware: images made by the real tools, and file systems that are only dictionaries."""
+"""Disks for tests of the boot loader: images made by the real tools, and file systems that are only dictionaries."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-/* The firmware's guest: what a domain runs that has nothing to boot. It writes its command line to the console,
+/* What a domain runs that has nothing to boot. It writes its command line to the console,
  * and then nothing ever happens in it, as on a machine whose firmware has found no bootable device. */
 #include <stdbool.h>
 #include "../demo/xen.h"
 
 long hypercall(long number, long first, const void *second);
-void firmware_main(const struct hvm_start_info *info);
+void unbootable_main(const struct hvm_start_info *info);
 
 uint8_t hypercall_by_vmmcall;
 
@@ -36,7 +36,7 @@ static void put(volatile struct console_ring *ring, char character)
     ring->out_producer = producer + 1;
 }
 
-void firmware_main(const struct hvm_start_info *info)
+void unbootable_main(const struct hvm_start_info *info)
 {
     find_hypercalls();
     uint64_t frame = parameter(HVM_PARAM_CONSOLE_PFN);

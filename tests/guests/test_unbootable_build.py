@@ -1,4 +1,4 @@
-"""The firmware's guest: its committed ELF is what its sources build, and it says why nothing boots."""
+"""What a domain runs that has nothing to boot: its committed ELF is what its sources build, and it says why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.domains.domain import State
-from hypervisor.guests import FIRMWARE_KERNEL
+from hypervisor.guests import UNBOOTABLE_KERNEL
 from hypervisor.host import Host
 from hypervisor.loader import elf
 from hypervisor.toolstack.toolstack import Toolstack
@@ -29,11 +29,11 @@ def test_committed_elf_is_what_the_sources_build(tmp_path_factory: pytest.TempPa
     machine = subprocess.run(["gcc", "-dumpmachine"], check=True, capture_output=True, text=True).stdout
     if not machine.startswith("x86_64"):
         pytest.skip(f"gcc builds for {machine.strip()}, the guest is for x86-64")
-    work = tmp_path_factory.mktemp("firmware")
-    command = ["make", f"BUILD={work}/objects", f"OUT={work}", f"{work}/firmware.elf"]
-    done = subprocess.run(command, cwd=FIRMWARE_KERNEL.parent, capture_output=True, text=True, timeout=120)
+    work = tmp_path_factory.mktemp("unbootable")
+    command = ["make", f"BUILD={work}/objects", f"OUT={work}", f"{work}/unbootable.elf"]
+    done = subprocess.run(command, cwd=UNBOOTABLE_KERNEL.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    committed, rebuilt = FIRMWARE_KERNEL.read_bytes(), (work / "firmware.elf").read_bytes()
+    committed, rebuilt = UNBOOTABLE_KERNEL.read_bytes(), (work / "unbootable.elf").read_bytes()
     if _compiler(committed) == _compiler(rebuilt):
         assert committed == rebuilt, "run `make guests` and commit the result"
     else:
@@ -48,7 +48,7 @@ def _compiler(image: bytes) -> bytes:
 
 
 def test_elf_is_small_and_code_is_never_writable() -> None:
-    image = FIRMWARE_KERNEL.read_bytes()
+    image = UNBOOTABLE_KERNEL.read_bytes()
     table, (size, count) = struct.unpack_from("<Q", image, 32)[0], struct.unpack_from("<HH", image, 54)
     flags = [struct.unpack_from("<II", image, table + size * number)[1] for number in range(count)]
     assert len(image) < 8192 and not any(each & 3 == 3 for each in flags)
@@ -67,7 +67,7 @@ def test_the_text_is_said_on_the_console_and_the_domain_stays(toolstack: Toolsta
     """All of the longest text, whatever memory there is; then it waits, and costs nothing."""
     text = "No bootable device. " + "x" * 2000 + "\nend"
     heard, news = bytearray(), threading.Event()
-    config = DomainConfig(str(uuid.uuid4()), "none", memory, memory, 1, DirectBoot(str(FIRMWARE_KERNEL), "", text))
+    config = DomainConfig(str(uuid.uuid4()), "none", memory, memory, 1, DirectBoot(str(UNBOOTABLE_KERNEL), "", text))
     guest = toolstack.build(config)
 
     def hear(data: bytes) -> None:

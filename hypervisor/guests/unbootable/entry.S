@@ -49,7 +49,7 @@ long_mode:
     movl %eax, %ss
     movl $stack_top, %esp
     movl %ebp, %edi
-    call firmware_main
+    call unbootable_main
     /* Nothing that could interrupt is set up; with interrupts off HLT would mean that the domain is over. */
 2:  sti
     hlt

@@ -1,4 +1,4 @@
-"""The built-in firmware with real systems: Debian's kernel started from disks and discs as an installer leaves them."""
+"""The built-in boot loader with real systems: Debian's kernel, from disks and discs as an installer leaves them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hypervisor.api import Boot, BootLoader, DirectBoot, Disk, DomainConfig, Firmware, HostError
-from hypervisor.bootloader import boot as firmware
+from hypervisor.bootloader import boot as bootloader
 from hypervisor.bootloader.errors import BootError
 from hypervisor.domains.domain import State
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY, DEMO_PROMPT
@@ -18,7 +18,7 @@ from hypervisor.host import Host
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests import grub_mkconfig
 from tests.guests.conftest import MODULES, Linux, LinuxFiles, initrd
-from tests.unit.firmware_images import MIB, MemoryDisk, ext, iso, partitioned, run
+from tests.unit.bootloader_images import MIB, MemoryDisk, ext, iso, partitioned, run
 
 ROOT = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 DISK_MODULES = (MODULES[0],)
@@ -33,7 +33,7 @@ def machine() -> Iterator[Toolstack]:
 
 
 class Installed(Linux):
-    """A Linux whose kernel is found by the firmware."""
+    """A Linux whose kernel is found by the boot loader."""
 
     def __init__(self, toolstack: Toolstack, boot: Boot, disks: tuple[Disk, ...], memory: int = 256 * MIB) -> None:
         self.uuid = str(uuid.uuid4())
@@ -100,12 +100,12 @@ def test_pygrub_finds_the_entries_that_grub_mkconfig_made(linux_files: LinuxFile
     version, older = versions(linux_files)
     disk = MemoryDisk(debian_disk.read_bytes())
     title = f"Advanced options for Debian GNU/Linux>Debian GNU/Linux, with Linux {version}"
-    boot = firmware.pygrub(disk, f"--entry '{title}'", kind="pvh")
+    boot = bootloader.pygrub(disk, f"--entry '{title}'", kind="pvh")
     assert boot.origin == f"disk 0 partition 1, /boot/grub/grub.cfg, Debian GNU/Linux, with Linux {version}"
     selector = f"gnulinux-advanced-{ROOT}>gnulinux-{older}-advanced-{ROOT}"
     with pytest.raises(BootError, match=f"vmlinuz-{older} on disk 0 partition 1: the kernel is neither"):
-        firmware.pygrub(disk, f"--entry '{selector}'", kind="pvh")
-    assert firmware.pygrub(disk, kind="pv").origin.endswith("Debian GNU/Linux")
+        bootloader.pygrub(disk, f"--entry '{selector}'", kind="pvh")
+    assert bootloader.pygrub(disk, kind="pv").origin.endswith("Debian GNU/Linux")
 
 
 def test_debian_boots_from_a_disc_by_isolinux(machine: Toolstack, linux_files: LinuxFiles, tmp_path: Path) -> None:
