@@ -168,7 +168,7 @@ class Sender:
             self._recover = None
             self._congestion = self._threshold
             return None
-        return self._again(now)
+        return self._retransmit(now)
 
     def _duplicate(self, now: int) -> Burst | None:
         self._duplicates += 1
@@ -180,9 +180,9 @@ class Sender:
         self._threshold = max((self.max - self.una) // 2, 2 * self.mss)
         self._congestion = self._threshold + _DUPLICATES * self.mss
         self._recover = self.max
-        return self._again(now)
+        return self._retransmit(now)
 
-    def _again(self, now: int) -> Burst:
+    def _retransmit(self, now: int) -> Burst:
         """Return the first segment that was not acknowledged."""
         self._timed = None
         self.deadline = now + self._timeout

@@ -218,7 +218,7 @@ class BlockQueue:
         while True:
             with lock:
                 if item is not None:
-                    self._end(item, buffers)
+                    self._complete(item, buffers)
                 if self._held or not self._waiting:
                     self._active = False
                     self._settle()
@@ -227,7 +227,7 @@ class BlockQueue:
                     self._execute(self._work)
                     return
                 item, disk = self._waiting.popleft(), self.disk
-                buffers = self._begin(item)
+                buffers = self._prepare(item)
                 self._away = max(0, self._away - 1)
             if item.status == OKAY:
                 began = now()
@@ -236,7 +236,7 @@ class BlockQueue:
                     self._away = AWAY
             left -= 1
 
-    def _begin(self, item: Item) -> Buffers | None:
+    def _prepare(self, item: Item) -> Buffers | None:
         """Look a request's memory up; a bad one gets its status."""
         request = item.request
         try:
@@ -281,11 +281,11 @@ class BlockQueue:
             return ERROR
         return OKAY
 
-    def _end(self, item: Item, buffers: Buffers | None) -> None:
+    def _complete(self, item: Item, buffers: Buffers | None) -> None:
         """Give the memory back, count, and have the answer given."""
         length = 0
         if buffers is not None:
-            item.frames.end(buffers.grants)
+            item.frames.release(buffers.grants)
             length = buffers.length
         counters, operation = self.counters, item.request.operation
         if operation == READ and buffers is not None:  # failed ones too have filled some of it

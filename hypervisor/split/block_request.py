@@ -109,22 +109,22 @@ class Frames:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def begin(self, ref: int, write: bool) -> Grant:
-        """Return access to a frame; `end` it. Raises BadRequest."""
+    def access(self, ref: int, write: bool) -> Grant:
+        """Return access to a frame; `release` it. Raises BadRequest."""
         if not self._persistent:
-            return self._access(ref, write)
+            return self._granted(ref, write)
         grant = self._kept.pop(ref, None)
         if grant is None:
             try:
-                grant = self._access(ref, True)
+                grant = self._granted(ref, True)
             except BadRequest:
                 if write:
                     raise
-                return self._access(ref, False)  # granted for reading only: good for this once
+                return self._granted(ref, False)  # granted for reading only: good for this once
         self._kept[ref] = grant
         return grant
 
-    def _access(self, ref: int, write: bool) -> Grant:
+    def _granted(self, ref: int, write: bool) -> Grant:
         try:
             grant = self._table.access(ref, 0, write)
         except GrantError:
@@ -134,7 +134,7 @@ class Frames:
             raise BadRequest
         return grant
 
-    def end(self, grants: Sequence[Grant]) -> None:
+    def release(self, grants: Sequence[Grant]) -> None:
         """Give access back, as far as it is not kept."""
         for grant in grants:
             if self._kept.get(grant.ref) is not grant:
@@ -167,9 +167,9 @@ def segments_of(request: Request, frames: Frames, indirect: int) -> Sequence[Seg
         return request.segments
     if request.operation not in (READ, WRITE) or not 0 < request.count <= min(indirect, _PER_PAGE):
         raise BadRequest
-    grant = frames.begin(request.page, False)
+    grant = frames.access(request.page, False)
     table = bytes(grant.bytes[: request.count * _SEGMENT.size])
-    frames.end([grant])
+    frames.release([grant])
     return list(_SEGMENT.iter_unpack(table))
 
 
@@ -183,7 +183,7 @@ def gather(segments: Sequence[Segment], frames: Frames, memory: memoryview, writ
         for ref, first, last in segments:
             if not first <= last <= _LAST_SECTOR:
                 raise BadRequest
-            grant = frames.begin(ref, write)
+            grant = frames.access(ref, write)
             grants.append(grant)
             start = grant.frame * PAGE + first * SECTOR
             size = (last - first + 1) * SECTOR
@@ -195,6 +195,6 @@ def gather(segments: Sequence[Segment], frames: Frames, memory: memoryview, writ
                 end = start + size
                 runs.append((start, end))
     except BadRequest:
-        frames.end(grants)
+        frames.release(grants)
         raise
     return Buffers(runs, [memory[start:end] for start, end in runs], grants, length)

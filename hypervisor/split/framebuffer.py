@@ -101,12 +101,12 @@ class Follower:
         self._areas = merged(self._areas, area)
         self._tell()
 
-    def begin_anew(self, shape: Shape | None) -> None:
+    def reset(self, shape: Shape | None) -> None:
         """Hear that it is another screen, or none."""
         self._areas = [] if shape is None else [shape.area]
         self._tell()
 
-    def end(self) -> None:
+    def lose(self) -> None:
         """Hear that there will be no screen any more."""
         self.ended = True
         self._tell()
@@ -216,7 +216,7 @@ class Framebuffer:
         """Tell those who look that the screen was taken away; under the machine's lock."""
         self._gone = True
         for follower in list(self._followers):
-            follower.end()
+            follower.lose()
 
     # The front's events, on the domain's thread
 
@@ -248,7 +248,7 @@ class Framebuffer:
     def _reshape(self, shape: Shape | None) -> None:
         self.shape = shape
         for follower in list(self._followers):
-            follower.begin_anew(shape)
+            follower.reset(shape)
 
     # What those who look at it ask
 
@@ -258,9 +258,9 @@ class Framebuffer:
         with self.domain.machine.lock:
             self._followers[follower] = None
             if self._gone:
-                follower.end()
+                follower.lose()
             elif self.shape is not None:
-                follower.begin_anew(self.shape)
+                follower.reset(self.shape)
         return follower
 
     def unfollow(self, follower: Follower) -> None:
@@ -268,7 +268,7 @@ class Framebuffer:
         with self.domain.machine.lock:
             self._followers.pop(follower, None)
 
-    def snapshot(self) -> Picture:
+    def picture(self) -> Picture:
         """Return what is on the screen, 0 x 0 when there is none; the guest may be drawing meanwhile."""
         with self.domain.machine.lock:
             if self.shape is None:

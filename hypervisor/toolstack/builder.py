@@ -151,6 +151,6 @@ class RestoredBuild:
         resume.connect(self.domain, store_port, console_port)
 
 
-def begin(host: Host, config: DomainConfig, entry: str) -> Build:
+def create(host: Host, config: DomainConfig, entry: str) -> Build:
     """Make an empty domain whose kernel will be started by an entry, ``pvh`` or ``pv``."""
     return PVBuild(host, config) if entry == "pv" else PVHBuild(host, config)

@@ -50,7 +50,7 @@ class Request:
         self._acknowledged = acknowledged
         self._watch: WatchHandle | None = None
 
-    def begin(self) -> None:
+    def send(self) -> None:
         """Write the request and wait for the answer."""
         control = self._control
         with control.store.transaction() as transaction:
@@ -67,19 +67,19 @@ class Request:
         if self.progress is not Progress.WAITING or value:
             return
         if value is None and not self._control.store.exists(self._control.home):  # not the guest's doing
-            self._end(Progress.WITHDRAWN)
+            self._settle(Progress.WITHDRAWN)
         else:
-            self._end(Progress.ACKNOWLEDGED)
+            self._settle(Progress.ACKNOWLEDGED)
             self._acknowledged()
 
     def withdraw(self) -> None:
         """Take the request back, unless the guest has acknowledged it; it may act on it all the same."""
         if self.progress is Progress.WAITING:
-            self._end(Progress.WITHDRAWN)
+            self._settle(Progress.WITHDRAWN)
             if self._control.store.read_text(self._control.shutdown):
                 self._control.store.write(self._control.shutdown, "")
 
-    def _end(self, progress: Progress) -> None:
+    def _settle(self, progress: Progress) -> None:
         self.progress = progress
         if self._watch is not None:
             self._watch.cancel()
@@ -147,7 +147,7 @@ class Control:
             self._request.withdraw()
         self.suspends = self.suspends or how is Shutdown.SUSPEND
         self._request = Request(self, how, acknowledged)
-        self._request.begin()
+        self._request.send()
         return self._request
 
     def supports(self, how: Shutdown) -> bool:

@@ -69,7 +69,7 @@ class Toolstack:
         """Make a domain, paused, with everything connected. Raises HostError, with nothing left behind."""
         with self._making(config.uuid) as undo:
             boot, entry = kernel(config, self.repositories)
-            build = builder.begin(self.host, config, entry)
+            build = builder.create(self.host, config, entry)
             undo.callback(self.host.destroy, build.domain)
             guest = self._join(undo, config, entry, build.domain, build.load(boot), build.attach)
             with self.host.lock:

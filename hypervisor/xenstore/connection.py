@@ -137,7 +137,7 @@ class Connection:
         self.closed = True
         self.reset()
 
-    def begin(self, inside: int) -> int:
+    def start_transaction(self, inside: int) -> int:
         """Start a transaction and return its id, 1 to 2**32 - 1."""
         if inside:
             raise Busy("transactions do not nest")
@@ -147,15 +147,15 @@ class Connection:
         while number in self._transactions:
             number = number % 0xFFFFFFFF + 1
         self._last_transaction = number
-        self._transactions[number] = self.store.begin(self.caller)
+        self._transactions[number] = self.store.start_transaction(self.caller)
         return number
 
-    def end(self, number: int, commit: bool) -> None:
+    def end_transaction(self, number: int, commit: bool) -> None:
         """Commit or forget a transaction, which is over in any case; raise `NoEntry`, `Conflict`."""
         transaction = self._transactions.pop(number, None)
         if transaction is None:
             raise NoEntry("no such transaction")
-        self.view.changes = self.store.end(transaction, commit)
+        self.view.changes = self.store.end_transaction(transaction, commit)
 
     def scope(self, number: int) -> View | Transaction:
         """Return what requests with this transaction id work on; raise `NoEntry`."""
@@ -197,7 +197,7 @@ class Connection:
     def drop_transactions(self) -> None:
         """Forget all open transactions."""
         for transaction in self._transactions.values():
-            self.store.end(transaction, commit=False)
+            self.store.end_transaction(transaction, commit=False)
         self._transactions.clear()
 
     def dump(self) -> ConnectionState:
@@ -228,7 +228,7 @@ class Connection:
             self.reset()
             raise
         for number in state.transactions:
-            self._transactions[number] = self.store.begin(self.caller)
+            self._transactions[number] = self.store.start_transaction(self.caller)
             self._transactions[number].restart()
         if state.unsent:
             self._queue(state.unsent, is_reply=True)

@@ -108,14 +108,14 @@ def _reset_watches(connection: Connection, scope: _Scope, payload: bytes, _: int
 
 
 def _transaction_start(connection: Connection, scope: _Scope, payload: bytes, transaction: int) -> bytes:
-    return b"%d\0" % connection.begin(transaction)
+    return b"%d\0" % connection.start_transaction(transaction)
 
 
 def _transaction_end(connection: Connection, scope: _Scope, payload: bytes, transaction: int) -> bytes:
     answer = single(payload)
     if answer not in (b"T", b"F"):
         raise Invalid("neither T nor F")
-    connection.end(transaction, commit=answer == b"T")
+    connection.end_transaction(transaction, commit=answer == b"T")
     return OK
 
 

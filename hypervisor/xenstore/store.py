@@ -28,7 +28,7 @@ from hypervisor.xenstore.transactions import Transaction
 from hypervisor.xenstore.tree import Tree
 from hypervisor.xenstore.watches import Watch, Watches
 
-STALE_AFTER = 16384  # changes after which an open transaction is doomed; bounds the memory that snapshots pin
+STALE_AFTER = 16384  # changes after which an open transaction is doomed; bounds the memory that copies pin
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -84,13 +84,13 @@ class Store(Client):
         Raise `Conflict` at the end if changes made meanwhile, by the block past the transaction or by others if it let
         go of the lock, invalidate what it saw; a block cannot be run again, so see `transact` for that.
         """
-        transaction = self.begin(self._dom0)
+        transaction = self.start_transaction(self._dom0)
         commit = False
         try:
             yield Client(transaction, _nothing)
             commit = True
         finally:
-            self._view.changes = self.end(transaction, commit)
+            self._view.changes = self.end_transaction(transaction, commit)
             self._publish_own()
 
     def transact(self, function: Callable[[Client], _Result], attempts: int = 16) -> _Result:
@@ -209,13 +209,13 @@ class Store(Client):
 
     # For connections.
 
-    def begin(self, caller: Caller) -> Transaction:
-        """Start a transaction on a snapshot. O(domains)."""
+    def start_transaction(self, caller: Caller) -> Transaction:
+        """Start a transaction on a copy of the tree. O(domains)."""
         transaction = Transaction(self.tree, caller, self.quotas)
         self._open[transaction] = None
         return transaction
 
-    def end(self, transaction: Transaction, commit: bool) -> dict[str, Change]:
+    def end_transaction(self, transaction: Transaction, commit: bool) -> dict[str, Change]:
         """Commit or forget a transaction and return the changes to publish; raise `Conflict`."""
         del self._open[transaction]
         return transaction.commit() if commit else {}

@@ -1,4 +1,4 @@
-"""Transactions: a snapshot to work on, and a log to decide at the end whether it still holds.
+"""Transactions: a copy to work on, and a log to decide at the end whether it still holds.
 
 Isolation: a transaction sees the tree as it was at its start, and its own changes. At its end, if nothing else changed
 meanwhile, its tree becomes the live one. Else, as in oxenstored (tools/ocaml/xenstored/process.ml), its operations are
@@ -7,7 +7,7 @@ had happened just now, so it stands; where one differs the end is EAGAIN. So tra
 that write the same node without having read it, or that add to the same directory without having listed it, all
 succeed, more often than in C xenstored, which compares generations of the nodes. One that changed nothing ends well.
 
-Memory: a snapshot keeps alive the nodes that were replaced since. `Store` restarts a transaction on a new snapshot,
+Memory: a copy keeps alive the nodes that were replaced since. `Store` restarts a transaction on a new copy,
 doomed to end in EAGAIN, once it is too far behind, so a guest that leaves transactions open pins a bounded number.
 """
 
@@ -27,7 +27,7 @@ _ENTRY_BYTES = 128  # about what a log entry costs beside its texts
 
 
 class Transaction:
-    """Do the operations of `View` on a snapshot, and log them with their outcomes."""
+    """Do the operations of `View` on a copy of the tree, and log them with their outcomes."""
 
     def __init__(self, live: Tree, caller: Caller, quotas: Quotas) -> None:
         self.doomed = False
@@ -36,12 +36,12 @@ class Transaction:
 
     def _start(self, caller: Caller, quotas: Quotas) -> None:
         self.began = self._live.last
-        self._view = View(self._live.snapshot(), caller, quotas, quotas.transaction_nodes)
+        self._view = View(self._live.copy(), caller, quotas, quotas.transaction_nodes)
         self._log: list[tuple[Callable[..., Any], tuple[Any, ...], object]] = []
         self._bytes = 0
 
     def restart(self) -> None:
-        """Let go of the snapshot and of all changes; the client learns of it by EAGAIN at the end."""
+        """Let go of the copy and of all changes; the client learns of it by EAGAIN at the end."""
         self.doomed = True
         self._start(self._view.caller, self._view.quotas)
 
@@ -90,7 +90,7 @@ class Transaction:
             self._live.adopt(self._view.tree)
             return self._view.changes
         quotas = self._view.quotas
-        trial = View(self._live.snapshot(), self._view.caller, quotas, quotas.transaction_nodes)
+        trial = View(self._live.copy(), self._view.caller, quotas, quotas.transaction_nodes)
         if any(_outcome(trial, operation, args) != outcome for operation, args, outcome in self._log):
             raise Conflict("what the transaction saw has changed")
         self._live.adopt(trial.tree)

@@ -1,8 +1,8 @@
 """The tree of nodes, copied on write.
 
-A tree owns the nodes that carry its stamp and changes them in place. `snapshot` gives both sides new stamps, so that
-each copies a node, and its ancestors, the first time it changes it afterwards. Thus a snapshot costs O(domains), a
-change O(depth), and only the first change of a directory after a snapshot costs O(its children). Nothing here checks
+A tree owns the nodes that carry its stamp and changes them in place. `copy` gives both sides new stamps, so that
+each copies a node, and its ancestors, the first time it changes it afterwards. Thus a copy costs O(domains), a
+change O(depth), and only the first change of a directory after a copy costs O(its children). Nothing here checks
 permissions, and no walk recurses: a guest may nest nodes deeper than Python's stack.
 
 The root and the special nodes are children of a nameless top that no path names.
@@ -49,7 +49,7 @@ class Tree:
             self._top.children[name] = Node(b"", _NOBODY, 0, self._stamp)
             self._account(_NOBODY, 1)
 
-    def snapshot(self) -> Tree:
+    def copy(self) -> Tree:
         """Return a tree of the same content that changes apart from this one. O(domains)."""
         self._stamp = object()
         twin = Tree.__new__(Tree)

@@ -11,7 +11,7 @@ import pytest
 from hypervisor.disks import raw, room
 from hypervisor.disks.disk import DiskError, Kind
 from tests.durability.test_failures import on_a_file_system
-from tests.unit.pv_front import Front, request
+from tests.unit.block_front import Front, request
 from tests.unit.test_split_block import ERROR, OKAY, WRITE
 
 MIB = 1 << 20

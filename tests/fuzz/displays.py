@@ -55,7 +55,7 @@ class Displays(Lives):
         assert which == 0 or not keys.device.key(30, True)
         other = self.both[1 - which]
         other.host.destroy(other.domain)
-        assert screen.device.snapshot().data == b"" and screen.device.follow(self._changed).ended
+        assert screen.device.picture().data == b"" and screen.device.follow(self._changed).ended
         self._plug()
 
     # The guest
@@ -161,7 +161,7 @@ class Displays(Lives):
             for area in damage.areas:
                 assert area in Area(0, 0, damage.width, damage.height)
                 assert len(self.screen.device.pixels(area.x, area.y, area.width, area.height)) == 4 * area.size
-        picture = self.screen.device.snapshot()
+        picture = self.screen.device.picture()
         assert len(picture.data) == 4 * picture.width * picture.height
 
     @rule(code=st.integers(1, 0x2FF), times=st.integers(1, 300), pressed=st.booleans())

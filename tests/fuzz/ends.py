@@ -99,7 +99,7 @@ class Ends:
     def _look(self, guest: _Guest) -> None:
         follower = guest.screen.follow(lambda: None)
         follower.take()
-        picture = guest.screen.snapshot()
+        picture = guest.screen.picture()
         follower.close()
         assert len(picture.data) == 4 * picture.width * picture.height
         guest.console.read(0)

@@ -20,7 +20,7 @@ from hypervisor.xenstore.permissions import NONE, Permissions
 from hypervisor.xenstore.wire import MESSAGE_MAX, Type, message
 from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
-from tests.unit.pv_front import GRANT_FRAME, Front, discard, indirect, request
+from tests.unit.block_front import GRANT_FRAME, Front, discard, indirect, request
 
 MIB = 1 << 20
 SHARED, STORE, CONSOLE = 1, 2, 3

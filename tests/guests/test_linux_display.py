@@ -91,7 +91,7 @@ def test_what_linux_draws_is_what_we_see(display: Display) -> None:
         f"dd if=/dev/urandom of=/tmp/picture bs={WIDTH * 4} count={HEIGHT} 2>/dev/null; cat /tmp/picture >/dev/fb0"
     )
     assert Area(0, 0, WIDTH, HEIGHT) in display.changes()
-    digest = hashlib.md5(display.screen.snapshot().data).hexdigest()
+    digest = hashlib.md5(display.screen.picture().data).hexdigest()
     assert display.run("md5sum </tmp/picture").split()[0] == digest
     display.run(f"printf 'wxyz' | dd of=/dev/fb0 bs=4 seek={WIDTH * 100 + 50} conv=notrunc 2>/dev/null")
     assert display.screen.pixels(50, 100, 1, 1) == b"wxyz"
@@ -132,7 +132,7 @@ def test_the_screen_can_be_unplugged(display: Display) -> None:
     toolstack, uuid, gone = display.linux.toolstack, display.linux.uuid, threading.Event()
     toolstack.unplug(uuid, display.described, gone.set)
     assert gone.wait(SECONDS)
-    assert display.screen.snapshot().width == 0
+    assert display.screen.picture().width == 0
     display.linux.wait_for("[ ! -e /sys/devices/vfb-0 ]")
     toolstack.plug(uuid, api.Display(width=400, height=300))
     screen = toolstack.guest(uuid).devices.find(Screen).framebuffer
@@ -171,11 +171,11 @@ def test_typed_text_reaches_the_console_and_the_screen(desk: Display) -> None:
     desk.run("clear >/dev/tty1; head -n 2 </dev/tty1 | tail -n 1 >/tmp/line &")
     desk.linux.wait_for("ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q dev/tty1")
     desk.settle()
-    before = desk.screen.snapshot().data
+    before = desk.screen.picture().data
     # The first line is what was typed before, for the console hears all keys.
     for key in [KEY_ENTER, *[*[KEY_A] * 30, KEY_B] * 3, KEY_ENTER]:
         assert desk.keyboard.key(key, True) and desk.keyboard.key(key, False)
     desk.linux.wait_for("[ -s /tmp/line ]")
     assert desk.run("cat /tmp/line") == ("a" * 30 + "b") * 3
-    assert desk.changes() and desk.screen.snapshot().data != before
+    assert desk.changes() and desk.screen.picture().data != before
     assert desk.keyboard.dropped == 0

@@ -224,7 +224,7 @@ class Served:
         screen = self.toolstack.guest(self.config.uuid).devices.find(Screen).framebuffer
         news = threading.Event()
         with contextlib.closing(screen.follow(news.set)) as follower:
-            while not screen.snapshot().data.startswith(pixel):
+            while not screen.picture().data.startswith(pixel):
                 assert news.wait(SECONDS), "nothing has changed"
                 news.clear()
                 follower.take()

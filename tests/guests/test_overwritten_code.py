@@ -11,7 +11,7 @@ from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
 from hypervisor.memory.guest_memory import PAGE
-from tests.unit.pv_front import DATA_FRAME, MIB, Front, a_domain, request
+from tests.unit.block_front import DATA_FRAME, MIB, Front, a_domain, request
 
 CODE, RESULT = DATA_FRAME * PAGE, 0x1000
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hypervisor.disks.anonymous import AnonymousDisk
 from hypervisor.memory.guest_memory import PAGE
-from tests.unit.pv_front import GRANT_FRAME, MIB, RING_FRAME, Front, indirect, request
+from tests.unit.block_front import GRANT_FRAME, MIB, RING_FRAME, Front, indirect, request
 
 SECRET = b"outside"
 index32 = st.one_of(st.integers(0, 40), st.integers(0, (1 << 32) - 1))

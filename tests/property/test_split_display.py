@@ -13,8 +13,8 @@ from hypervisor.memory.guest_memory import PAGE
 from hypervisor.split.framebuffer import MIB
 from hypervisor.split.keyboard import WAITING_MOST
 from hypervisor.split.pixels import MOST_AREAS, clipped, merged
+from tests.unit.block_front import GRANT_FRAME
 from tests.unit.display_front import DIRECTORY, MASK, SHARED, DisplayFront, Keys, Screen
-from tests.unit.pv_front import GRANT_FRAME
 
 few = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 signed = st.one_of(st.integers(-2, 70), st.integers(-(1 << 31), (1 << 31) - 1))
@@ -53,7 +53,7 @@ def test_no_page_makes_us_read_or_write_elsewhere(
     before = bytes(screen.memory.bytes[: 120 * PAGE])
     screen.begin(feature_update=1)
     assert screen.back("state") in ("4", "5")
-    picture = screen.device.snapshot()
+    picture = screen.device.picture()
     assert len(picture.data) == 4 * picture.width * picture.height <= 4 * 8 * MIB
     assert (screen.back("state") == "4") == bool(picture.data)
     assert untouched(screen, before)
@@ -76,7 +76,7 @@ def test_no_event_and_no_index_escapes(rounds: list[tuple[list[bytes], int]]) ->
         change = follower.take()
         whole = Area(0, 0, max(1, change.width), max(1, change.height))
         assert len(change.areas) <= MOST_AREAS and all(area in whole for area in change.areas)
-        picture = screen.device.snapshot()
+        picture = screen.device.picture()
         assert (picture.width, picture.height) == (change.width, change.height)
         assert len(picture.data) == 4 * picture.width * picture.height
     assert untouched(screen, before)

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import PLAIN, Frame
 from hypervisor.network.port import QUEUE_FRAMES
+from tests.unit.block_front import GRANT_FRAME, MIB, SHARED_FRAME
 from tests.unit.net_front import (
     FIRST_RX,
     FIRST_TX,
@@ -30,7 +31,6 @@ from tests.unit.net_front import (
     request,
     transport,
 )
-from tests.unit.pv_front import GRANT_FRAME, MIB, SHARED_FRAME
 
 SECRET = b"nobody may read this"
 SECRET_FRAME = 290

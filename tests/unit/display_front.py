@@ -9,7 +9,7 @@ from hypervisor.memory.guest_memory import PAGE
 from hypervisor.split.framebuffer import Framebuffer
 from hypervisor.split.keyboard import Keyboard
 from hypervisor.split.xenbus import Backend
-from tests.unit.pv_front import GRANT_FRAME, a_domain
+from tests.unit.block_front import GRANT_FRAME, a_domain
 
 SHARED, DIRECTORY, VIDEO = 30, 31, 100
 """Frames: the shared page, the page directory's first page, the video memory's last frame."""

@@ -14,7 +14,7 @@ from hypervisor.network.port import Port
 from hypervisor.network.switch import Switch
 from hypervisor.split.net import NetConfig, NetDevice
 from hypervisor.split.xenbus import Backend
-from tests.unit.pv_front import GRANT_FRAME, a_domain
+from tests.unit.block_front import GRANT_FRAME, a_domain
 
 TX_FRAME, RX_FRAME, TX_DATA, RX_DATA = 20, 21, 300, 600
 TX_REF, RX_REF, FIRST_TX, FIRST_RX = 8, 9, 16, 128

@@ -279,7 +279,7 @@ def test_who_types_and_looks_all_the_while_meets_no_end_that_hurts() -> None:
         return run
 
     def look(_: Console, screen: display_front.Screen, view: memoryview) -> None:
-        picture = screen.device.snapshot()
+        picture = screen.device.picture()
         assert len(picture.data) == 4 * picture.width * picture.height
         screen.device.follow(lambda: None).take()
 

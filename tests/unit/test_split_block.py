@@ -11,7 +11,7 @@ from hypervisor.disks.disk import DiskError, Kind
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.split.block import number_of
 from hypervisor.split.block_queue import BATCH, HERE, SLOW
-from tests.unit.pv_front import DATA_FRAME, MIB, Front, discard, indirect, request
+from tests.unit.block_front import DATA_FRAME, MIB, Front, discard, indirect, request
 
 READ, WRITE, BARRIER, FLUSH, DISCARD = 0, 1, 2, 3, 5
 OKAY, ERROR, NOT_SUPPORTED = 0, -1, -2

@@ -54,7 +54,7 @@ def test_does_not_connect_before_the_front_is_ready() -> None:
     screen.backend.plug()
     screen.write("page-ref", SHARED)
     assert screen.back("state") == "2" and screen.device.shape is None
-    assert screen.device.snapshot().data == b"" and screen.device.follow(lambda: None).take() == Damage(0, 0, ())
+    assert screen.device.picture().data == b"" and screen.device.follow(lambda: None).take() == Damage(0, 0, ())
 
 
 def test_a_front_that_does_not_tell_is_all_news() -> None:
@@ -72,7 +72,7 @@ def test_pixels_come_from_where_the_directory_says(stride: int) -> None:
     video = bytes(number * 7 % 251 for number in range(stride * 30))
     screen.draw(0, video)
     rows = [video[line * stride : line * stride + 160] for line in range(30)]
-    picture = screen.device.snapshot()
+    picture = screen.device.picture()
     assert (picture.width, picture.height, picture.data) == (40, 30, b"".join(rows))
     assert screen.device.pixels(3, 24, 10, 4) == b"".join(row[12:52] for row in rows[24:28])
     assert screen.device.pixels(39, 29, 1, 1) == rows[29][156:]
@@ -210,7 +210,7 @@ def test_shapes_that_cannot_be_are_refused(shape: dict[str, int]) -> None:
     options: dict[str, Any] = {"width": 40, "height": 30, "stride": 160, "memory": 4800, **shape}
     screen.connect(**options)
     assert screen.back("state") == "5" and screen.error.startswith("22 ")
-    assert screen.device.shape is None and not screen.device.snapshot().data
+    assert screen.device.shape is None and not screen.device.picture().data
     assert screen.domain.events.channels[screen.port].notify is None
 
 
@@ -356,7 +356,7 @@ def test_an_unplugged_screen_is_gone(force: bool) -> None:
         screen.backend.remove(lambda: done.append(True))
     else:
         screen.backend.unplug(lambda: done.append(True))
-        assert screen.back("state") == "5" and screen.device.snapshot().data
+        assert screen.back("state") == "5" and screen.device.picture().data
         screen.write("state", 6)
     assert done and screen.backend.gone and screen.device.shape is None
     screen.kick()
@@ -370,4 +370,4 @@ def test_a_domain_ends_with_its_screen() -> None:
     watcher = Watcher(screen)
     screen.page.release()
     screen.host.destroy(screen.domain)
-    assert watcher.follower.take() == Damage(0, 0, ()) and screen.device.snapshot().width == 0
+    assert watcher.follower.take() == Damage(0, 0, ()) and screen.device.picture().width == 0

@@ -6,8 +6,8 @@ import pytest
 
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.split.keyboard import BUTTON_LEFT, KEY_LAST, WAITING_MOST, Keyboard
+from tests.unit.block_front import GRANT_FRAME
 from tests.unit.display_front import MASK, Keys
-from tests.unit.pv_front import GRANT_FRAME
 
 A, SLOTS = 30, 51
 MOTION, KEY, POSITION = 1, 3, 4

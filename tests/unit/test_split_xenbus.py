@@ -9,7 +9,7 @@ import pytest
 from hypervisor.split.block_request import WRITE
 from hypervisor.xenstore.errors import Exists
 from hypervisor.xenstore.permissions import NONE, READ, Permissions
-from tests.unit.pv_front import Front, request
+from tests.unit.block_front import Front, request
 
 
 def error_of(front: Front) -> str | None:

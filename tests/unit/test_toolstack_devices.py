@@ -19,7 +19,7 @@ from hypervisor.toolstack.devices.drive import Drive
 from hypervisor.toolstack.devices.plugged import Slot
 from hypervisor.toolstack.devices.table import Devices, kinds
 from hypervisor.toolstack.networks import Networks
-from tests.unit.pv_front import a_domain
+from tests.unit.block_front import a_domain
 
 MAC = "00:16:3e:00:00:01"
 

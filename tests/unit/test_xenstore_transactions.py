@@ -165,7 +165,7 @@ def test_a_quota_used_up_meanwhile_makes_a_conflict(guest: Connection) -> None:
 def test_a_transaction_left_open_for_long_goes_on_but_ends_in_eagain(
     guest: Connection, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This bounds the memory that its snapshot pins."""
+    """This bounds the memory that its copy pins."""
     monkeypatch.setattr(store_module, "STALE_AFTER", 10)
     inside = start(guest)
     for index in range(12):

@@ -83,9 +83,9 @@ def test_a_guest_owns_what_it_creates_and_dom0_passes_the_owner_on() -> None:
     assert above.inherited(Caller(0)) is above
 
 
-def test_a_snapshot_does_not_see_later_changes() -> None:
+def test_a_copy_does_not_see_later_changes() -> None:
     tree = tree_of("/a/b", "/c")
-    twin = tree.snapshot()
+    twin = tree.copy()
     tree.set_value("/a/b", b"1")
     tree.create("/a/d/e", b"2", Permissions(4))
     tree.remove("/c")
@@ -95,15 +95,15 @@ def test_a_snapshot_does_not_see_later_changes() -> None:
     assert 4 not in twin.owned
 
 
-def test_changes_of_a_snapshot_stay_its_own() -> None:
+def test_changes_of_a_copy_stay_its_own() -> None:
     tree = tree_of("/a/b")
-    twin = tree.snapshot()
+    twin = tree.copy()
     twin.set_value("/a/b", b"1")
     twin.remove("/a")
     assert at(tree, "/a/b").value == b""
 
 
-def test_without_a_snapshot_nodes_change_in_place() -> None:
+def test_without_a_copy_nodes_change_in_place() -> None:
     """This is what makes ordinary writes cheap."""
     tree = tree_of("/a/b")
     node = tree.find("/a/b")
@@ -145,7 +145,7 @@ def test_a_tree_deeper_than_python_s_stack_works() -> None:
     """A 3072-byte path has 1536 levels; nothing may recurse."""
     path = "/a" * 1536
     tree = tree_of(path)
-    twin = tree.snapshot()
+    twin = tree.copy()
     twin.set_value(path, b"1")
     twin.set_permissions(path, Permissions(4))
     assert [place for place, _ in twin.mentioning(4)] == [path]
