@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 from hypervisor.disks.disk import SECTOR, Disk
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.grant_table import Grant, GrantError
+from hypervisor.domains.grant_table import Grant
 from hypervisor.errors import XenError
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.split.block_queue import BlockQueue, Counters, Execute, Item
 from hypervisor.split.block_request import INDIRECT_SEGMENTS, LAYOUTS, Frames, Layout, decode
+from hypervisor.split.granted import whole_pages
 from hypervisor.split.ring import Ring
 from hypervisor.split.xenbus import Backend, BusState, Frontend, FrontendError
 
@@ -183,25 +184,17 @@ class BlockDevice:
             keys = [f"ring-ref{page}" for page in range(1 << frontend.number("ring-page-order", 0, MAX_RING_ORDER))]
         refs = [frontend.number(prefix + key, 0, _LAST_REF) for key in keys]
         port = frontend.number(f"{prefix}event-channel", 1, _LAST_PORT)
-        pages: list[Grant] = []
+        pages = whole_pages(self.domain, refs, "the ring")
+        frames = Frames(self.domain.grants, persistent, PERSISTENT_GRANTS)
+        channel = _Channel(Ring([page.bytes for page in pages], self._layout.slot), port, pages, frames, [])
         try:
-            for ref in refs:
-                pages.append(self.domain.grants.access(ref, 0, True))
-            if any(page.length != PAGE for page in pages):
-                raise FrontendError("a page of the ring is no whole page")
-            ring = Ring([page.bytes for page in pages], self._layout.slot)
-            frames = Frames(self.domain.grants, persistent, PERSISTENT_GRANTS)
-            channel = _Channel(ring, port, pages, frames, [])
             self.domain.events.connect_backend(
                 port, lambda: self._heard(channel), lambda: self._closed_by_guest(channel)
             )
-        except (GrantError, XenError, FrontendError) as error:
+        except XenError:
             for page in pages:
                 page.end()
-            if isinstance(error, FrontendError):
-                raise
-            what = f"grant status {error.status}" if isinstance(error, GrantError) else f"event channel {port}"
-            raise FrontendError(f"the ring cannot be mapped: {what}") from None
+            raise FrontendError(f"the ring cannot be mapped: event channel {port}") from None
         self._channels.append(channel)
 
     def disconnect(self, done: Callable[[], None], drop: bool = False) -> None:

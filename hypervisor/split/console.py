@@ -1,8 +1,8 @@
-"""The PV console: a byte ring each way in one shared page (public/io/console.h).
+"""The console of a domain: a byte ring each way in one shared page (public/io/console.h).
 
 What the guest writes is taken at once and kept, the newest of it, for those who connect later; listeners
 hear it as it comes. What people type waits here until the guest has room for it. A guest that writes wild
-indexes loses its own output: an index difference beyond the ring is taken for an empty ring.
+indexes loses its own output.
 
 The console ends with its domain. A guest that reboots gets a new domain and so a new console, as on XenServer, where
 it is served by a process of the domain's own.
@@ -10,15 +10,15 @@ it is served by a process of the domain's own.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Callable
 
 from hypervisor.domains.domain import Domain
 from hypervisor.memory.guest_memory import PAGE
+from hypervisor.split.byte_ring import ByteRing
 
-_IN, _IN_SIZE, _OUT, _OUT_SIZE = 0, 1024, 1024, 2048
-_IN_CONS, _IN_PROD, _OUT_CONS, _OUT_PROD = 3072, 3076, 3080, 3084
+_IN, _OUT = (0, 1024, 3072, 3076), (1024, 2048, 3080, 3084)
+"""Where the rings are in the page, their sizes, and where their consumers and producers are."""
 HISTORY = 64 * 1024
 """Bytes of output kept."""
 TYPED_MOST = 64 * 1024
@@ -38,6 +38,8 @@ class Console:
         self.ended = False
         """True once the domain has ended: nothing more comes, and nothing can be typed."""
         self._page = domain.memory.frame(frame)[:PAGE]
+        self._input = ByteRing(self._page, *_IN)
+        self._output = ByteRing(self._page, *_OUT)
         self._lock = threading.Lock()
         """Guards what was typed and what was written; nothing else is taken while it is held."""
         self._written = 0
@@ -87,9 +89,6 @@ class Console:
         for heard in list(self._listeners):
             heard(data)
 
-    def _index(self, at: int) -> int:
-        return int(struct.unpack_from("<I", self._page, at)[0])
-
     def _type(self) -> None:
         """Give input that was posted."""
         with self._lock:
@@ -107,34 +106,21 @@ class Console:
 
     def _feed(self) -> bool:
         """Move typed bytes into the ring; tell whether any went."""
-        consumed, produced = self._index(_IN_CONS), self._index(_IN_PROD)
-        used = produced - consumed & 0xFFFFFFFF
         with self._lock:
-            data = bytes(self._typed[: _IN_SIZE - used]) if used <= _IN_SIZE else b""
-            if not data:
+            count = self._input.put(self._typed)
+            if not count:
                 return False
-            del self._typed[: len(data)]
+            del self._typed[:count]
             refused, self._refused = self._refused, False
-        start = produced & _IN_SIZE - 1
-        first = min(len(data), _IN_SIZE - start)
-        self._page[_IN + start : _IN + start + first] = data[:first]
-        self._page[_IN : _IN + len(data) - first] = data[first:]
-        struct.pack_into("<I", self._page, _IN_PROD, produced + len(data) & 0xFFFFFFFF)
         if refused:
             self._tell(b"")
         return True
 
     def _take(self) -> bool:
         """Take all output; tell whether there was any."""
-        consumed, produced = self._index(_OUT_CONS), self._index(_OUT_PROD)
-        count = produced - consumed & 0xFFFFFFFF
-        if not count or count > _OUT_SIZE:
+        data = self._output.take()
+        if not data:
             return False
-        start, end = consumed & _OUT_SIZE - 1, (consumed & _OUT_SIZE - 1) + count
-        data = bytes(self._page[_OUT + start : _OUT + min(end, _OUT_SIZE)])
-        if end > _OUT_SIZE:
-            data += bytes(self._page[_OUT : _OUT + end - _OUT_SIZE])
-        struct.pack_into("<I", self._page, _OUT_CONS, produced)
         with self._lock:
             self._written += len(data)
             self.history += data

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.grant_table import Grant, GrantError
 from hypervisor.errors import XenError
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.network.frame import ETHERNET_HEADER, MAX_PACKET, PLAIN, VLAN_HEADER, Frame, Offloads
@@ -25,6 +24,7 @@ from hypervisor.network.packets import is_host_mac, mac_from_text
 from hypervisor.network.port import UNTAGGED, Membership, Port, trunk
 from hypervisor.network.ratelimit import TokenBucket
 from hypervisor.network.switch import Switch
+from hypervisor.split.granted import whole_pages
 from hypervisor.split.net_queue import Failures, NetQueue, Rings
 from hypervisor.split.net_request import RX_SLOT, TX_SLOT
 from hypervisor.split.ring import Ring
@@ -187,18 +187,7 @@ class NetDevice:
         else:
             tx = rx = frontend.number("event-channel", 1, _LAST)
         refs = [frontend.number(f"{way}-ring-ref", 0, _LAST) for way in ("tx", "rx")]
-        pages: list[Grant] = []
-        try:
-            for ref in refs:
-                pages.append(self.domain.grants.access(ref, 0, True))
-            if any(page.length != PAGE for page in pages):
-                raise FrontendError("a ring is no whole page")
-        except (GrantError, FrontendError) as error:
-            for page in pages:
-                page.end()
-            if isinstance(error, FrontendError):
-                raise
-            raise FrontendError(f"a ring cannot be mapped: grant status {error.status}") from None
+        pages = whole_pages(self.domain, refs, "a ring")
         rings = Ring([pages[0].bytes], TX_SLOT), Ring([pages[1].bytes], RX_SLOT)
         return Rings(*rings, pages, tx, rx, scattered)
 

@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable
 
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.grant_table import Grant, GrantError
+from hypervisor.domains.grant_table import Grant
 from hypervisor.errors import XenError
 from hypervisor.memory.guest_memory import PAGE, BadAddress
+from hypervisor.split.granted import whole_pages
 from hypervisor.split.xenbus import Frontend, FrontendError
 
 EVENT = 40
@@ -70,13 +71,7 @@ class SharedPage:
         if not frontend.has("page-gref"):
             at = ram(self.domain, frontend.number("page-ref", 0, _LAST_FRAME))
             return self.domain.memory.bytes[at : at + PAGE]
-        try:
-            self._grant = self.domain.grants.access(frontend.number("page-gref", 0, _MASK), 0, True)
-        except GrantError as error:
-            raise FrontendError(f"the shared page cannot be mapped: grant status {error.status}") from None
-        if self._grant.length != PAGE:
-            self._unmap()
-            raise FrontendError("the shared page is no whole page")
+        (self._grant,) = whole_pages(self.domain, [frontend.number("page-gref", 0, _MASK)], "the shared page")
         return self._grant.bytes
 
     def _unmap(self) -> None:

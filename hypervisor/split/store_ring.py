@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 
 from hypervisor.domains.domain import Domain
+from hypervisor.split.byte_ring import ByteRing
 from hypervisor.xenstore.connection import Connection
 
-_SIZE = 1024
-_REQUEST, _REPLY = 0, 1024
-_REQUEST_CONS, _REQUEST_PROD, _REPLY_CONS, _REPLY_PROD = 2048, 2052, 2056, 2060
+_REQUESTS, _REPLIES = (0, 1024, 2048, 2052), (1024, 1024, 2056, 2060)
+"""Where the rings are in the page, their sizes, and where their consumers and producers are."""
 _ERROR = 2072
 """Where we say that the ring is broken (XENSTORE_ERROR_RINGIDX is 2)."""
 
@@ -28,6 +28,8 @@ class StoreRing:
         self.broken = False
         self.ended = False
         self._page = domain.memory.frame(frame)
+        self._requests = ByteRing(self._page, *_REQUESTS)
+        self._replies = ByteRing(self._page, *_REPLIES)
         connection.on_output = self._output
         domain.events.connect_backend(port, self._notified)
         domain.at_end.append(self._domain_ends)
@@ -39,9 +41,6 @@ class StoreRing:
             self.domain.events.disconnect_backend(self.port)
             self._page.release()
 
-    def _index(self, at: int) -> int:
-        return int(struct.unpack_from("<I", self._page, at)[0])
-
     def _notified(self) -> None:
         if self._take() | self._give():
             self.domain.events.notify(self.port)
@@ -51,47 +50,22 @@ class StoreRing:
         if not self.ended and self._give():
             self.domain.events.notify(self.port)
 
-    def _used(self, consumer: int, producer: int) -> int:
-        """Return how much of a ring is in use; more than there is breaks the ring."""
-        used = self._index(producer) - self._index(consumer) & 0xFFFFFFFF
-        if used > _SIZE:
+    def _serves(self, ring: ByteRing) -> bool:
+        """Tell whether a ring can be used; wild indexes break both for good."""
+        if ring.wild:
             self.broken = True
             struct.pack_into("<I", self._page, _ERROR, 2)
-        return 0 if self.broken else used
+        return not self.broken
 
     def _take(self) -> bool:
         """Feed requests to the connection, as many bytes as it has room for; tell whether there were any."""
-        count = min(self._used(_REQUEST_CONS, _REQUEST_PROD), self.connection.room())
-        if not count:
-            return False
-        at = self._index(_REQUEST_CONS)
-        data = _copy_out(self._page[_REQUEST : _REQUEST + _SIZE], at, count)
-        struct.pack_into("<I", self._page, _REQUEST_CONS, at + count & 0xFFFFFFFF)
-        self.connection.feed(data)
-        return True
+        data = self._requests.take(self.connection.room()) if self._serves(self._requests) else b""
+        if data:
+            self.connection.feed(data)
+        return bool(data)
 
     def _give(self) -> bool:
         """Put replies into the ring, as many as fit; tell whether there were any."""
-        used = self._used(_REPLY_CONS, _REPLY_PROD)
-        if self.broken:
+        if not self._serves(self._replies):
             return False
-        data = self.connection.take(_SIZE - used)
-        if not data:
-            return False
-        at = self._index(_REPLY_PROD)
-        _copy_in(self._page[_REPLY : _REPLY + _SIZE], at, data)
-        struct.pack_into("<I", self._page, _REPLY_PROD, at + len(data) & 0xFFFFFFFF)
-        return True
-
-
-def _copy_out(ring: memoryview, at: int, count: int) -> bytes:
-    start = at & len(ring) - 1
-    end = min(start + count, len(ring))
-    return bytes(ring[start:end]) + bytes(ring[: count - (end - start)])
-
-
-def _copy_in(ring: memoryview, at: int, data: bytes) -> None:
-    start = at & len(ring) - 1
-    first = min(len(data), len(ring) - start)
-    ring[start : start + first] = data[:first]
-    ring[: len(data) - first] = data[first:]
+        return bool(self._replies.put(self.connection.take(self._replies.room)))
