@@ -2,8 +2,8 @@
 
 A toolstack describes a domain by `DomainConfig` and reads what is true by `DomainState`; it imports nothing
 else of this package, so that another backend, in another process or on another machine, can stand in its
-place. This module imports nothing of it either. Values that are one of several kinds (`Boot`, `Device`) are tagged
-Structs: written down for another process, each says which it is.
+place. This module imports nothing of it either. Values that are one of several kinds (`Boot`, `Device`, `Uplink`) are
+tagged Structs: written down for another process, each says which it is.
 """
 
 from __future__ import annotations
@@ -192,6 +192,47 @@ class Addresses:
     last: str
 
 
+class Card(Struct, frozen=True, tag=True):
+    """A physical card of the host, by the system's name for it, such as eth0."""
+
+    device: str
+
+
+class VLAN(Struct, frozen=True, tag=True):
+    """What bears a tag, 0 to 4095, on another network of the host."""
+
+    network: str
+    tag: int
+
+
+class Bond(Struct, frozen=True, tag=True):
+    """Cards that are used as one, the preferred one first. Mode and properties are those of XenAPI's class Bond."""
+
+    devices: tuple[str, ...]
+    mode: str = "balance-slb"
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+class Tunnel(Struct, frozen=True, tag=True):
+    """What crosses another network of the host to the same network of other hosts; by ``gre`` or ``vxlan``."""
+
+    network: str
+    protocol: str = "gre"
+
+
+Uplink = Card | VLAN | Bond | Tunnel
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of a host, known by its bridge's name, with what joins it to the outside, None for nothing."""
+
+    name: str
+    uplink: Uplink | None = None
+    addresses: Addresses | None = None
+    """Who gives addresses out, None for nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Processor:
     """The CPU that a host's guests find, each of them alike.
@@ -363,8 +404,12 @@ class Backend(Protocol):
     async def log(self) -> str:
         """Return the newest lines of the hypervisor's own log."""
 
-    async def network(self, name: str, addresses: Addresses | None) -> None:
-        """Have a network of this name, with this address service or with none."""
+    async def networks(self, plan: tuple[Network, ...]) -> None:
+        """Have all of these networks as they are described, or change none; others stay as they are.
+
+        Each comes after those that it lies on. Raises HostError ``unsupported`` for an uplink that the host cannot
+        make, ``bad_addresses`` for a range that is none.
+        """
 
     async def build(self, config: DomainConfig, *, paused: bool = False) -> Truth:
         """Make a domain with its devices and let it run, unless it is to be `paused`; return what is true then."""

@@ -13,7 +13,6 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from hypervisor.api import (
     NIC,
-    Addresses,
     Boot,
     Change,
     Device,
@@ -24,6 +23,7 @@ from hypervisor.api import (
     DomainState,
     Firmware,
     HostError,
+    Network,
     Power,
     Shutdown,
     Storage,
@@ -74,7 +74,8 @@ class FakeBackend:
         self.fail: dict[str, HostError] = {}
         self.held: dict[str, Deferred[None]] = {}
         """Calls that a test lets wait: they go on when the Deferred fires."""
-        self.networks: dict[str, Addresses | None] = {}
+        self.up: dict[str, Network] = {}
+        """The networks that were asked for, by name."""
         self.typed = b""
         self.room = 1 << 20
         """How much more can be typed."""
@@ -156,9 +157,9 @@ class FakeBackend:
         await self._asked("log")
         return "(XEN) fake\n"
 
-    async def network(self, name: str, addresses: Addresses | None) -> None:
-        await self._asked("network")
-        self.networks[name] = addresses
+    async def networks(self, plan: tuple[Network, ...]) -> None:
+        await self._asked("networks")
+        self.up |= {network.name: network for network in plan}
 
     async def build(self, config: DomainConfig, *, paused: bool = False) -> Truth:
         await self._asked("build")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hypervisor.api import Addresses, DomainConfig
+from hypervisor.api import Addresses, DomainConfig, Network
 from hypervisor.command.terminal import End, Terminal
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
@@ -29,7 +29,7 @@ def boot(config: DomainConfig, console: bool) -> tuple[int, str]:
     toolstack.start()
     try:
         for nic in config.nics:
-            toolstack.networks.serve(nic.network, _ADDRESSES)
+            toolstack.networks.bring_up([Network(nic.network, addresses=_ADDRESSES)])
         while True:
             guest = toolstack.build(config)
             terminal.up()

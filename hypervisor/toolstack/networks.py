@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from hypervisor.api import Addresses, HostError
+from hypervisor.api import Card, HostError, Network
 from hypervisor.network.services import AddressPlan, AddressService
 from hypervisor.network.switch import Switch
 from hypervisor.network.ticker import Ticker
@@ -40,27 +40,42 @@ class Networks:
                 self._ticker.add(switch)
             return switch
 
-    def serve(self, name: str, addresses: Addresses | None) -> None:
-        """Give a network this address service, or none. Raises HostError for a range that is none."""
-        plan = None if addresses is None else _plan(addresses)
+    def bring_up(self, networks: Iterable[Network]) -> None:
+        """Have all of these networks as they are described, or change none. Raises HostError.
+
+        A card of the host is where address services are; frames do not leave the process by it.
+        """
+        planned = [(network.name, _plan(network)) for network in networks]
         with self._lock:
-            service = self._services.pop(name, None)
-            if service is not None and service.plan == plan:
-                self._services[name] = service
-                return
-            if service is not None:
-                self._ticker.remove(service)
-                service.close()
-            if plan is not None:
-                service = self._services[name] = AddressService(self.switch(name), self._clock, plan)
-                self._ticker.add(service)
+            for name, plan in planned:
+                self._serve(name, plan)
+
+    def _serve(self, name: str, plan: AddressPlan | None) -> None:
+        """Give a network this address service, or none; one that has it already keeps what it has given out."""
+        switch, service = self.switch(name), self._services.get(name)
+        if service is not None and service.plan == plan:
+            return
+        if service is not None:
+            del self._services[name]
+            self._ticker.remove(service)
+            service.close()
+        if plan is not None:
+            service = self._services[name] = AddressService(switch, self._clock, plan)
+            self._ticker.add(service)
 
     def service(self, name: str) -> AddressService | None:
         """Return the address service of a network."""
         return self._services.get(name)
 
 
-def _plan(addresses: Addresses) -> AddressPlan:
+def _plan(network: Network) -> AddressPlan | None:
+    """Return who gives addresses out on a network. Raises HostError for one that cannot be made here."""
+    if network.uplink is not None and not isinstance(network.uplink, Card):
+        kind = type(network.uplink).__name__
+        raise HostError("unsupported", f"{network.name}: this host makes no network of the kind {kind}")
+    addresses = network.addresses
+    if addresses is None:
+        return None
     try:
         return AddressPlan(
             network=IPv4Network(addresses.network),
@@ -69,4 +84,4 @@ def _plan(addresses: Addresses) -> AddressPlan:
             last=IPv4Address(addresses.last),
         )
     except ValueError as error:
-        raise HostError("bad_addresses", str(error)) from error
+        raise HostError("bad_addresses", f"{network.name}: {error}") from error

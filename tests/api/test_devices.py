@@ -424,7 +424,7 @@ def test_plug_unplug_and_destroy_a_card(pool: Pool) -> None:
     pool("VIF.plug", row._ref)
     nic = plugged(pool, vm, NIC)[0]
     assert (nic.mac, nic.network, nic.mtu, nic.rate) == (MAC, network.bridge, 1400, 500)
-    assert network.bridge in pool.backend.networks
+    assert network.bridge in pool.backend.up
     assert devices_of(row) == (True, {})
     assert pool.fails("VIF.destroy", row._ref) == ["OPERATION_NOT_ALLOWED", "VIF currently attached to a running VM"]
     pool.backend.deaf = True

@@ -96,7 +96,7 @@ def test_attach_has_a_network_on_a_host(pool: Pool, internal: Any) -> None:
     """With its address service."""
     host = next(iter(pool.db.host))
     pool("network.attach", internal._ref, host._ref)
-    service = pool.backend.networks[internal.bridge]
+    service = pool.backend.up[internal.bridge].addresses
     assert service is not None and (service.address, service.first) == ("169.254.0.1", "169.254.0.2")
 
 

@@ -76,7 +76,7 @@ def test_start_of_a_running_vm_is_refused(pool: Pool) -> None:
     assert pool.fails("VM.start", vm._ref, False, False) == expected
 
 
-@pytest.mark.parametrize("step", ["network", "build", "unpause"])
+@pytest.mark.parametrize("step", ["networks", "build", "unpause"])
 def test_a_start_that_fails_leaves_nothing(pool: Pool, vm: Any, step: str) -> None:
     """No domain, no claim, no host that expects it."""
     network = next(iter(pool.db.network))

@@ -20,7 +20,7 @@ from xapi.operations.refusal import RULES
 MOST = 60
 """More than any operation has steps."""
 BACKEND = (
-    "network", "build", "unpause", "pause", "destroy", "shutdown", "suspend", "resume", "restore", "plug", "unplug",
+    "networks", "build", "unpause", "pause", "destroy", "shutdown", "suspend", "resume", "restore", "plug", "unplug",
     "adjust",
 )  # fmt: skip
 NO_SPACE = 44

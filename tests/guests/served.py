@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hypervisor.api import NIC, Addresses, Disk
+from hypervisor.api import NIC, Addresses, Disk, Network
 from hypervisor.host import Host
 from hypervisor.toolstack.guest import Guest
 from tests.guests.demo_guest import DemoGuest
@@ -22,7 +22,8 @@ class ServedDemo(DemoGuest):
 
     def _build(self) -> Guest:
         networks = self.toolstack.networks
-        networks.serve("net", Addresses("169.254.0.0/16", GATEWAY, "169.254.0.10", "169.254.0.99"))
+        addresses = Addresses("169.254.0.0/16", GATEWAY, "169.254.0.10", "169.254.0.99")
+        networks.bring_up([Network("net", addresses=addresses)])
         networks.start()
         nic = NIC(0, "00:16:3e:11:22:33", "net")
         self.config = replace(self.config, disks=(Disk(0, str(self._disk)),), nics=(nic,))

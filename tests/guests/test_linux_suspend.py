@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hypervisor.api import NIC, Addresses, DirectBoot, Disk, Display, DomainConfig, Shutdown
+from hypervisor.api import NIC, Addresses, DirectBoot, Disk, Display, DomainConfig, Network, Shutdown
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
 from hypervisor.migration import resume
@@ -197,7 +197,8 @@ class Served:
     def __init__(self, files: Any, directory: Path) -> None:
         self.toolstack = Toolstack(Host(2 << 30, 2))
         self.toolstack.start()
-        self.toolstack.networks.serve("net", Addresses("169.254.0.0/16", "169.254.0.1", "169.254.0.10", "169.254.0.99"))
+        addresses = Addresses("169.254.0.0/16", "169.254.0.1", "169.254.0.10", "169.254.0.99")
+        self.toolstack.networks.bring_up([Network("net", addresses=addresses)])
         ramdisk, disk = directory / "initrd", directory / "disk"
         ramdisk.write_bytes(initrd(files))
         disk.touch()

@@ -22,6 +22,7 @@ from hypervisor.api import (
     DomainConfig,
     Firmware,
     HostError,
+    Network,
     Power,
     Shutdown,
 )
@@ -104,7 +105,7 @@ def nothing_is_left(toolstack: Toolstack, memory: int) -> None:
 
 def test_a_description_becomes_true_in_the_guest(toolstack: Toolstack, tmp_path: Path) -> None:
     """Disks by their names and sizes, cards with their addresses."""
-    toolstack.networks.serve("lan", LAN)
+    toolstack.networks.bring_up([Network("lan", addresses=LAN)])
     (tmp_path / "raw").write_bytes(bytes(3 * MIB))
     vhd.create(tmp_path / "vhd", 64 * MIB, clock=lambda: 0)
     disks = (
@@ -185,7 +186,7 @@ def test_a_guest_that_starts_and_stops_vcpus_is_told_of_once(toolstack: Toolstac
 
 def test_a_pv_guest_is_one_like_the_others(toolstack: Toolstack, tmp_path: Path) -> None:
     """Disk, card, balloon, a suspend and an end."""
-    toolstack.networks.serve("lan", LAN)
+    toolstack.networks.bring_up([Network("lan", addresses=LAN)])
     described = config(
         boot=structs.replace(DEMO, kind="pv"),
         disks=(Disk(0, "", "anonymous", size=MIB),),
@@ -251,7 +252,7 @@ def test_a_uuid_is_built_once(toolstack: Toolstack) -> None:
 
 def test_a_guest_goes_on_from_an_image_with_its_devices(toolstack: Toolstack, tmp_path: Path) -> None:
     """Its counter and its disk, another domid; what it said of itself is still there."""
-    toolstack.networks.serve("lan", LAN)
+    toolstack.networks.bring_up([Network("lan", addresses=LAN)])
     (tmp_path / "disk").write_bytes(bytes(MIB))
     described = config(disks=(Disk(0, str(tmp_path / "disk")),), nics=(NIC(0, "02:00:00:00:00:01", "lan"),))
     guest = Running(toolstack, described)
@@ -417,8 +418,8 @@ def test_what_a_balloon_gave_back_another_domain_can_have(toolstack: Toolstack) 
 
 def test_a_card_moves_to_another_network(toolstack: Toolstack) -> None:
     """And is then where the other addresses are."""
-    toolstack.networks.serve("lan", LAN)
-    toolstack.networks.serve("other", Addresses("198.51.100.0/24", "198.51.100.1", "198.51.100.9", "198.51.100.99"))
+    other = Addresses("198.51.100.0/24", "198.51.100.1", "198.51.100.9", "198.51.100.99")
+    toolstack.networks.bring_up([Network("lan", addresses=LAN), Network("other", addresses=other)])
     card = NIC(0, "02:00:00:00:00:01", "lan")
     guest = Running(toolstack, config(nics=(card,)))
     guest.run("dhcp")

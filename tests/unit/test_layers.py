@@ -66,7 +66,7 @@ XAPI = rows(
     http: access calls datamodel events process wire hypervisor.api
     inventory: datamodel host hosts storage store vms hypervisor.api
     log: calls datamodel process store hypervisor.api
-    networks: hosts store hypervisor.api
+    networks: datamodel hosts store hypervisor.api
     operations: calls datamodel store
     plugin_modules:
     process: access calls datamodel events host hosts http inventory log networks operations storage store vms

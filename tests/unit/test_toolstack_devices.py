@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from hypervisor.api import NIC, Addresses, Device, Disk, Display, HostError
+from hypervisor.api import NIC, Addresses, Device, Disk, Display, HostError, Network
 from hypervisor.disks.disk import SECTOR, DiskError
 from hypervisor.network.packets import mac_from_text
 from hypervisor.split.xenbus import BusState
@@ -91,7 +91,8 @@ def test_a_change_of_a_card_that_is_refused_changes_nothing(plugs: Plugs) -> Non
     """Neither on the network where it is nor on the one where it was to go."""
     for name, subnet in (("one", 1), ("two", 2)):
         base = f"10.0.{subnet}"
-        plugs.networks.serve(name, Addresses(f"{base}.0/24", f"{base}.1", f"{base}.2", f"{base}.9"))
+        addresses = Addresses(f"{base}.0/24", f"{base}.1", f"{base}.2", f"{base}.9")
+        plugs.networks.bring_up([Network(name, addresses=addresses)])
     card = NIC(0, MAC, "one", address="10.0.1.5")
     plugs.devices.plug(card)
     with pytest.raises(HostError, match="device 0"):

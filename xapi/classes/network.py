@@ -122,7 +122,7 @@ def remove_purpose(call: Call, self: Network, value: str) -> None:
 @message("network.attach")
 async def attach(call: Call, network: Network, host: Host) -> None:
     """Have a network on a host."""
-    await call.daemon.networks.provide(call.db.host[host], [call.db.network[network]])
+    await call.daemon.networks.bring_up(call.db.host[host], [call.db.network[network]])
 
 
 @message("network.attach_for_vm")

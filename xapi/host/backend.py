@@ -17,13 +17,13 @@ from twisted.internet.defer import Deferred, DeferredLock
 
 from hypervisor.api import (
     DEMO,
-    Addresses,
     Change,
     Device,
     DirectBoot,
     DomainConfig,
     Firmware,
     HostError,
+    Network,
     Power,
     Shutdown,
     Truth,
@@ -143,9 +143,9 @@ class LocalBackend:
 
     # Domains
 
-    async def network(self, name: str, addresses: Addresses | None) -> None:
-        """Have a network of this name, with this address service or with none."""
-        await self._threads.run(self.toolstack.networks.serve, name, addresses)
+    async def networks(self, plan: tuple[Network, ...]) -> None:
+        """Have all of these networks as they are described, or change none."""
+        await self._threads.run(self.toolstack.networks.bring_up, plan)
 
     async def build(self, config: DomainConfig, *, paused: bool = False) -> Truth:
         """Make a domain with its devices, and let it run unless it is to be `paused`."""

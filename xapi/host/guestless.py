@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import NoReturn
 
-from hypervisor.api import Addresses, Change, Device, DomainConfig, HostError, Shutdown, Storage, Truth
+from hypervisor.api import Change, Device, DomainConfig, HostError, Network, Shutdown, Storage, Truth
 
 
 class GuestlessBackend:
@@ -44,7 +44,7 @@ class GuestlessBackend:
         """Return why there is no hypervisor."""
         return f"{self._why}\n"
 
-    async def network(self, name: str, addresses: Addresses | None) -> None:
+    async def networks(self, plan: tuple[Network, ...]) -> None:
         """Do nothing: a network without guests is nothing but its record."""
 
     async def destroy(self, uuid: str) -> None:
