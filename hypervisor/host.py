@@ -8,23 +8,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from hypervisor.arch.x86_64.cpu import cpuid
-from hypervisor.arch.x86_64.cpu.tsc import Clock
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.clock import Clock
+from hypervisor.arch.kind import Kind
+from hypervisor.arch.x86_64.kinds import PVH
 from hypervisor.console_ring import ConsoleRing
 from hypervisor.domains.domain import Domain, Machine, State
 from hypervisor.domains.event_channel import EventChannels
+from hypervisor.domid import DOMID_FIRST_RESERVED
 from hypervisor.hypercalls.table import serve
 from hypervisor.memory.guest_memory import PAGE, Memory
 from hypervisor.scheduling.scheduler import Scheduler
 from hypervisor.xenstore.store import Store
 
 _log = logging.getLogger(__name__)
-
-FIRST_RESERVED = 0x7FF0
-"""DOMID_FIRST_RESERVED of public/xen.h: domids are below."""
 
 
 class NoMemory(Exception):
@@ -47,7 +44,7 @@ class Host(Machine):
         cpu_name: str = "",
     ) -> None:
         self.memory = memory
-        self._brand = cpuid.brand(cpu_name)
+        self._cpu_name = cpu_name
         self.lock = threading.RLock()
         self.domains: dict[int, Domain] = {}
         self.xenstore = Store()
@@ -92,7 +89,7 @@ class Host(Machine):
         code_cache: int = 1 << 20,
         space: Memory | None = None,
         clock: Clock | None = None,
-        cpu: type[VCPU] = VCPU,
+        kind: Kind = PVH,
     ) -> Domain:
         """Return a new domain, paused, with RAM at these ranges of guest-physical bytes. Raises NoMemory.
 
@@ -109,24 +106,22 @@ class Host(Machine):
                 made.hole = (ranges[0][1], ranges[1][0])
             uuid_text = uuid_text or str(uuid.uuid4())
             try:
-                domain = Domain(domid, uuid_text, made, self, vcpus, clock, code_cache, ranges, cpu)
+                domain = Domain(domid, uuid_text, made, self, vcpus, clock, code_cache, ranges, kind, self._cpu_name)
             except BaseException:
                 if space is None:
                     made.close()
                 raise
             domain.hypercall_table = serve
-            domain.policy = replace(domain.policy, brand=self._brand)
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE
             self.scheduler.add(domain)
-            kind = "PVH" if cpu is VCPU else "PV"
-            self.console_ring.write(f"d{domid}: {kind} domain {uuid_text}, {memory >> 20}MB, vCPUs: {vcpus}")
+            self.console_ring.write(f"d{domid}: {kind.name} domain {uuid_text}, {memory >> 20}MB, vCPUs: {vcpus}")
         return domain
 
     def _free_domid(self) -> int:
         """Return a domid that no domain has; the numbers go round, so one is not used again soon."""
-        for _ in range(FIRST_RESERVED):
-            domid, self._next_domid = self._next_domid, self._next_domid % (FIRST_RESERVED - 1) + 1
+        for _ in range(DOMID_FIRST_RESERVED):
+            domid, self._next_domid = self._next_domid, self._next_domid % (DOMID_FIRST_RESERVED - 1) + 1
             if domid not in self.domains:
                 return domid
         raise NoMemory("all domids are in use")

@@ -16,18 +16,18 @@ from enum import Enum, IntEnum
 from typing import Protocol
 from weakref import proxy
 
-from hypervisor.arch.x86_64.cpu import hypercall_page, msr
-from hypervisor.arch.x86_64.cpu.cpuid import HYPERCALL_PAGE, Policy
-from hypervisor.arch.x86_64.cpu.shared import SharedEngine
-from hypervisor.arch.x86_64.cpu.tsc import Clock
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.clock import Clock
+from hypervisor.arch.kind import Kind
+from hypervisor.arch.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.clock import Clock as TSCClock
+from hypervisor.arch.x86_64.kinds import PVH
 from hypervisor.domains import guest_time, runstate
 from hypervisor.domains.event_channel import VIRQ_TIMER, EventChannels, Peers
 from hypervisor.domains.execution import DomainVCPU, Execution
 from hypervisor.domains.grant_table import GrantTable
 from hypervisor.domains.maptrack import Maptrack
 from hypervisor.domains.watchdogs import Watchdogs
-from hypervisor.memory.guest_memory import PAGE, Memory
+from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 from hypervisor.memory.physmap import Physmap
 
 _log = logging.getLogger(__name__)
@@ -88,14 +88,16 @@ class Domain:
         clock: Clock | None = None,
         code_cache: int = 1 << 20,
         ranges: Sequence[tuple[int, int]] = (),
-        cpu: type[VCPU] = VCPU,
+        kind: Kind = PVH,
+        cpu_name: str = "",
     ) -> None:
         self.domid = domid
         self.uuid = uuid_text
         self.uuid_bytes = uuid.UUID(uuid_text).bytes
         self.memory = memory
         self.machine = machine
-        self.clock = clock or Clock()
+        self.kind = kind
+        self.clock: Clock = clock or TSCClock()
         self.state = State.PAUSED
         self.pauses = 1
         """How many hold the domain back; the builder is the first."""
@@ -120,21 +122,15 @@ class Domain:
             lambda at: own.grants.occupies(at) or at == own.events.shared_info,
         )
         self.maptrack = Maptrack(domid, self.physmap)
-        self.policy = Policy(self.clock.hz, vcpus)
-        self.sharing = cpu is VCPU and vcpus > 1
+        self.sharing = kind.shares(vcpus)
         """Whether the vCPUs share an engine. Those of a PV domain do not: one of them runs, the others are offline."""
-        if self.sharing:
-            shared = SharedEngine(vcpus, memory, self, self.clock.now, code_cache, ranges)
-            self.vcpus = [DomainVCPU(each) for each in shared.cpus]
-        else:
-            self.vcpus = [DomainVCPU(cpu(number, memory, self, code_cache, ranges)) for number in range(vcpus)]
+        cpus = kind.vcpus(vcpus, memory, self, self.clock, code_cache, ranges, cpu_name)
+        self.vcpus = [DomainVCPU(cpu) for cpu in cpus]
         self._ended: list[DomainVCPU] = []
         self.execution = Execution(own)
         self.at_end: list[Callable[[], None]] = []
         """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
         self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
-        self.hypercall_page = hypercall_page.hvm()
-        """What a guest's page for hypercalls is filled with."""
         self._deferred: deque[Callable[[], None]] = deque()
         self._overwritten: set[tuple[int, int]] = set()
         self._watchdogs = Watchdogs()
@@ -155,24 +151,13 @@ class Domain:
                 self._forget_code()
         return result
 
-    def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
-        """Answer CPUID."""
-        return self.policy.leaf(cpu.number, leaf, subleaf)
-
-    def read_msr(self, cpu: VCPU, number: int) -> int:
-        """Answer RDMSR. Raises NoRegister."""
-        return msr.read(number, cpu.number)
-
-    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
-        """Do a WRMSR. Raises NoRegister."""
-        if number != HYPERCALL_PAGE:
-            msr.write(number, value)
-            return
+    def write_page(self, address: int, content: bytes) -> None:
+        """Overwrite a page of the guest's RAM, code or not. Raises BadAddress where it has none of its own."""
         with self.machine.lock:
-            if value % PAGE or not self.physmap.holds(value // PAGE):
-                raise msr.NoRegister(number)
-            self.memory.write(value, self.hypercall_page)
-            self.overwritten([(value, value + PAGE)])
+            if address % PAGE or not self.physmap.holds(address // PAGE):
+                raise BadAddress(f"there is no page of the guest's at {address:#x}")
+            self.memory.write(address, content)
+            self.overwritten([(address, address + PAGE)])
             self._forget_code()
 
     def port_in(self, cpu: VCPU, port: int, size: int) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSPC, ESRCH, XenError
 from hypervisor.memory.guest_memory import PAGE, Memory
 
@@ -27,7 +28,6 @@ LEGACY_VCPUS = 32
 
 VIRQ_TIMER, VIRQ_DEBUG, VIRQ_CONSOLE = 0, 1, 2
 _PER_VCPU_VIRQS = frozenset({VIRQ_TIMER, VIRQ_DEBUG, 7, 13})
-DOMID_SELF = 0x7FF0
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.vcpu import VCPU, Outcome
 from hypervisor.domains.runstate import BLOCKED, OFFLINE, RUNNABLE, RUNNING, RunState
 from hypervisor.domains.turns import Turns
 

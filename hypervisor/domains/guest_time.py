@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from hypervisor.arch.x86_64.cpu.tsc import Clock
+from hypervisor.arch.clock import Clock
 from hypervisor.memory.guest_memory import Memory
 
 

@@ -22,14 +22,12 @@ from hypervisor.domains.grant_table import (
     GrantError,
     GrantTable,
 )
-from hypervisor.memory.foreign import Loan
+from hypervisor.memory.foreign import MOST, Loan
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 from hypervisor.memory.physmap import Physmap
 
 _BUS = 1 << 39
 """The first frame of bus addresses in translated domains: where they have nothing."""
-MOST = 1024
-"""Mappings of a domain: each costs the process up to two of the host kernel's, of which it has 65,530."""
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.errors import ENOSYS, XenError
 

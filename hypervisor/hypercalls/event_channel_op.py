@@ -5,9 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.event_channel import DOMID_SELF, IPI, PIRQ, VIRQ
+from hypervisor.domains.event_channel import IPI, PIRQ, VIRQ
+from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import ENOSYS, EPERM, XenError
 
 

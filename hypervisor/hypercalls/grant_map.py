@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.arch.x86_64.paravirtual.area import (
     ACCESSED,
     DIRTY,
@@ -25,15 +25,15 @@ from hypervisor.arch.x86_64.paravirtual.area import (
     PRESENT,
     USER,
     WRITABLE,
+    canonical,
 )
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU, paravirtual
 from hypervisor.domains import maptrack
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import GNTST_BAD_GNTREF, GNTST_GENERAL_ERROR, GNTST_OKAY, GrantError
 from hypervisor.errors import XenError
-from hypervisor.hypercalls.callbacks import canonical, paravirtual
 from hypervisor.hypercalls.grant_table_op import DEVICE_MAP, HOST_MAP, READONLY, Lists, granter
-from hypervisor.hypercalls.mmu import flush
+from hypervisor.memory import foreign
 
 _APPLICATION_MAP, _CONTAINS_PTE, _AVAILABLE = 8, 16, 16
 """GNTMAP_*; the last is the shift of the bits that the guest wants in the entry's bits 9 to 11."""
@@ -88,7 +88,7 @@ def _place(domain: Domain, cpu: PVCPU, address: int, handle: int) -> None:
         raise
     words = domain.memory.words
     if words[at] & PRESENT:
-        flush(domain, cpu)
+        cpu.flush_everywhere()
     words[at] = _entry(mapping.bus_address, mapping.flags)
 
 
@@ -113,7 +113,7 @@ def _unmapped(domain: Domain, cpu: PVCPU, handle: int, host_address: int, bus_ad
         if bus_address not in (0, mapping.bus_address):
             raise GrantError(GNTST_GENERAL_ERROR)
         if host_address and mapping.flags & HOST_MAP:
-            flush(domain, cpu)
+            cpu.flush_everywhere()
             _remove(domain, cpu, mapping, host_address, replacement)
             mapping.flags &= ~HOST_MAP
         if bus_address:
@@ -140,7 +140,7 @@ def _remove(domain: Domain, cpu: PVCPU, mapping: maptrack.Mapping, address: int,
 
 
 LISTS: Lists = {
-    0: (maptrack.MOST, 32, _map),
-    1: (maptrack.MOST, 24, _unmap),
-    7: (maptrack.MOST, 24, _unmap_and_replace),
+    0: (foreign.MOST, 32, _map),
+    1: (foreign.MOST, 24, _unmap),
+    7: (foreign.MOST, 24, _unmap_and_replace),
 }

@@ -12,10 +12,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
-from hypervisor.domains import maptrack
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.domains.domain import Domain, State
-from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.domains.grant_table import (
     GNTST_BAD_COPY_ARG,
     GNTST_BAD_DOMAIN,
@@ -27,7 +25,9 @@ from hypervisor.domains.grant_table import (
     Grant,
     GrantError,
 )
+from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import EINVAL, ENOSYS, XenError
+from hypervisor.memory import foreign
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 
 _SOURCE_GREF, _DESTINATION_GREF = 1, 2
@@ -166,8 +166,8 @@ def _page(domain: Domain, number: int, domid: int, is_ref: bool, write: bool, gr
 
 
 _LISTS: Lists = {
-    _MAP: (maptrack.MOST, 32, _map),
-    _UNMAP: (maptrack.MOST, 24, _unmap),
+    _MAP: (foreign.MOST, 32, _map),
+    _UNMAP: (foreign.MOST, 24, _unmap),
     _COPY: (64, 40, _copy),
-    _UNMAP_AND_REPLACE: (maptrack.MOST, 24, _unmap_and_replace),
+    _UNMAP_AND_REPLACE: (foreign.MOST, 24, _unmap_and_replace),
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.event_channel import DOMID_SELF
+from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import EINVAL, ENOSYS, EPERM, XenError
 
 CALLBACK_IRQ, STORE_PFN, STORE_EVTCHN, CONSOLE_PFN, CONSOLE_EVTCHN = 0, 1, 2, 17, 18

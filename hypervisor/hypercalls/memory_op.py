@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.event_channel import DOMID_SELF
+from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import EBUSY, EINVAL, ENOSYS, EPERM, XenError
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.errors import ENOSYS, XenError
 from hypervisor.hypercalls import console_io, event_channel_op, grant_table_op, hvm_op, sched_op, vcpu_op

@@ -5,15 +5,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
+from hypervisor.arch.x86_64.paravirtual import callbacks, descriptors, mmu
 from hypervisor.arch.x86_64.paravirtual.area import GRANT_FRAMES, M2P, STATUS_FRAMES
+from hypervisor.arch.x86_64.paravirtual.cpu import paravirtual
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.event_channel import DOMID_SELF
 from hypervisor.domains.grant_table import GNTST_BAD_DOMAIN, GNTST_GENERAL_ERROR, GNTST_OKAY
+from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import E2BIG, EACCES, EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, XenError
-from hypervisor.hypercalls import callbacks, descriptors, grant_map, grant_table_op, memory_op, mmu, table, vcpu_op
+from hypervisor.hypercalls import grant_map, grant_table_op, memory_op, table, vcpu_op
 from hypervisor.hypercalls import version as xen_version
-from hypervisor.hypercalls.callbacks import paravirtual
 from hypervisor.hypercalls.table import dispatcher
 from hypervisor.memory.guest_memory import BadAddress
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSYS, XenError
-from hypervisor.hypercalls import vcpu_context
 from hypervisor.memory.guest_memory import PAGE
 
 _ETIME = 62
@@ -54,10 +53,10 @@ def _start_or_stop(domain: Domain, cpu: VCPU, command: int, number: int, address
     if not domain.sharing:
         raise XenError(ENOSYS)
     if command == 0:
-        context = cpu.read(address, vcpu_context.SIZE)
+        state = cpu.read(address, vcpu.cpu.initial_size)
         if vcpu.up or vcpu.held or vcpu.cpu is cpu:
             raise XenError(EEXIST)
-        vcpu_context.load(vcpu.cpu, context)
+        vcpu.cpu.initialise(state)
         vcpu.held, vcpu.blocked = True, False
     elif command == 2:
         domain.execution.hold(number)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from hypervisor.arch.x86_64.cpu import apic
+
 VCPUS = 128
 """Most vCPUs: HVM_MAX_VCPUS of public/hvm/hvm_info_table.h; their APIC numbers still fit into a byte."""
-LOCAL_APIC = 0xFEE0_0000
-"""Where each CPU sees its own local APIC (Intel SDM volume 3, section 11.4.1)."""
 
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
 _OEM, _OEM_TABLE, _CREATOR = b"Xen", b"HVM", b"HVML"
@@ -33,11 +33,6 @@ class Tables:
 
     rsdp: bytes
     tables: bytes
-
-
-def apic_number(vcpu: int) -> int:
-    """Return the local APIC's number of a vCPU: twice its own, in Xen; CPUID leaf 1 must say the same."""
-    return 2 * vcpu
 
 
 def build(address: int, *, vcpus: int, online: int, definitions: bytes = b"") -> Tables:
@@ -84,11 +79,11 @@ def _rsdp(xsdt: int) -> bytes:
 
 def _madt(vcpus: int, online: int) -> bytes:
     """Return the APIC table (ACPI 6.0, section 5.2.12): a local APIC for each vCPU."""
-    body = struct.pack("<II", LOCAL_APIC, 0)
+    body = struct.pack("<II", apic.ADDRESS, 0)
     for vcpu in range(vcpus):
         flags = _MADT_ENABLED if vcpu < online else 0
         # Guests take the ACPI number for the vCPU's number in hypercalls (public/hvm/hvm_info_table.h).
-        body += struct.pack("<BBBBI", _MADT_APIC, 8, vcpu, apic_number(vcpu), flags)
+        body += struct.pack("<BBBBI", _MADT_APIC, 8, vcpu, apic.identity(vcpu), flags)
     return _table(b"APIC", 4, body)
 
 

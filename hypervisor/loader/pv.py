@@ -20,25 +20,20 @@ import struct
 from array import array
 from dataclasses import dataclass, replace
 
-from unicorn import x86_const as x86
-
+from hypervisor.arch.vcpu import VCPU
+from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu import hypercall_page
-from hypervisor.arch.x86_64.cpu.overlay import CS, RDX, RSI, RSP
 from hypervisor.arch.x86_64.paravirtual.area import (
     ACCESSED,
     DIRTY,
-    KERNEL_CODE,
-    KERNEL_STACK,
     LARGEST,
     PRESENT,
-    RESERVED_GDT_PAGE,
     USER,
     VCPUS,
     WRITABLE,
     Area,
 )
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.arch.x86_64.paravirtual.cpuid import PVPolicy
+from hypervisor.arch.x86_64.paravirtual.cpu import paravirtual
 from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
 from hypervisor.domains.domain import Domain
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
@@ -58,6 +53,8 @@ _START_INFO = struct.Struct("<32sQQIxxxxQIxxxxQIxxxxQQQQQ1024sQQ")
 _MAGIC = b"xen-3.0-x86_64"
 _MODULE_BY_FRAME = 1 << 3
 """SIF_MOD_START_PFN: mod_start is a frame, for the initrd is not mapped."""
+_START_INFO_ARGUMENT = 2
+"""Of the hypercall by which a guest suspends itself: after the command and its argument."""
 _RENEWED_AT, _STORE_PORT_AT, _CONSOLE_PORT_AT = 32, 64, 80
 _RENEWED = struct.Struct("<QQIxxxxQIxxxxQIxxxx")
 """From `_RENEWED_AT` on: number of frames, shared page, flags, rings and their ports."""
@@ -113,11 +110,11 @@ def build(
         raise LoadError("the kernel has 32 bits; PV domains here are of 64 bits")
     line = _line(command_line)
     plan = _Plan(image, ram, len(ramdisk))
-    entry = image.notes.entry
-    if entry is None:
+    start = image.notes.entry
+    if start is None:
         raise LoadError("the kernel has no PV entry (note ENTRY)")
-    if not plan.base <= entry < plan.base + image.end:
-        raise LoadError(f"the kernel's PV entry {entry:#x} lies outside of the kernel")
+    if not plan.base <= start < plan.base + image.end:
+        raise LoadError(f"the kernel's PV entry {start:#x} lies outside of the kernel")
     _check_hypercall_page(image, plan)
 
     area = Area(ram)
@@ -131,7 +128,7 @@ def build(
         memory.write(image.notes.hypercall_page - plan.base, hypercall_page.paravirtual())
     return PVImage(
         area=area,
-        entry=entry,
+        entry=start,
         start_info=plan.base + plan.start_info * PAGE,
         start_info_frame=plan.start_info,
         stack=plan.base + (plan.stack + 1) * PAGE,
@@ -277,18 +274,17 @@ def _start_info(plan: _Plan, area: Area, line: bytes, ramdisk: int) -> bytes:
 
 
 def adopt(domain: Domain, area: Area) -> PageTables:
-    """Make a domain over `ranges`, whose CPUs are `PVCPU`s, a paravirtual one, by its hypercalls, CPUID and RAM.
+    """Make a domain over `ranges`, of the kind `PV`, a paravirtual one, by its hypercalls and RAM.
 
     Returns its page tables, of which none is known yet. Raises LoadError.
     """
     if len(domain.vcpus) > VCPUS:
         raise LoadError(f"a PV domain has at most {VCPUS} vCPUs")
     tables = PageTables(domain.memory, area)
-    for vcpu in domain.vcpus:
-        assert isinstance(vcpu.cpu, PVCPU)
-        vcpu.cpu.attach(area, tables, domain.events)
-    domain.hypercall_table, domain.hypercall_page = dispatch, hypercall_page.paravirtual()
-    domain.policy = PVPolicy(domain.clock.hz, len(domain.vcpus), brand=domain.policy.brand)
+    cpus = [paravirtual(vcpu.cpu) for vcpu in domain.vcpus]
+    for cpu in cpus:
+        cpu.attach(area, tables, domain.events, cpus)
+    domain.hypercall_table = dispatch
     domain.ranges = domain.physmap.ranges = ((0, area.ram),)
     domain.physmap.foreign = area.foreign
     return tables
@@ -322,7 +318,7 @@ def place_shared_page(domain: Domain) -> None:
 
 def start_info_frame(domain: Domain) -> int:
     """Return where start_info is in a suspended domain: its guest has said so in the hypercall. Raises BadAddress."""
-    frame = int(domain.vcpus[0].cpu.general[RDX])
+    frame = domain.vcpus[0].cpu.argument(_START_INFO_ARGUMENT)
     if frame >= _area(domain).frames:
         raise BadAddress(f"the guest has no frame {frame:#x} for its start_info")
     return frame
@@ -344,26 +340,6 @@ def reconnect(domain: Domain, store_port: int, console_port: int) -> None:
     )
 
 
-def enter(cpu: PVCPU, image: PVImage) -> None:
-    """Put the first CPU into the state in which a PV kernel starts: 64-bit mode, RSI is start_info's address."""
-    overlay, engine = cpu.overlay, cpu.engine
-    engine.reg_write(x86.UC_X86_REG_CR4, 0x620)  # PAE, OSFXSR, OSXMMEXCPT
-    engine.reg_write(x86.UC_X86_REG_CR3, image.root * PAGE)
-    engine.reg_write(x86.UC_X86_REG_MSR, (0xC0000080, 0x901))  # NXE, LME, SCE
-    engine.reg_write(x86.UC_X86_REG_CR0, 0x80050033)  # PG, AM, WP, NE, ET, MP, PE
-    for number, segment in enumerate(overlay.segments):
-        segment.selector, segment.base, segment.limit = 0, 0, 0
-        segment.flags = 0 if number != CS else segment.flags
-    overlay.set_code64(KERNEL_CODE, 0)
-    overlay.set_stack(KERNEL_STACK, 0)
-    gdt = overlay.regs.gdt
-    gdt.base, gdt.limit = image.area.window(cpu.number), (RESERVED_GDT_PAGE + 1) * PAGE - 1
-    overlay.regs.idt.base, overlay.regs.idt.limit = 0, 0
-    for number in range(16):
-        overlay.general[number] = 0
-    overlay.flags = 0x202
-    overlay.general[RSI], overlay.general[RSP] = image.start_info, image.stack
-    overlay.regs.rip = image.entry
-    cpu.tables.use(image.root, 4)
-    cpu.state.stack = image.stack
-    cpu.set_root(image.root * PAGE)
+def enter(cpu: VCPU, image: PVImage) -> None:
+    """Put the first CPU at the kernel's entry."""
+    entry.pv(cpu, image.entry, image.start_info, image.stack, image.root)

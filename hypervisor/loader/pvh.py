@@ -5,7 +5,7 @@ page table walk, a grant or a ring, has to translate. A domain whose RAM would r
 (3.75 GiB, HVM_BELOW_4G_RAM_END of public/hvm/e820.h) has the rest above 4 GiB; its `Memory` is larger than its
 RAM by the hole in between, which is never written and so costs nothing: `address_space` says how large,
 `allocate` makes it. `ranges` are the parts where the CPU finds RAM, so that a guest gets no memory that it
-was not given; `map_hardware` puts the local APIC's page into the hole.
+was not given; `entry.local_apic` puts the local APIC's page into the hole.
 
 Layout, for what a guest may rely on as in libxl (tools/libs/guest/xg_dom_x86.c, libxl_x86_acpi.c):
 
@@ -29,8 +29,8 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from hypervisor.arch.x86_64.cpu.overlay import RBX
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
+from hypervisor.arch.vcpu import VCPU
+from hypervisor.arch.x86_64 import entry
 from hypervisor.loader import acpi, bzimage, elf
 from hypervisor.loader.elf import Image, Kernel, LoadError, Notes
 from hypervisor.memory.guest_memory import PAGE, Memory
@@ -60,9 +60,6 @@ _START_INFO = struct.Struct("<IIIIQQQQII8x")
 _MODULE = struct.Struct("<QQQQ")
 _MAP_ENTRY = struct.Struct("<QQII")
 _MAGIC, _START_INFO_VERSION = 0x336EC578, 1
-
-_TASK_SEGMENT, _TASK_LIMIT = 0x8B00, 0x67
-"""Descriptor flags of a present, busy 32-bit TSS, and its limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +164,7 @@ def build(
     except ValueError as error:
         raise LoadError(str(error)) from None
     image = elf.parse(bzimage.extract(content(kernel)))
-    entry = _entry(image, regions)
+    start = _entry(image, regions)
     ramdisk = b"" if initrd is None else content(initrd)
     start_info, ramdisk_start, block = _place(image.end, regions, command_line, len(ramdisk))
 
@@ -179,7 +176,7 @@ def build(
     first = regions[4].start // PAGE
     memory.free(first, _SPECIAL)
     return PVHImage(
-        entry=entry,
+        entry=start,
         start_info=start_info,
         initrd=ramdisk_start,
         xenstore=first + _XENSTORE,
@@ -221,14 +218,14 @@ def _entry(kernel: Kernel, regions: tuple[MemoryRange, ...]) -> int:
             raise LoadError(
                 f"the kernel wants {segment.size} bytes at {segment.physical:#x}, where the domain has no RAM"
             )
-    entry = kernel.notes.phys32_entry
-    if entry is None and kernel.bits == 32:
-        entry = kernel.entry
-    if entry is None:
+    start = kernel.notes.phys32_entry
+    if start is None and kernel.bits == 32:
+        start = kernel.entry
+    if start is None:
         raise LoadError("the kernel has no PVH entry (note PHYS32_ENTRY)")
-    if not kernel.holds(entry):
-        raise LoadError(f"the kernel's PVH entry {entry:#x} lies outside of the kernel")
-    return entry
+    if not kernel.holds(start):
+        raise LoadError(f"the kernel's PVH entry {start:#x} lies outside of the kernel")
+    return start
 
 
 def _place(
@@ -267,39 +264,9 @@ def _start_info(
     return header + modules + entries + text + b"\0"
 
 
-# The CPUs
-
-
-def map_hardware(cpu: VCPU) -> None:
-    """Give a new CPU, made with the domain's `ranges`, its own local APIC.
-
-    To be called once for each CPU before it runs, in a restored domain too. With one CPU the APIC is a plain page
-    that answers with an identity: guests that take interrupts by event channels ask no more of it.
-    """
-    cpu.map_apic(acpi.LOCAL_APIC, _local_apic(acpi.apic_number(cpu.number)))
-
-
-def _local_apic(number: int) -> bytes:
-    """Return the registers of a local APIC after reset (Intel SDM volume 3, section 11.4.7)."""
-    page = bytearray(PAGE)
-    # ID, version (0x14, six local vectors), destination format, spurious vector: disabled.
-    for offset, value in ((0x20, number << 24), (0x30, 0x50014), (0xE0, 0xFFFFFFFF), (0xF0, 0xFF)):
-        struct.pack_into("<I", page, offset, value)
-    for offset in range(0x320, 0x380, 0x10):
-        struct.pack_into("<I", page, offset, 1 << 16)  # masked
-    return bytes(page)
+# The first CPU
 
 
 def enter(cpu: VCPU, image: PVHImage) -> None:
-    """Put the first CPU into the state in which a PVH kernel starts (docs/misc/pvh.pandoc)."""
-    cpu.reside()
-    overlay = cpu.overlay
-    overlay.enter_flat32()
-    for number in range(16):
-        overlay.general[number] = 0
-    overlay.general[RBX] = image.start_info
-    overlay.regs.rip = image.entry
-    task = overlay.regs.tr
-    task.selector, task.base, task.limit, task.flags = 0, 0, _TASK_LIMIT, _TASK_SEGMENT
-    for table in (overlay.regs.gdt, overlay.regs.idt):
-        table.base, table.limit = 0, 0
+    """Put the first CPU at the kernel's entry."""
+    entry.pvh(cpu, image.entry, image.start_info)

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 
 from hypervisor.memory.guest_memory import PAGE, Memory
 
+MOST = 1024
+"""Frames of others' that a domain may see: each costs the process up to two of the host kernel's mappings."""
 _READ_WRITE = 3
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _NORESERVE = 1, 2, 0x10, 0x20, 0x4000
 _MAY_MOVE, _MOVE_FIXED = 1, 2

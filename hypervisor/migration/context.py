@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from unicorn import UcError
-
+from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu import context as registers
 from hypervisor.arch.x86_64.cpu.context import CPUContext
+from hypervisor.arch.x86_64.kinds import PV
+from hypervisor.arch.x86_64.paravirtual import context as paravirtual
 from hypervisor.arch.x86_64.paravirtual.area import VCPUS, Area
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.arch.x86_64.paravirtual.state import PVState
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.execution import DomainVCPU
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
-from hypervisor.loader import pv, pvh
+from hypervisor.loader import pv
 from hypervisor.loader.elf import LoadError
 from hypervisor.memory.guest_memory import EXTRA, PAGE, BadAddress
-from hypervisor.migration import paravirtual
 from hypervisor.migration.pages import Run
 from hypervisor.migration.records import ImageError
 
@@ -28,6 +29,7 @@ LARGEST_MEMORY = 1 << 46
 _SHAPE, _PAIR, _ENTRY, _PARAM = struct.Struct("<III"), struct.Struct("<QQ"), struct.Struct("<QQI"), struct.Struct("<IQ")
 _STATE = struct.Struct("<QQIIII")
 _VCPU = struct.Struct("<BBBxI")
+_Value = TypeVar("_Value")
 _FRAME = struct.Struct("<Q")
 
 
@@ -42,7 +44,7 @@ class Shape:
     @classmethod
     def of(cls, domain: Domain) -> Shape:
         """Return a domain's."""
-        return cls(len(domain.vcpus), domain.ranges, isinstance(domain.vcpus[0].cpu, PVCPU))
+        return cls(len(domain.vcpus), domain.ranges, domain.kind is PV)
 
     @property
     def end(self) -> int:
@@ -126,10 +128,7 @@ class VCPUContext:
         up, blocked, vector, length = cursor.take(_VCPU)
         if up > 1 or blocked > 1 or length != len(body) - _VCPU.size:
             raise ImageError("a virtual CPU is damaged")
-        try:
-            registers = CPUContext.decode(body[_VCPU.size :])
-        except ValueError as error:
-            raise ImageError(str(error)) from error
+        registers = decoded(CPUContext.decode, body[_VCPU.size :])
         if state is not None and registers.apic:
             raise ImageError("a paravirtual CPU has a local APIC")
         return cls(bool(up), bool(blocked), vector, registers, state)
@@ -210,6 +209,14 @@ class _Cursor:
             raise ImageError("a record is too long")
 
 
+def decoded(decode: Callable[[bytes], _Value], body: bytes) -> _Value:
+    """Return what bytes of the architecture's say. Raises ImageError."""
+    try:
+        return decode(body)
+    except ValueError as error:
+        raise ImageError(str(error)) from error
+
+
 def capture(domain: Domain) -> DomainContext:
     """Return the state of a domain that no thread runs. Raises BadAddress if its guest has not told what it must."""
     first, pinned = domain.vcpus[0].cpu, dict[int, int]()
@@ -245,13 +252,13 @@ def install(domain: Domain, context: DomainContext) -> None:
             domain.memory.write(context.params[key] * PAGE, bytes(PAGE))
         for vcpu, saved in zip(domain.vcpus, context.vcpus):
             if saved.registers.apic:
-                pvh.map_hardware(vcpu.cpu)
+                entry.local_apic(vcpu.cpu)
             registers.load(vcpu.cpu, saved.registers)
             vcpu.up, vcpu.blocked, vcpu.upcall_vector = saved.up, saved.blocked, saved.upcall_vector
             vcpu.runstate.since = domain.clock.now()
         if context.vcpus[0].paravirtual is not None:
             _install_paravirtual(domain, context)
-    except (BadAddress, KeyError, UcError) as error:
+    except (BadAddress, KeyError, ValueError) as error:
         raise ImageError(f"the domain's state is impossible: {error}") from error
     domain.params = dict(context.params)
     domain.callback_vector = context.callback_vector

@@ -9,15 +9,14 @@ suspended, however long ago that was; the wall clock is the host's.
 
 from __future__ import annotations
 
-from hypervisor.arch.x86_64.cpu.tsc import Clock
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.clock import Clock
+from hypervisor.arch.x86_64.kinds import PV, PVH
+from hypervisor.arch.x86_64.paravirtual import context as paravirtual
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
 from hypervisor.loader import pv
 from hypervisor.memory.guest_memory import Memory
-from hypervisor.migration import paravirtual
-from hypervisor.migration.context import DomainContext, Shape, VCPUContext, install
+from hypervisor.migration.context import DomainContext, Shape, VCPUContext, decoded, install
 from hypervisor.migration.pages import PageReader, Run, decode_runs
 from hypervisor.migration.records import ImageError, Kind, Reader, Source
 
@@ -73,7 +72,7 @@ class Image:
         """Return the levels of page tables by frames: as each is there once, they are no more than the frames."""
         found: dict[int, int] = {}
         for _, body in self._reader.each(Kind.PINNED):
-            for frame, level in paravirtual.decode_pinned(body):
+            for frame, level in decoded(paravirtual.decode_pinned, body):
                 if frame in found or not self.shape.is_ram(frame, 1):
                     raise ImageError(f"frame {frame:#x} cannot be pinned")
                 found[frame] = level
@@ -82,7 +81,7 @@ class Image:
     def _vcpu(self) -> VCPUContext:
         body, state = self._reader.expect(Kind.VCPU), None
         if self.shape.paravirtual:
-            state = paravirtual.decode(self._reader.expect(Kind.PV_VCPU))
+            state = decoded(paravirtual.decode, self._reader.expect(Kind.PV_VCPU))
         return VCPUContext.decode(body, state)
 
     def _ballooned(self, memory: Memory, body: bytes) -> list[Run]:
@@ -107,7 +106,7 @@ def place(host: Host, shape: Shape, memory: Memory, context: DomainContext, uuid
         code_cache=code_cache,
         space=memory,
         clock=Clock(base=context.system_time),
-        cpu=PVCPU if shape.paravirtual else VCPU,
+        kind=PV if shape.paravirtual else PVH,
     )
     try:
         if shape.paravirtual:

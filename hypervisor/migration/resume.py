@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hypervisor.arch.x86_64.cpu.overlay import RAX
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
@@ -21,7 +20,7 @@ def cancel(host: Host, domain: Domain) -> None:
     try:
         with host.lock:
             domain.resume()
-            domain.vcpus[0].cpu.general[RAX] = 1
+            domain.vcpus[0].cpu.answer(1)
         host.unpause(domain)
     finally:
         host.unpause(domain)

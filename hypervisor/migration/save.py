@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hypervisor.arch.x86_64.paravirtual import context as paravirtual
 from hypervisor.domains.domain import Domain, Reason, State
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import BadAddress
-from hypervisor.migration import paravirtual
 from hypervisor.migration.context import DomainContext, Shape, capture
 from hypervisor.migration.pages import RUNS, PageWriter, encode_runs, parts
 from hypervisor.migration.reading import NotSuspended, Reading

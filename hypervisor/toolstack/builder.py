@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from hypervisor.api import DomainConfig, HostError
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64 import entry as entries
+from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.bootloader.boot import Boot
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
@@ -95,7 +96,7 @@ class PVHBuild:
         """Put the first vCPU at the kernel's entry."""
         assert self._image is not None
         for vcpu in self.domain.vcpus:
-            pvh.map_hardware(vcpu.cpu)
+            entries.local_apic(vcpu.cpu)
         pvh.enter(self.domain.vcpus[0].cpu, self._image)
         self.domain.vcpus[0].up = True
 
@@ -109,7 +110,7 @@ class PVBuild:
                 pv.ranges(config.memory_max),
                 uuid_text=config.uuid,
                 code_cache=code_cache(config.memory_max),
-                cpu=PVCPU,
+                kind=PV,
             )
         self._ram = config.memory_max
         self._image: pv.PVImage | None = None
@@ -130,9 +131,7 @@ class PVBuild:
     def enter(self) -> None:
         """Put the first vCPU at the kernel's entry."""
         assert self._image is not None
-        cpu = self.domain.vcpus[0].cpu
-        assert isinstance(cpu, PVCPU)
-        pv.enter(cpu, self._image)
+        pv.enter(self.domain.vcpus[0].cpu, self._image)
         self.domain.vcpus[0].up = True
 
 

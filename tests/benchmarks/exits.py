@@ -24,6 +24,7 @@ from tests.benchmarks.figures import Figure, median, times
 from tests.benchmarks.machine import MIB, SECONDS
 from tests.benchmarks.processes import run
 from tests.benchmarks.stage import Stage, say
+from tests.x86_64 import cpu_of
 
 EXITS = 40_000
 WAKES = 5_000
@@ -93,7 +94,7 @@ class Bare:
         self.host = host
         self.domain: Domain = host.create([(0, 4 * MIB)])
         domain, memory = self.domain, self.domain.memory
-        cpu = domain.vcpus[0].cpu
+        cpu = cpu_of(domain)
         with host.lock:
             domain.events.place_shared_info(SHARED >> 12)
             self.port = domain.events.alloc_unbound(0)

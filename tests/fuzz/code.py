@@ -19,6 +19,7 @@ from hypervisor.domains.event_channel import VIRQ_TIMER
 from hypervisor.host import Host
 from hypervisor.split.console import Console
 from tests.fuzz.lives import is_saved
+from tests.x86_64 import cpu_of
 
 MEMORY = 4 << 20
 OURS = 0xA00000
@@ -127,7 +128,7 @@ def _encode(rng: random.Random, pattern: list[str]) -> bytes:
 
 def _descriptors(rng: random.Random, domain: Domain) -> None:
     """Write a GDT of good and random entries, a TSS, and an IDT of good, random and missing gates."""
-    memory, regs = domain.memory, domain.vcpus[0].cpu.overlay.regs
+    memory, regs = domain.memory, cpu_of(domain).overlay.regs
     table = [0, 0xAF9B000000FFFF, 0xCF93000000FFFF, 0xCFF3000000FFFF, 0xAFFB000000FFFF, 0xCF9B000000FFFF]
     table += [0x9B000000FFFF, 0x00008B19_60000067, 0, 0xEC00_0008_0000, 0x8500_0038_0000]
     table += [rng.getrandbits(64) | 1 << 47 for _ in range(20)]
@@ -173,7 +174,7 @@ def build(host: Host, number: int) -> Domain:
     """Return the domain of a case, ready to run."""
     rng = random.Random(number)
     domain = host.create([(0, MEMORY)])
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     long_mode(cpu.engine, cpu.overlay)
     _descriptors(rng, domain)
     _tables(rng, domain)
@@ -227,7 +228,7 @@ def execute(domain: Domain, seconds: float = 0.01) -> Ending:
             kicks += 1
             wait = 0.0005
             if time.monotonic() > end:
-                raise SystemExit(f"the guest does not stop: {domain.vcpus[0].cpu.overlay.regs.rip:#x}")
+                raise SystemExit(f"the guest does not stop: {cpu_of(domain).overlay.regs.rip:#x}")
 
     kicker = threading.Thread(target=kick)
     kicker.start()

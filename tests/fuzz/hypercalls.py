@@ -11,12 +11,13 @@ from hypothesis.stateful import invariant, rule
 from hypervisor.arch.x86_64.cpu.overlay import long_mode
 from hypervisor.domains.domain import Domain, State
 from hypervisor.domains.event_channel import PORTS
-from hypervisor.domains.maptrack import MOST
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import NUMBERS, TABLE, dispatch
+from hypervisor.memory.foreign import MOST
 from hypervisor.memory.guest_memory import EXTRA, PAGE
 from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted
+from tests.x86_64 import cpu_of, x86
 
 MIB = 1 << 20
 MEMORY, VICTIM_MEMORY = 4 * MIB, 64 * PAGE
@@ -107,7 +108,7 @@ def a_guest(host: Host, vcpus: int = 1) -> Domain:
     """A domain in 64-bit mode with its shared page, its grant table and one port unbound for us."""
     domain = host.create([(0, MEMORY)], vcpus=vcpus)
     for vcpu in domain.vcpus:
-        long_mode(vcpu.cpu.engine, vcpu.cpu.overlay)
+        long_mode(x86(vcpu.cpu).engine, x86(vcpu.cpu).overlay)
         vcpu.up = True
     domain.place_shared_info(SHARED)
     domain.grants.place(0, GRANTS)
@@ -164,21 +165,21 @@ class Hypercalls(Lives):
         self.domain.memory.write(HEAP, struct.pack("<I", port))
         for _ in range(times):
             counted()
-            dispatch(self.domain, self.domain.vcpus[0].cpu, 32, (4, HEAP, 0, 0, 0))
+            dispatch(self.domain, cpu_of(self.domain), 32, (4, HEAP, 0, 0, 0))
 
     @rule(place=_place, ref=st.integers(8, 9), flags=st.sampled_from([2, 6]))
     def map(self, place: int, ref: int, flags: int) -> None:
         """Map what there is to be mapped."""
         counted()
         self.domain.memory.write(HEAP, struct.pack("<QIIHHIQ", place, flags, ref, self.victim.domid, 0, 0, 0))
-        dispatch(self.domain, self.domain.vcpus[0].cpu, 20, (0, HEAP, 1, 0, 0))
+        dispatch(self.domain, cpu_of(self.domain), 20, (0, HEAP, 1, 0, 0))
 
     @rule(place=_place, handle=st.integers(0, 5))
     def unmap(self, place: int, handle: int) -> None:
         """Unmap something, perhaps at its place."""
         counted()
         self.domain.memory.write(HEAP, struct.pack("<QQIHH", place, 0, handle, 0, 0))
-        dispatch(self.domain, self.domain.vcpus[0].cpu, 20, (1, HEAP, 1, 0, 0))
+        dispatch(self.domain, cpu_of(self.domain), 20, (1, HEAP, 1, 0, 0))
 
     @rule()
     def enter(self) -> None:

@@ -12,9 +12,9 @@ from hypervisor.arch.x86_64.cpu.overlay import RAX, RDI, RSI, RSP
 from hypervisor.arch.x86_64.paravirtual.area import FRAME_MASK, Area
 from hypervisor.domains.domain import Domain, State
 from hypervisor.domains.grant_table import GrantError
-from hypervisor.domains.maptrack import MOST
 from hypervisor.host import Host
 from hypervisor.hypercalls.paravirtual import TABLE, dispatch
+from hypervisor.memory.foreign import MOST
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 from tests.fuzz.lives import Lives
 from tests.fuzz.steps import counted

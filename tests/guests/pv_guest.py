@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
@@ -62,7 +63,7 @@ class PVGuest:
         code_cache: int = 1 << 20,
     ) -> None:
         self.host = host
-        self.domain = domain = host.create(pv.ranges(ram), code_cache=code_cache, cpu=PVCPU)
+        self.domain = domain = host.create(pv.ranges(ram), code_cache=code_cache, kind=PV)
         self.image = pv.build(domain.memory, kernel, initrd, command_line, ram=ram)
         with host.lock:
             self._introduce(domain, ram)

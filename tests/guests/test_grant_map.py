@@ -15,6 +15,7 @@ from hypervisor.memory.guest_memory import PAGE
 from tests.guests.pv_guest import MIB, PVGuest, build_kernel
 from tests.guests.test_pv import fields
 from tests.machines import machine
+from tests.x86_64 import x86
 
 CODE, GRANTS, SECRET, PLACE, ASKED, GIVEN_BACK, RESULT = (n * PAGE for n in (256, 10, 40, 600, 300, 301, 302))
 REF, MAP, UNMAP = 8, 0, 1
@@ -27,9 +28,9 @@ def a_guest(host: Host, vcpus: int = 1) -> Domain:
     domain = host.create([(0, 4 << 20)], vcpus=vcpus)
     domain.grants.place(0, GRANTS // PAGE)
     vcpu = domain.vcpus[0]
-    vcpu.cpu.reside()
-    vcpu.cpu.overlay.enter_flat32()
-    vcpu.cpu.overlay.regs.rip = CODE
+    x86(vcpu.cpu).reside()
+    x86(vcpu.cpu).overlay.enter_flat32()
+    x86(vcpu.cpu).overlay.regs.rip = CODE
     vcpu.up = True
     return domain
 

@@ -24,6 +24,7 @@ from tests.fuzz.rings import Block, Rings
 from tests.fuzz.services import Services
 from tests.guests.demo_guest import MIB, DemoGuest
 from tests.machines import machine
+from tests.x86_64 import cpu_of
 
 GIB = 1 << 30
 _SECONDS = 20
@@ -91,7 +92,7 @@ def test_a_demo_guest_works_beside_guests_that_execute_nonsense(running: Host) -
 def spinning(host: Host, text: str, handler: str = "") -> Domain:
     """A domain of `tests.fuzz.code` with given code and one handler for everything."""
     domain = code.build(host, 3)
-    cpu, memory = domain.vcpus[0].cpu, domain.memory
+    cpu, memory = cpu_of(domain), domain.memory
     cpu.overlay.enter_flat32()  # forget what the case has set
     domain.pauses, domain.state = 1, State.PAUSED
     long_mode(cpu.engine, cpu.overlay)
@@ -146,7 +147,7 @@ def test_a_guest_cannot_become_a_hypervisor(host: Host) -> None:
     host.unpause(domain)
     host.step(domain)
     assert domain.reason is Reason.POWEROFF
-    assert domain.memory.read_u64(domain.vcpus[0].cpu.general[RSP]) == code.CODE + 14
+    assert domain.memory.read_u64(cpu_of(domain).general[RSP]) == code.CODE + 14
 
 
 # Hypercalls

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.arch.x86_64.processor import processor
 from hypervisor.host import Host
-from hypervisor.processor import processor
 from hypervisor.toolstack.toolstack import Toolstack
 from tests.guests.conftest import MODULES, Linux, LinuxFiles, initrd
 

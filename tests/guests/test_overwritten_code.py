@@ -12,6 +12,7 @@ from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
 from hypervisor.memory.guest_memory import PAGE
 from tests.unit.block_front import DATA_FRAME, MIB, Front, a_domain, request
+from tests.x86_64 import cpu_of, x86
 
 CODE, RESULT = DATA_FRAME * PAGE, 0x1000
 
@@ -24,9 +25,9 @@ def returning(value: int) -> bytes:
 
 def start(host: Host, domain: Domain) -> None:
     vcpu = domain.vcpus[0]
-    vcpu.cpu.reside()
-    vcpu.cpu.overlay.enter_flat32()
-    vcpu.cpu.overlay.regs.rip = CODE
+    x86(vcpu.cpu).reside()
+    x86(vcpu.cpu).overlay.enter_flat32()
+    x86(vcpu.cpu).overlay.regs.rip = CODE
     vcpu.up = True
     host.unpause(domain)
 
@@ -72,7 +73,7 @@ def test_a_grant_copy_over_executed_code_runs_the_new_code() -> None:
     """From another domain, while the target waits."""
     host, target = a_domain()
     source = host.create([(0, 4 * MIB)])
-    source.vcpus[0].cpu.overlay.enter_flat32()
+    cpu_of(source).overlay.enter_flat32()
     target.memory.write(CODE, returning(1))
     start(host, target)
     assert run(host, target) == 1
@@ -80,7 +81,7 @@ def test_a_grant_copy_over_executed_code_runs_the_new_code() -> None:
     source.memory.write(5 * PAGE, returning(2))
     copy = struct.pack("<QHHIQHHIHHI", 5, 0x7FF0, 0, 0, 8, target.domid, 0, 0, PAGE, 2, 99)
     source.memory.write(6 * PAGE, copy)
-    assert dispatch(source, source.vcpus[0].cpu, 20, (5, 6 * PAGE, 1, 0, 0)) == 0
+    assert dispatch(source, cpu_of(source), 20, (5, 6 * PAGE, 1, 0, 0)) == 0
     assert struct.unpack("<h", source.memory.read(6 * PAGE + 36, 2)) == (0,)
     assert run(host, target) == 2
 
@@ -90,7 +91,7 @@ def test_code_is_forgotten_wherever_it_lies(place: int) -> None:
     """Below and above the hole, where the engine's numbers for memory are not the guest's."""
     host = Host(8 << 30, 1)
     domain = host.create([(0, 3 << 30), (4 << 30, (4 << 30) + 4 * MIB)])
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     for number in (1, 2, 3):
         cpu.memory.write(place, b"\xb8" + struct.pack("<I", number) + b"\xf4")
         if number == 2:

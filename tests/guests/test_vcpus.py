@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu.shared import SharingVCPU
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSYS
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
-from hypervisor.loader import pvh
 from tests.machines import machine
+from tests.x86_64 import cpu_of
 
 SIZE, HEAP, CODE, SHARED = 4 << 20, 0x20000, 0x100000, 5
 INITIALISE, UP, DOWN, IS_UP = range(4)
@@ -34,8 +35,8 @@ def domain(host: Host) -> Domain:
     """Two vCPUs in flat 32-bit mode with paging off; the first is up and halts."""
     made = host.create(((0, SIZE),), vcpus=2)
     for vcpu in made.vcpus:
-        pvh.map_hardware(vcpu.cpu)
-    cpu = made.vcpus[0].cpu
+        entry.local_apic(vcpu.cpu)
+    cpu = cpu_of(made)
     cpu.reside()
     cpu.overlay.enter_flat32()
     cpu.overlay.regs.rip = CODE
@@ -191,17 +192,17 @@ def test_a_poll_of_what_is_no_port_is_refused(domain: Domain, count: int, port: 
 
 def test_a_pv_domain_has_one_vcpu_online(host: Host) -> None:
     """The others are refused, and said to be down."""
-    domain = host.create(((0, SIZE),), vcpus=2, cpu=PVCPU)
+    domain = host.create(((0, SIZE),), vcpus=2, kind=PV)
     assert vcpu_op_of(domain, UP) == vcpu_op_of(domain, INITIALISE) == -ENOSYS
     assert vcpu_op_of(domain, IS_UP) == 0 and vcpu_op_of(domain, IS_UP, 2) == -ENOENT
 
 
 def vcpu_op_of(domain: Domain, command: int, number: int = 1) -> int:
-    return dispatch(domain, domain.vcpus[0].cpu, 24, (command, number, HEAP, 0, 0))
+    return dispatch(domain, cpu_of(domain), 24, (command, number, HEAP, 0, 0))
 
 
 def test_a_domain_with_one_vcpu_has_an_engine_to_itself(host: Host, domain: Domain) -> None:
     """Only several share one; all of theirs is the same."""
     alone = host.create(((0, SIZE),))
-    assert not alone.sharing and not isinstance(alone.vcpus[0].cpu, SharingVCPU)
-    assert domain.sharing and domain.vcpus[0].cpu.engine is domain.vcpus[1].cpu.engine
+    assert not alone.sharing and not isinstance(cpu_of(alone), SharingVCPU)
+    assert domain.sharing and cpu_of(domain).engine is cpu_of(domain, 1).engine

@@ -18,6 +18,7 @@ from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.hypercalls.table import dispatch
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.migration.clone import Template
+from tests.x86_64 import cpu_of
 
 SIZE, HEAP, GRANTS, STATUS = 64 * PAGE, 8 * PAGE, 5, 6
 FRAMES = (*range(16, 24), 0x8000, 0x8001)
@@ -59,7 +60,7 @@ class Guest:
 
     def __init__(self, host: Host, number: int) -> None:
         self.domain = host.create([(0, SIZE)])
-        cpu = self.domain.vcpus[0].cpu
+        cpu = cpu_of(self.domain)
         long_mode(cpu.engine, cpu.overlay)
         self.domain.params |= {STORE_PFN: 1, CONSOLE_PFN: 2}
         self.domain.grants.place(0, GRANTS)
@@ -83,7 +84,7 @@ class Guest:
 
     def call(self, number: int, *arguments: int, memory: bytes = b"") -> int:
         self.domain.memory.write(HEAP, memory)
-        return dispatch(self.domain, self.domain.vcpus[0].cpu, number, (*arguments, 0, 0, 0, 0, 0)[:5])
+        return dispatch(self.domain, cpu_of(self.domain), number, (*arguments, 0, 0, 0, 0, 0)[:5])
 
 
 class Grants(RuleBasedStateMachine):

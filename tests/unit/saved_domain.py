@@ -8,16 +8,18 @@ import struct
 from collections.abc import Iterable
 
 from hypervisor.arch.x86_64.cpu.overlay import RDX
+from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.paravirtual.descriptors import set_ldt
 from hypervisor.domains.domain import Domain, Reason
 from hypervisor.host import Host
-from hypervisor.hypercalls.descriptors import set_ldt
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.loader import pv
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.migration.records import Kind, Reader, Writer
 from hypervisor.migration.save import save
 from tests.unit.loader_images import kernel, note
+from tests.x86_64 import cpu_of
 
 ROOM, SIZE, RAM = 64 << 20, 2 << 20, 4 << 20
 """Bytes of the machine, and of the two kinds of domain."""
@@ -53,8 +55,8 @@ def suspended(host: Host, size: int = SIZE) -> Domain:
     domain.physmap.release(60, 1)
     domain.memory.place_extra(0x80000)
     domain.vcpus[0].up = True
-    domain.vcpus[0].cpu.overlay.enter_flat32()
-    domain.vcpus[0].cpu.overlay.regs.rip = 0x1234
+    cpu_of(domain).overlay.enter_flat32()
+    cpu_of(domain).overlay.regs.rip = 0x1234
     domain.shut_down(Reason.SUSPEND)
     return domain
 
@@ -62,10 +64,10 @@ def suspended(host: Host, size: int = SIZE) -> Domain:
 def suspended_pv(host: Host) -> Domain:
     """A paravirtual domain whose guest, if it had one, would have told Xen all that it can, and suspended itself."""
     content = note(1, struct.pack("<Q", 0x100000)) + note(3, bytes(8))
-    domain = host.create(pv.ranges(RAM), vcpus=2, cpu=PVCPU)
+    domain = host.create(pv.ranges(RAM), vcpus=2, kind=PV)
     image = pv.build(domain.memory, kernel(b"\xf4" * 64, content, size=0x2000), None, "", ram=RAM)
     pv.attach(domain, image, 1, 2)
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     assert isinstance(cpu, PVCPU)
     pv.enter(cpu, image)
     domain.vcpus[0].up = True

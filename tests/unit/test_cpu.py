@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from hypervisor.arch.vcpu import Outcome
 from hypervisor.arch.x86_64.cpu import overlay, proof, support
 from hypervisor.arch.x86_64.cpu.msr import NoRegister
 from hypervisor.arch.x86_64.cpu.overlay import RAX, RBX, RCX, RDX, RSP, long_mode
 from hypervisor.arch.x86_64.cpu.support import UnsupportedUnicorn
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.memory.guest_memory import Memory
 
 CODE, DATA, IDT, GDT, TSS, STACK = 0x100000, 0x190000, 0x9000, 0x195000, 0x196000, 0x180000

@@ -26,8 +26,9 @@ from hypervisor.arch.x86_64.cpu.apic import (
     TPR,
     VERSION,
     LocalAPIC,
+    after_reset,
+    identity,
 )
-from hypervisor.loader import acpi, pvh
 
 INIT, STARTUP, ASSERT, LEVEL, LOGICAL = 5 << 8, 6 << 8, 1 << 14, 1 << 15, 1 << 11
 SELF, EVERYBODY, OTHERS = 1 << 18, 2 << 18, 3 << 18
@@ -42,7 +43,7 @@ class Board:
         self.apics: list[LocalAPIC] = []
         self.apics += (LocalAPIC(number, self.apics, self, lambda: self.now) for number in range(count))
         for number, apic in enumerate(self.apics):
-            apic.load(pvh._local_apic(acpi.apic_number(number)))
+            apic.load(after_reset(identity(number)))
             apic.write(SVR, 0x1FF)
 
     def reset_cpu(self, number: int) -> None:
@@ -145,7 +146,7 @@ def test_init_leaves_nothing_but_the_identity(board: Board) -> None:
     apic.accept(0x40)
     apic.request(0x51)
     board.send(INIT | ASSERT, 2)
-    assert apic.page() == pvh._local_apic(2)
+    assert apic.page() == after_reset(2)
 
 
 def test_errors_are_told_when_asked_for(board: Board) -> None:

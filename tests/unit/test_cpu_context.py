@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from hypervisor.arch.vcpu import Outcome
 from hypervisor.arch.x86_64.cpu import context
 from hypervisor.arch.x86_64.cpu.context import MSRS, CPUContext
 from hypervisor.arch.x86_64.cpu.overlay import R15, RAX, RBX, long_mode
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.memory.guest_memory import Memory
 
 _CODE = 0x100000

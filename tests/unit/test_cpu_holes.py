@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hypervisor.arch import vcpu
+from hypervisor.arch.vcpu import Outcome
+from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu.overlay import R8, RAX, RBX, RCX, RDI, RDX, RSI, RSP, TABLES, VMCB_PAGE, long_mode
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.domains.domain import Domain
-from hypervisor.loader import pvh
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 from tests.machines import machine
+from tests.x86_64 import cpu_of
 
 CODE, DATA, IDT, STACK, MEMORY = 0x100000, 0x190000, 0x9000, 0x180000, 4 << 20
 HOLE = 0x3F76_5000
@@ -26,7 +29,7 @@ def domain(request: pytest.FixtureRequest) -> Iterator[Domain]:
     """A domain in 64-bit mode, with the first GiB mapped and 4 MiB of RAM; its handlers halt at DATA + vector."""
     with machine(16 << 20) as host:
         made = host.create(((0, MEMORY),), vcpus=request.param)
-        cpu, memory = made.vcpus[0].cpu, made.memory
+        cpu, memory = cpu_of(made), made.memory
         cpu.reside()
         long_mode(cpu.engine, cpu.overlay)
         memory.write(0x195008, struct.pack("<Q", 0xAF9B000000FFFF))
@@ -42,7 +45,7 @@ def domain(request: pytest.FixtureRequest) -> Iterator[Domain]:
 
 def run(domain: Domain, code: str, **registers: int) -> VCPU:
     """Run code, ended by HLT, with registers; return the CPU."""
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     cpu.forget_code(CODE, CODE + PAGE)
     domain.memory.write(CODE, bytes.fromhex(code) + b"\xf4")
     cpu.overlay.regs.rip, cpu.general[RSP] = CODE, STACK
@@ -127,7 +130,7 @@ def test_a_stack_in_a_hole_loses_what_is_pushed(domain: Domain) -> None:
 
 def test_a_guest_without_tables_and_handlers_ends_itself_only(domain: Domain) -> None:
     """The stack for the fault is where nothing is, and so is that for the double fault."""
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     domain.memory.write(CODE, bytes.fromhex("48 89 dc ff e3"))
     cpu.overlay.regs.rip, cpu.general[RBX] = CODE, HOLE
     assert cpu.run() is Outcome.CRASHED
@@ -157,7 +160,7 @@ def test_ram_beside_holes_is_as_without_them(data: st.DataObject) -> None:
     count = count // 8 * 8 if wide else count
     with machine(16 << 20) as host:
         domain = host.create(((0, MEMORY),))
-        cpu = domain.vcpus[0].cpu
+        cpu = cpu_of(domain)
         long_mode(cpu.engine, cpu.overlay)
         domain.memory.write(start, content)
         run(domain, "f3 48 a5" if wide else "f3 a4", rsi=start + low, rdi=start + high, rcx=count // (8 if wide else 1))
@@ -171,7 +174,7 @@ def test_ram_beside_holes_is_as_without_them(data: st.DataObject) -> None:
 
 def test_an_interrupt_is_taken_on_a_stack_in_a_hole(domain: Domain) -> None:
     """What it pushes is lost; the handler runs, and finds ones where it came from."""
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     domain.memory.write(
         IDT + 16 * 0xF3, struct.pack("<HHBBHII", DATA + 0x3000 & 0xFFFF, 8, 0, 0x8E, DATA + 0x3000 >> 16, 0, 0)
     )
@@ -183,7 +186,7 @@ def test_an_interrupt_is_taken_on_a_stack_in_a_hole(domain: Domain) -> None:
 
 def test_an_interrupt_by_a_table_in_a_hole_ends_the_guest_only(domain: Domain) -> None:
     """And does not keep the thread."""
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     cpu.overlay.regs.idt.base = HOLE
     cpu.upcall(0xF3)
     domain.memory.write(CODE, bytes.fromhex("fb 90 eb fe"))
@@ -195,8 +198,8 @@ def test_an_interrupt_by_a_table_in_a_hole_ends_the_guest_only(domain: Domain) -
 @pytest.mark.parametrize("address", [0xFEE00000, VMCB_PAGE], ids=["local APIC", "our own page"])
 def test_a_frame_cannot_be_put_where_something_of_ours_is(domain: Domain, address: int) -> None:
     """Nor is that gone then."""
-    cpu = domain.vcpus[0].cpu
-    pvh.map_hardware(cpu)
+    cpu = cpu_of(domain)
+    entry.local_apic(cpu)
     domain.memory.place_extra(address // PAGE)
     before = bytes(cpu.engine.mem_read(address, 64)) if address == VMCB_PAGE else cpu.apic_page(address)
     with pytest.raises(BadAddress):
@@ -206,9 +209,9 @@ def test_a_frame_cannot_be_put_where_something_of_ours_is(domain: Domain, addres
 
 def test_frames_can_be_put_into_a_hole_while_the_guest_runs(domain: Domain) -> None:
     """In a hypercall, as a guest has it that asks for its grant table; the next instruction sees them."""
-    cpu, made = domain.vcpus[0].cpu, list[int]()
+    cpu, made = cpu_of(domain), list[int]()
 
-    def place(asking: Domain, _: VCPU, number: int, arguments: Sequence[int]) -> int:
+    def place(asking: Domain, _: vcpu.VCPU, number: int, arguments: Sequence[int]) -> int:
         frame = HOLE // PAGE + 2 * len(made)
         at = asking.memory.place_extra(frame)
         asking.map_extra(frame)

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypervisor.arch.vcpu import Outcome
 from hypervisor.arch.x86_64.cpu import context, cpuid, hypercall_page, msr
 from hypervisor.arch.x86_64.cpu.overlay import RAX, RCX, RDX, RSP, long_mode
-from hypervisor.arch.x86_64.cpu.vcpu import Outcome
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.event_channel import DOMID_SELF
+from hypervisor.domid import DOMID_SELF
 from hypervisor.hypercalls.memory_op import memory_op
 from hypervisor.memory.guest_memory import PAGE
 from tests.machines import machine
+from tests.x86_64 import cpu_of
 
 CODE, DATA, IDT, STACK, CALLS = 0x100000, 0x190000, 0x9000, 0x180000, 0x1C0000
 MEMORY = 4 << 20
@@ -28,7 +29,7 @@ def domain(request: pytest.FixtureRequest) -> Iterator[Domain]:
     """A domain whose first vCPU is in 64-bit mode; its handler of general protection faults halts at DATA."""
     with machine(16 << 20) as host:
         made = host.create(((0, MEMORY),), vcpus=request.param)
-        cpu = made.vcpus[0].cpu
+        cpu = cpu_of(made)
         cpu.reside()
         long_mode(cpu.engine, cpu.overlay)
         made.memory.write(0x195008, struct.pack("<Q", 0xAF9B000000FFFF))
@@ -42,7 +43,7 @@ def domain(request: pytest.FixtureRequest) -> Iterator[Domain]:
 
 def run(domain: Domain, code: str, number: int = 0, value: int = 0) -> bool:
     """Run code with a register's number and a value for it; tell whether there was a general protection fault."""
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     cpu.forget_code(CODE, CODE + PAGE)
     domain.memory.write(CODE, bytes.fromhex(code))
     cpu.overlay.regs.rip, cpu.general[RSP] = CODE, STACK
@@ -52,7 +53,7 @@ def run(domain: Domain, code: str, number: int = 0, value: int = 0) -> bool:
 
 
 def value(domain: Domain) -> int:
-    general = domain.vcpus[0].cpu.general
+    general = cpu_of(domain).general
     return int(general[RDX] << 32 | general[RAX])
 
 
@@ -68,7 +69,7 @@ def value(domain: Domain) -> int:
 def test_a_register_reads_as_in_xen(domain: Domain, number: int, found: int) -> None:
     assert not run(domain, RDMSR + HALT, number, 0xDEAD)
     assert value(domain) == found
-    assert domain.vcpus[0].cpu.overlay.regs.rip == CODE + 3
+    assert cpu_of(domain).overlay.regs.rip == CODE + 3
 
 
 def test_only_the_first_vcpu_is_the_bootstrap_processor() -> None:
@@ -80,7 +81,7 @@ def test_only_the_first_vcpu_is_the_bootstrap_processor() -> None:
 def test_a_register_that_nobody_knows_is_a_general_protection_fault(domain: Domain, number: int, access: str) -> None:
     """So Linux's rdmsr_safe and wrmsr_safe see that it is not there."""
     assert run(domain, access + HALT, number)
-    assert struct.unpack("<QQ", domain.memory.read(domain.vcpus[0].cpu.general[RSP], 16)) == (0, CODE)
+    assert struct.unpack("<QQ", domain.memory.read(cpu_of(domain).general[RSP], 16)) == (0, CODE)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_a_write_is_taken_or_refused_as_in_xen(domain: Domain, number: int, writ
 
 def test_a_prefix_before_the_instruction_does_not_matter(domain: Domain) -> None:
     assert not run(domain, "48" + RDMSR + HALT, 0x1B)
-    assert domain.vcpus[0].cpu.overlay.regs.rip == CODE + 4
+    assert cpu_of(domain).overlay.regs.rip == CODE + 4
 
 
 def test_the_registers_that_a_saved_vcpu_carries_are_the_emulator_s() -> None:
@@ -128,19 +129,19 @@ def test_the_page_is_filled_where_the_guest_wants_it_and_works(domain: Domain) -
     call = "0f 30 48 31 ff b8" + struct.pack("<I", at).hex() + "ff d0 f4"  # wrmsr; xor rdi, rdi; call the entry
     assert not run(domain, call, cpuid.HYPERCALL_PAGE, CALLS)
     assert domain.memory.read(CALLS, PAGE) == hypercall_page.hvm()
-    assert domain.vcpus[0].cpu.general[RAX] == 4 << 16 | 17
+    assert cpu_of(domain).general[RAX] == 4 << 16 | 17
 
 
 def test_the_page_may_be_wanted_again_where_code_has_run(domain: Domain) -> None:
     """What was translated of the place before is forgotten."""
     code = "0f 30 48 31 ff b8" + struct.pack("<I", CALLS + 17 * 32).hex() + "ff d0 f4"
     for _ in range(2):
-        domain.vcpus[0].cpu.forget_code(CALLS, CALLS + PAGE)
+        cpu_of(domain).forget_code(CALLS, CALLS + PAGE)
         domain.memory.write(CALLS, bytes.fromhex("b8 07 00 00 00 c3").ljust(32, b"\xcc") * 128)  # mov eax, 7; ret
         assert not run(domain, code[code.index("48 31") :])
-        assert domain.vcpus[0].cpu.general[RAX] == 7
+        assert cpu_of(domain).general[RAX] == 7
         assert not run(domain, code, cpuid.HYPERCALL_PAGE, CALLS)
-        assert domain.vcpus[0].cpu.general[RAX] == 4 << 16 | 17
+        assert cpu_of(domain).general[RAX] == 4 << 16 | 17
 
 
 def test_iret_has_no_entry_in_the_page() -> None:
@@ -158,6 +159,6 @@ def test_a_place_that_is_no_frame_of_the_guest_is_a_fault(domain: Domain, place:
 def test_a_frame_that_was_given_back_is_no_place(domain: Domain) -> None:
     domain.memory.write(DATA + 0x100, struct.pack("<QQIIH", DATA + 0x200, 1, 0, 0, DOMID_SELF))
     domain.memory.write(DATA + 0x200, struct.pack("<Q", CALLS // PAGE))
-    assert memory_op(domain, domain.vcpus[0].cpu, [1, DATA + 0x100]) == 1
+    assert memory_op(domain, cpu_of(domain), [1, DATA + 0x100]) == 1
     assert run(domain, WRMSR + HALT, cpuid.HYPERCALL_PAGE, CALLS)
     assert domain.memory.read(CALLS, PAGE) == bytes(PAGE)

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from hypervisor.arch.vcpu import Outcome
+from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu import context
 from hypervisor.arch.x86_64.cpu.apic import EOI, ICR_LOW, ISR, SVR
 from hypervisor.arch.x86_64.cpu.msr import NoRegister
 from hypervisor.arch.x86_64.cpu.overlay import RAX, RBX, RCX, RDI, RSI, RSP, long_mode
 from hypervisor.arch.x86_64.cpu.shared import SharedEngine, SharingVCPU
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
-from hypervisor.loader import pvh
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.memory.guest_memory import Memory
 
 CODE, DATA, IDT, GDT, TABLES, STACKS = 0x100000, 0x190000, 0x9000, 0x195000, 0x1000, 0x180000
@@ -67,7 +68,7 @@ def cpus() -> Iterator[list[SharingVCPU]]:
     memory.write(GDT, struct.pack("<3Q", 0, 0xAF9B000000FFFF, 0xCF93000000FFFF))
     for cpu in shared.cpus:
         cpu.reside()
-        pvh.map_hardware(cpu)
+        entry.local_apic(cpu)
         long_mode(cpu.engine, cpu.overlay)
         regs = cpu.overlay.regs
         regs.gdt.base, regs.gdt.limit = GDT, 0x17

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE, BadAddress
@@ -120,14 +121,14 @@ def test_nothing_is_read_or_written_after_the_end(host: Host) -> None:
 def test_a_failed_start_leaves_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of a domain whose CPUs cannot be made is closed; memory that was brought is the caller's."""
 
-    class Broken(PVCPU):
-        def __init__(self, *_: object) -> None:
-            raise BadAddress
+    def broken(*_: object) -> None:
+        raise BadAddress
 
+    monkeypatch.setattr(PVCPU, "__init__", broken)
     files, before = len(os.listdir("/proc/self/fd")), len(maps())
     for _ in range(3):
         with pytest.raises(BadAddress):
-            host.create([(0, SIZE)], cpu=Broken)
+            host.create([(0, SIZE)], kind=PV)
     assert len(os.listdir("/proc/self/fd")) == files and len(maps()) <= before + 1
     assert host.free_memory() == 1 << 30
 

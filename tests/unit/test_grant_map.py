@@ -26,11 +26,11 @@ from hypervisor.domains.grant_table import (
     GTF_READONLY,
     GTF_WRITING,
 )
-from hypervisor.domains.maptrack import MOST
 from hypervisor.errors import EBUSY, EFAULT, EINVAL
 from hypervisor.host import Host
 from hypervisor.hypercalls import paravirtual, table
 from hypervisor.memory import atomic
+from hypervisor.memory.foreign import MOST
 from hypervisor.memory.guest_memory import EXTRA, PAGE
 from hypervisor.migration.clone import Template
 from hypervisor.migration.live import LiveCopy
@@ -38,6 +38,7 @@ from hypervisor.migration.restore import Image
 from hypervisor.migration.save import save
 from tests.machines import machine
 from tests.unit.saved_domain import suspended, suspended_pv
+from tests.x86_64 import cpu_of
 
 MIB = 1 << 20
 SIZE, HEAP, GRANTS = 8 * MIB, 0x100000, 10
@@ -56,7 +57,7 @@ def host() -> Iterator[Host]:
 
 def a_guest(host: Host) -> Domain:
     domain = host.create([(0, SIZE)])
-    long_mode(domain.vcpus[0].cpu.engine, domain.vcpus[0].cpu.overlay)
+    long_mode(cpu_of(domain).engine, cpu_of(domain).overlay)
     domain.grants.place(0, GRANTS)
     return domain
 
@@ -87,7 +88,7 @@ def marks(domain: Domain, ref: int = 8) -> int:
 
 def call(domain: Domain, number: int, *arguments: int, memory: bytes = b"") -> int:
     domain.memory.write(HEAP, memory)
-    return table.dispatch(domain, domain.vcpus[0].cpu, number, (*arguments, 0, 0, 0, 0, 0)[:5])
+    return table.dispatch(domain, cpu_of(domain), number, (*arguments, 0, 0, 0, 0, 0)[:5])
 
 
 def map_ref(
@@ -162,7 +163,7 @@ def test_a_place_beyond_the_memory_is_shown_to_the_vcpus(granter: Domain, mapper
     """As Linux uses it that has unpopulated memory to spare; empty when it is unmapped."""
     place = 0x80000
     _, handle = map_ref(mapper, granter, place=place)
-    engine = mapper.vcpus[0].cpu.engine
+    engine = cpu_of(mapper).engine
     assert bytes(engine.mem_read(place * PAGE, 7)) == b"granted"
     assert unmap(mapper, handle, place * PAGE) == GNTST_OKAY
     assert not any(engine.mem_read(place * PAGE, PAGE))
@@ -564,21 +565,21 @@ def asleep_pv(host: Host, granter: Domain) -> Domain:
 def pv_map(domain: Domain, granter: Domain, flags: int = HOST_MAP) -> tuple[int, int, int]:
     """Map at PV_PLACE; return status, handle and machine address."""
     domain.memory.write(PV_HEAP, struct.pack("<QIIHhIQ", PV_PLACE, flags, 8, granter.domid, 99, 0, 0))
-    assert paravirtual.dispatch(domain, domain.vcpus[0].cpu, 20, (MAP, PV_HEAP, 1, 0, 0)) == 0
+    assert paravirtual.dispatch(domain, cpu_of(domain), 20, (MAP, PV_HEAP, 1, 0, 0)) == 0
     status, handle, address = struct.unpack("<hIQ", domain.memory.read(PV_HEAP + 18, 14))
     return status, handle, address
 
 
 def pv_unmap(domain: Domain, handle: int) -> int:
     domain.memory.write(PV_HEAP, struct.pack("<QQIhxx", PV_PLACE, 0, handle, 99))
-    assert paravirtual.dispatch(domain, domain.vcpus[0].cpu, 20, (UNMAP, PV_HEAP, 1, 0, 0)) == 0
+    assert paravirtual.dispatch(domain, cpu_of(domain), 20, (UNMAP, PV_HEAP, 1, 0, 0)) == 0
     status: int = struct.unpack("<h", domain.memory.read(PV_HEAP + 20, 2))[0]
     return status
 
 
 def test_a_paravirtual_domain_has_no_more_mappings_than_handles(granter: Domain, asleep_pv: Domain) -> None:
     """Each has a frame, to which it returns; a list that is longer is refused whole."""
-    cpu, memory = asleep_pv.vcpus[0].cpu, asleep_pv.memory
+    cpu, memory = cpu_of(asleep_pv), asleep_pv.memory
     present = memory.present
     entry = cpu.tables.entry(cpu.state.kernel_root, PV_PLACE)  # type: ignore[attr-defined]
     entries = [memory.read_u64(entry)]
@@ -598,7 +599,7 @@ def test_a_paravirtual_domain_has_no_more_mappings_than_handles(granter: Domain,
 def test_a_paravirtual_mapper_keeps_what_a_dead_granter_left(host: Host, granter: Domain, asleep_pv: Domain) -> None:
     """A copy, at the same address; it unmaps it as ever."""
     host.destroy(granter)
-    assert asleep_pv.vcpus[0].cpu.read(PV_PLACE, 7) == b"granted"
+    assert cpu_of(asleep_pv).read(PV_PLACE, 7) == b"granted"
     assert pv_unmap(asleep_pv, 0) == GNTST_OKAY and not asleep_pv.memory.foreign
 
 
@@ -613,14 +614,14 @@ def test_entries_in_an_image_or_a_clone_show_empty_frames(host: Host, granter: D
     """As in the domain itself once it is frozen, or begins anew; the image has nothing of the granter's."""
     file = io.BytesIO()
     save(host, asleep_pv, file, compress=False)
-    assert b"granted" not in file.getvalue() and asleep_pv.vcpus[0].cpu.read(PV_PLACE, 7) == b"granted"
+    assert b"granted" not in file.getvalue() and cpu_of(asleep_pv).read(PV_PLACE, 7) == b"granted"
     file.seek(0)
     made = [Image(file).build(host)]
     with Template(host, asleep_pv) as template:
         made += [template.clone(host), asleep_pv]
     for domain in made:
-        assert not any(domain.vcpus[0].cpu.read(PV_PLACE, PAGE))
-        domain.vcpus[0].cpu.write(PV_PLACE, b"mine")
+        assert not any(cpu_of(domain).read(PV_PLACE, PAGE))
+        cpu_of(domain).write(PV_PLACE, b"mine")
     assert granter.memory.read(SECRET * PAGE, 7) == b"granted"
     asleep_pv.resume()
     asleep_pv.renew()

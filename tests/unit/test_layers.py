@@ -27,21 +27,21 @@ HYPERVISOR = rows(
     """
     __main__: api arch command
     api:
-    arch: domains errors memory
+    arch: api domid errors memory
     bootloader: disks guests loader
     command: api domains guests host split toolstack
     console_ring:
     disks:
-    domains: arch errors memory
+    domains: arch domid errors memory
+    domid:
     errors:
     guests:
-    host: arch console_ring domains hypercalls memory scheduling xenstore
-    hypercalls: arch domains errors memory
+    host: arch console_ring domains domid hypercalls memory scheduling xenstore
+    hypercalls: arch domains domid errors memory
     loader: arch domains hypercalls memory
     memory:
-    migration: arch domains errors host hypercalls loader memory
+    migration: arch domains host hypercalls loader memory
     network:
-    processor: api arch
     scheduling: domains
     split: api disks domains errors memory network xenstore
     storage: api disks
@@ -61,7 +61,7 @@ XAPI = rows(
     datamodel:
     events: access datamodel store wire
     host: cancelling hypervisor.api hypervisor.arch hypervisor.disks hypervisor.guests hypervisor.host
-        hypervisor.processor hypervisor.split hypervisor.storage hypervisor.toolstack
+        hypervisor.split hypervisor.storage hypervisor.toolstack
     hosts: datamodel operations store vms wire hypervisor.api
     http: access calls datamodel events process wire hypervisor.api
     inventory: datamodel host hosts storage store vms hypervisor.api
@@ -85,7 +85,7 @@ KNOT = frozenset({
     "storage", "vms", "wire",
 })  # fmt: skip
 """Rooms of `xapi` that know each other in circles, since a call is the only thing that can do work; none is to join."""
-CIRCLES = (frozenset({"arch", "domains"}),)
+CIRCLES: tuple[frozenset[str], ...] = ()
 """Those of `hypervisor`."""
 
 OUTSIDE: Mapping[str, Mapping[str, str]] = {
@@ -102,11 +102,7 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
         "xapi/host/": "likewise; and the wire",
     },
     "unicorn": {
-        "hypervisor/arch/x86_64/cpu/": "vCPUs",
-        "hypervisor/arch/x86_64/paravirtual/cpu.py": "those of PV guests",
-        "hypervisor/hypercalls/callbacks.py": "the names of registers",
-        "hypervisor/loader/pv.py": "the names of registers",
-        "hypervisor/migration/context.py": "the names of registers",
+        "hypervisor/arch/": "vCPUs",
     },
     "xmlrpc": {
         "xapi/plugin_modules/XenAPIPlugin.py": "runs in plugins, in processes of their own",

@@ -4,6 +4,7 @@ import struct
 
 import pytest
 
+from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.domains.domain import Reason, State
 from hypervisor.loader import pv
@@ -113,7 +114,7 @@ def test_a_kernel_runs_where_it_is_linked_at_address_zero_too(base: int, entry: 
     code = bytes.fromhex("48c7c01d000000 48c7c702000000 488d3502000000 0f05 01000000")
     notes = note(1, struct.pack("<Q", base + entry)) + note(3, struct.pack("<Q", base))
     with machine(64 << 20) as host:
-        domain = host.create(pv.ranges(RAM), cpu=PVCPU)
+        domain = host.create(pv.ranges(RAM), kind=PV)
         image = pv.build(domain.memory, kernel(bytes(entry) + code, notes, physical=0), None, "", ram=RAM)
         pv.attach(domain, image, 1, 2)
         cpu = domain.vcpus[0].cpu

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from hypervisor.arch.vcpu import Outcome
+from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu.msr import NoRegister
 from hypervisor.arch.x86_64.cpu.overlay import RAX, RBX, RCX
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.loader import acpi, pvh
 from hypervisor.loader.elf import LoadError
 from hypervisor.memory.guest_memory import PAGE, Memory
@@ -244,7 +246,7 @@ class Silent:
 def run(memory: Memory, code: str, number: int = 0) -> tuple[VCPU, Outcome, pvh.PVHImage]:
     image = build(memory, kernel(bytes.fromhex(code), note(18, struct.pack("<I", 0x100000))))
     cpu = VCPU(number, memory, Silent(), ranges=pvh.ranges(memory.size))
-    pvh.map_hardware(cpu)
+    entry.local_apic(cpu)
     pvh.enter(cpu, image)
     return cpu, cpu.run(), image
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from hypervisor.arch.x86_64.clock import Clock
 from hypervisor.arch.x86_64.cpu import context as registers
 from hypervisor.arch.x86_64.cpu.overlay import RDX
-from hypervisor.arch.x86_64.cpu.tsc import Clock
+from hypervisor.arch.x86_64.kinds import PV
+from hypervisor.arch.x86_64.paravirtual import context as paravirtual
 from hypervisor.arch.x86_64.paravirtual import segments
 from hypervisor.arch.x86_64.paravirtual.area import M2P_SLOT, Area
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
@@ -20,7 +22,7 @@ from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.memory.guest_memory import PAGE, BadAddress
-from hypervisor.migration import paravirtual, resume
+from hypervisor.migration import resume
 from hypervisor.migration.clone import Template
 from hypervisor.migration.context import Shape, VCPUContext
 from hypervisor.migration.reading import NotSuspended
@@ -81,7 +83,7 @@ def test_a_domain_comes_back(host: Host, domain: Domain, move: Callable[[Host, D
     assert list(other.physmap.ballooned.runs()) == [(900, 3)] and other.memory_map == domain.memory_map
     with pytest.raises(BadAddress):
         other.physmap.release(AREA.shared_info, 1)
-    assert other.hypercall_table is domain.hypercall_table and type(other.policy) is type(domain.policy)
+    assert other.hypercall_table is domain.hypercall_table and other.kind is domain.kind is PV
 
 
 @pytest.mark.parametrize("move", [saved, cloned])

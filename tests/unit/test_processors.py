@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from hypervisor.arch.x86_64.cpu import cpuid
 from hypervisor.arch.x86_64.cpu.cpuid import Policy
+from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.arch.x86_64.paravirtual.area import Area
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.processor import processor
 from hypervisor.host import Host
 from hypervisor.loader import pv
-from hypervisor.processor import processor
+from tests.x86_64 import cpu_of
 from xapi import datamodel
 from xapi.inventory import fresh, processors
 from xapi.inventory.declaration import Declaration
@@ -50,13 +51,14 @@ def test_the_featureset_is_what_a_domain_finds(paravirtual: bool) -> None:
     """Words 1d, 1c, e1d and e1c of a real domain's CPUID."""
     host = Host(64 << 20, 1, cpu_name=NAME)
     if paravirtual:
-        domain = host.create(pv.ranges(8 << 20), cpu=PVCPU)
+        domain = host.create(pv.ranges(8 << 20), kind=PV)
         pv.adopt(domain, Area(8 << 20))
     else:
         domain = host.create(((0, 4 << 20),))
-    leaf, more = domain.policy.leaf(0, 1, 0), domain.policy.leaf(0, 0x80000001, 0)
+    cpu = cpu_of(domain)
+    leaf, more = cpu.platform.cpuid(cpu, 1, 0), cpu.platform.cpuid(cpu, 0x80000001, 0)
     name = b"".join(
-        word.to_bytes(4, "little") for at in range(0x80000002, 0x80000005) for word in domain.policy.leaf(0, at, 0)
+        word.to_bytes(4, "little") for at in range(0x80000002, 0x80000005) for word in cpu.platform.cpuid(cpu, at, 0)
     )
     host.destroy(domain)
     told = processor(NAME)

@@ -22,6 +22,7 @@ from hypervisor.scheduling.alarm import Alarm
 from hypervisor.scheduling.run_queue import DEBT, SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
 from hypervisor.scheduling.scheduler import Scheduler
 from tests.machines import machine
+from tests.x86_64 import cpu_of
 
 PCPUS = 3
 PAGE = 4096
@@ -260,7 +261,7 @@ CODE = 0x100000
 def a_guest(host: Host, code: str) -> Domain:
     """A domain about to execute code in 64-bit mode."""
     domain = host.create([(0, 4 << 20)])
-    cpu = domain.vcpus[0].cpu
+    cpu = cpu_of(domain)
     long_mode(cpu.engine, cpu.overlay)
     domain.memory.write(CODE, bytes.fromhex(code))
     cpu.overlay.regs.rip = CODE
@@ -307,7 +308,7 @@ def test_an_error_of_ours_costs_one_domain_its_life_and_no_more(
         domain.memory.write(CODE, bytes.fromhex("faf4"))
     else:
         name = {"hypercall": "hypercall_table", "port": "port_in"}.get(where, where)
-        monkeypatch.setattr(domain, name, fail)
+        monkeypatch.setattr(cpu_of(domain).platform if where in ("port", "cpuid") else domain, name, fail)
     with caplog.at_level(logging.ERROR):
         host.unpause(domain)
         ended(domain)
@@ -343,7 +344,7 @@ def test_an_error_in_a_decision_ends_no_thread(
 def test_no_time_that_a_guest_names_stops_the_ticker(host: Host, when: int) -> None:
     """A timer of the year 2500 once ended the ticker's thread: no lock waits that long."""
     domain = a_guest(host, "0f01c1 fb f4 ebfc")
-    domain.vcpus[0].cpu.general[RAX], domain.vcpus[0].cpu.general[RDI] = 15, when
+    cpu_of(domain).general[RAX], cpu_of(domain).general[RDI] = 15, when
     host.unpause(domain)
     time.sleep(0.02)
     assert any(thread.name == "ticker" and thread.is_alive() for thread in host.scheduler._threads)

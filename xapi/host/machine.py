@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hypervisor.arch.x86_64.cpu.support import why_no_guests
-from hypervisor.processor import processor
+from hypervisor.arch.x86_64.processor import processor
 from xapi.host.guestless import GuestlessBackend
 from xapi.host.storage import LocalStorage
 from xapi.host.threads import Threads

@@ -31,8 +31,25 @@ _FIXED, _LOWEST, _INIT, _STARTUP = 0, 1, 5, 6
 _ILLEGAL_VECTOR_SENT, _ILLEGAL_VECTOR_RECEIVED = 1 << 5, 1 << 6
 _SELF, _ALL, _OTHERS = 1, 2, 3
 _LOGICAL, _ASSERT, _LEVEL = 1 << 11, 1 << 14, 1 << 15
+ADDRESS = 0xFEE0_0000
+"""Where each CPU sees its own local APIC (Intel SDM volume 3, section 11.4.1)."""
 CYCLE = 10
 """Nanoseconds of the bus clock that the timer counts: the 100 MHz of CPUID leaf 0x16 and of Xen."""
+
+
+def identity(vcpu: int) -> int:
+    """Return the number of a vCPU's APIC: twice its own, in Xen; CPUID leaf 1 and the ACPI tables say the same."""
+    return 2 * vcpu
+
+
+def after_reset(number: int) -> bytes:
+    """Return the registers of an APIC after reset (Intel SDM volume 3, section 11.4.7)."""
+    page = bytearray(PAGE)
+    for offset, value in ((ID, number << 24), (VERSION, 0x50014), (DFR, 0xFFFFFFFF), (SVR, 0xFF)):
+        struct.pack_into("<I", page, offset, value)
+    for offset in range(LVT_TIMER, LVT_ERROR + 1, 0x10):
+        struct.pack_into("<I", page, offset, _MASKED)
+    return bytes(page)
 
 
 class Processors(Protocol):

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unicorn import UcError
 from unicorn import x86_const as x86
 
+from hypervisor.arch import vcpu
+from hypervisor.arch.x86_64.cpu import apic
 from hypervisor.arch.x86_64.cpu.overlay import Segment as LiveSegment
 from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.memory.guest_memory import PAGE
@@ -34,7 +37,6 @@ _LIVE = {_EFER: "efer", 0xC0000081: "star", 0xC0000082: "lstar", 0xC0000083: "cs
 _CR0_BITS, _CR4_BITS, _EFER_BITS = 0xE005003F, 0x7FFFFF, 0xFFFF
 _PE, _PG, _PAE = 1, 1 << 31, 1 << 5
 _LME, _LMA = 1 << 8, 1 << 10
-_LOCAL_APIC = 0xFEE00000
 
 _FPU = (x86.UC_X86_REG_FPCW, x86.UC_X86_REG_FPSW, x86.UC_X86_REG_FPTAG, x86.UC_X86_REG_FOP)
 _FPU_POINTERS = (x86.UC_X86_REG_FIP, x86.UC_X86_REG_FDP)
@@ -131,8 +133,9 @@ class CPUContext:
             raise ValueError("a CPU's MXCSR has unknown bits")
 
 
-def read(cpu: VCPU) -> CPUContext:
+def read(cpu: vcpu.VCPU) -> CPUContext:
     """Return the registers of a vCPU that does not run. Takes 0.2 ms."""
+    assert isinstance(cpu, VCPU)
     cpu.reside()
     overlay, engine = cpu.overlay, cpu.engine
     regs = overlay.regs
@@ -152,12 +155,23 @@ def read(cpu: VCPU) -> CPUContext:
         fpu_registers=tuple(tuple(engine.reg_read(x86.UC_X86_REG_FP0 + number)) for number in range(8)),
         mxcsr=int(engine.reg_read(x86.UC_X86_REG_MXCSR)),
         xmm=tuple(int(engine.reg_read(x86.UC_X86_REG_XMM0 + number)) for number in range(16)),
-        apic=cpu.apic_page(_LOCAL_APIC),
+        apic=cpu.apic_page(apic.ADDRESS),
     )
 
 
-def load(cpu: VCPU, context: CPUContext) -> None:
-    """Put a new vCPU, one that never ran, into a state; its APIC's page, if the context has one, is mapped already."""
+def load(cpu: vcpu.VCPU, context: CPUContext) -> None:
+    """Put a new vCPU, one that never ran, into a state; its APIC's page, if the context has one, is mapped already.
+
+    Raises ValueError for a state that the engine refuses.
+    """
+    assert isinstance(cpu, VCPU)
+    try:
+        _load(cpu, context)
+    except UcError as error:
+        raise ValueError(str(error)) from error
+
+
+def _load(cpu: VCPU, context: CPUContext) -> None:
     cpu.reside()
     overlay, engine = cpu.overlay, cpu.engine
     regs = overlay.regs
@@ -188,7 +202,7 @@ def load(cpu: VCPU, context: CPUContext) -> None:
     regs.eflags = context.rflags | 2  # between runs condition codes and DF are here: each run begins by taking them out
     overlay.derive_mode(context.cpl, context.shadowed)
     if context.apic:
-        cpu.load_apic(_LOCAL_APIC, context.apic)
+        cpu.load_apic(apic.ADDRESS, context.apic)
 
 
 def _read_msr(cpu: VCPU, number: int) -> int:

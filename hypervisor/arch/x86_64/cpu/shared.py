@@ -28,11 +28,12 @@ from typing import Any, Protocol
 from unicorn import UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, Uc
 from unicorn import x86_const as x86
 
+from hypervisor.arch.vcpu import Outcome
 from hypervisor.arch.x86_64.cpu.apic import LocalAPIC, Processors
 from hypervisor.arch.x86_64.cpu.code import TranslatedCode
 from hypervisor.arch.x86_64.cpu.holes import Holes
 from hypervisor.arch.x86_64.cpu.overlay import PAUSE_EXIT, VMCB_PAGE, Overlay, Parked, close_engine
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome, Platform, new_engine
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Platform, new_engine
 from hypervisor.memory.guest_memory import PAGE, Memory
 
 _SIGNATURE_LEAF = 1

@@ -13,7 +13,6 @@ halts at once 1.2 µs, a hypercall 1 µs plus its work, an exception 15 µs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from typing import Any, Protocol
 
 from unicorn import (
@@ -29,7 +28,8 @@ from unicorn import (
 )
 from unicorn import x86_const as x86
 
-from hypervisor.arch.x86_64.cpu import paging
+from hypervisor.arch.vcpu import Outcome
+from hypervisor.arch.x86_64.cpu import initial, paging
 from hypervisor.arch.x86_64.cpu.code import TranslatedCode
 from hypervisor.arch.x86_64.cpu.exceptions import (
     DOUBLE_FAULT,
@@ -72,19 +72,8 @@ _ALL, _LOW = (1 << 64) - 1, (1 << 32) - 1
 _CODE64 = 1 << 15
 """hflags' CS64."""
 _IF, _RF = 1 << 9, 1 << 16
-
-
-class Outcome(Enum):
-    """Why `run` came back."""
-
-    HALTED = "halted"
-    """HLT with interrupts on: nothing to do until the next one."""
-    STOPPED = "stopped"
-    """Somebody asked for it."""
-    OFF = "off"
-    """HLT with interrupts off: this CPU will never go on."""
-    CRASHED = "crashed"
-    """A fault that cannot be delivered: see `VCPU.crash`."""
+_ARGUMENTS = (RDI, RSI, RDX, R10, R8)
+"""The registers of a hypercall's arguments in 64-bit code."""
 
 
 class Platform(Protocol):
@@ -218,7 +207,20 @@ class VCPU:
         if vector:
             self.overlay.interrupt(vector)
 
+    # Hypercalls of 64-bit code
+
+    def argument(self, number: int) -> int:
+        """Return an argument of the hypercall in which the CPU is; the first is 0."""
+        return int(self.general[_ARGUMENTS[number]])
+
+    def answer(self, result: int) -> None:
+        """Let a hypercall that is over return something else."""
+        self.general[RAX] = result & _ALL
+
     # What only vCPUs that share an engine do (`hypervisor.arch.x86_64.cpu.shared`)
+
+    initial_size = initial.SIZE
+    """Bytes of the state in which a guest starts a vCPU (VCPUOP_initialise)."""
 
     gave_up = False
     """True when the last run ended because the guest waits for another vCPU."""
@@ -245,6 +247,10 @@ class VCPU:
     def start(self, page: int) -> None:
         """Put the CPU at the start of a page in real mode."""
         raise NotImplementedError("this vCPU runs alone: no other one can start it")
+
+    def initialise(self, state: bytes) -> None:
+        """Take the state in which a guest starts it. Raises XenError for one in which no CPU can start."""
+        initial.load(self, state)
 
     def withdraw(self) -> None:
         """Take back an interrupt that the guest has not taken; while its event is pending, the next run offers it."""

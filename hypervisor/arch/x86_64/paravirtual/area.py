@@ -2,7 +2,7 @@
 
 On hardware these are pages of the host; here they lie in the domain's `Memory`, behind its RAM, so that the
 CPU's page walks and our own checked ones find them. Frame numbers are the same for guest and machine:
-`mfn == pfn`, and the M2P table says so. An image of a domain has its RAM only: `snapshot.paravirtual`.
+`mfn == pfn`, and the M2P table says so. An image of a domain has its RAM only: `context`.
 
     frame 0      the shared page (start_info.shared_info)
     frame 1      Xen's part of the GDT: page 14 of each vCPU's (FIRST_RESERVED_GDT_PAGE of public/arch-x86/xen.h)
@@ -24,7 +24,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hypervisor.domains import maptrack
+from hypervisor.memory import foreign
 from hypervisor.memory.guest_memory import PAGE, Memory
 
 M2P, WINDOW = 0xFFFF_8000_0000_0000, 0xFFFF_8080_0000_0000
@@ -53,6 +53,11 @@ _DESCRIPTORS = {
     0xE030: 0x00AF_9B00_0000_FFFF,  # 64-bit code of the kernel's level
 }
 """Xen's own descriptors, as the guest's CPU finds them: those for the kernel have DPL 0."""
+
+
+def canonical(address: int) -> bool:
+    """Tell whether an address is one of 48 bits, sign-extended."""
+    return address >> 47 in (0, 0x1FFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class Area:
         level1 = -(-self.table_frames // 512)
         level2 = -(-level1 // 512)
         first = self.table + self.table_frames + level1 + level2
-        return range(first, first + maptrack.MOST)
+        return range(first, first + foreign.MOST)
 
     @property
     def size(self) -> int:

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, Uc
 from unicorn import x86_const as x86
 
+from hypervisor.arch import vcpu
+from hypervisor.arch.vcpu import Outcome
 from hypervisor.arch.x86_64.cpu.overlay import (
     CS,
     DS,
@@ -47,7 +49,7 @@ from hypervisor.arch.x86_64.cpu.overlay import (
     RSP,
     SS,
 )
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Outcome, Platform
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Platform
 from hypervisor.arch.x86_64.paravirtual import segments
 from hypervisor.arch.x86_64.paravirtual.area import (
     FRAME_MASK,
@@ -62,7 +64,6 @@ from hypervisor.arch.x86_64.paravirtual.area import (
 )
 from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
 from hypervisor.arch.x86_64.paravirtual.state import PVState
-from hypervisor.domains.event_channel import EventChannels
 from hypervisor.memory.guest_memory import BadAddress, Memory
 
 _WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
@@ -88,6 +89,13 @@ _ALL = (1 << 64) - 1
 _LOW_WORD = 0xFFFFFFFF
 
 
+class Events(Protocol):
+    """The event channels of a domain, as far as its CPUs bounce to their callbacks by themselves."""
+
+    def info_of(self, vcpu: int) -> int:
+        """Return where a vCPU's vcpu_info is in `Memory.bytes`, negative for nowhere."""
+
+
 class PVCPU(VCPU):
     """A vCPU of a paravirtual domain; `attach` it to the domain before it runs."""
 
@@ -106,13 +114,14 @@ class PVCPU(VCPU):
         self.state = PVState()
         self._regs = self.overlay.regs
         self._bytes, self._words = memory.bytes, memory.words
-        self._events: EventChannels | None = None
+        self._events: Events | None = None
+        self._cpus: Sequence[PVCPU] = ()
         self._in_hypercall = False
         self._flush = False
 
-    def attach(self, area: Area, tables: PageTables, events: EventChannels) -> None:
-        """Give the CPU what all of the domain share."""
-        self.area, self.tables, self._events = area, tables, events
+    def attach(self, area: Area, tables: PageTables, events: Events, cpus: Sequence[PVCPU]) -> None:
+        """Give the CPU what all of the domain share, with themselves."""
+        self.area, self.tables, self._events, self._cpus = area, tables, events, cpus
 
     # Running
 
@@ -164,6 +173,11 @@ class PVCPU(VCPU):
     def flush(self) -> None:
         """Forget all translations when the hypercall ends or the vCPU next runs."""
         self._flush = True
+
+    def flush_everywhere(self) -> None:
+        """Have all CPUs of the domain forget translations."""
+        for cpu in self._cpus:
+            cpu.flush()
 
     def flush_now(self) -> None:
         """Forget all translations."""
@@ -421,3 +435,9 @@ class PVCPU(VCPU):
         """Set or clear CR0.TS: with it, the next use of the FPU is exception 7."""
         cr0 = self.overlay.cr[0]
         self.engine.reg_write(x86.UC_X86_REG_CR0, cr0 | 8 if on else cr0 & ~8)
+
+
+def paravirtual(cpu: vcpu.VCPU) -> PVCPU:
+    """Return a CPU of a paravirtual domain as what it is."""
+    assert isinstance(cpu, PVCPU)
+    return cpu

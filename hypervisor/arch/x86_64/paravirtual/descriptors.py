@@ -5,12 +5,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual.area import ACCESSED, DIRTY, GDT_PAGES, LDT_PAGES, NO_EXECUTE, PRESENT, WRITABLE
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.domains.domain import Domain
+from hypervisor.arch.vcpu import VCPU
+from hypervisor.arch.x86_64.paravirtual.area import (
+    ACCESSED,
+    DIRTY,
+    GDT_PAGES,
+    LDT_PAGES,
+    NO_EXECUTE,
+    PRESENT,
+    WRITABLE,
+    canonical,
+)
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU, paravirtual
 from hypervisor.errors import EINVAL, XenError
-from hypervisor.hypercalls.callbacks import canonical, paravirtual
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 
 _MOST = 7168
@@ -18,7 +25,7 @@ _MOST = 7168
 _ENTRY = PRESENT | WRITABLE | ACCESSED | DIRTY | NO_EXECUTE
 
 
-def set_gdt(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def set_gdt(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Let a list of frames be the calling CPU's GDT, with a number of entries."""
     pv, entries = paravirtual(cpu), arguments[1] & 0xFFFFFFFF
     if entries > _MOST:
@@ -28,19 +35,19 @@ def set_gdt(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     if any(frame >= pv.area.frames for frame in frames):
         raise XenError(EINVAL)
     pv.state.gdt = frames
-    pv.area.place_gdt(domain.memory, cpu.number, frames)
+    pv.area.place_gdt(pv.memory, cpu.number, frames)
     pv.flush()
     return 0
 
 
-def update_descriptor(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def update_descriptor(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Write a descriptor at a machine address. System segments are refused, as in Xen."""
     address, descriptor = arguments[0], arguments[1]
     kind = descriptor >> 40 & 0x1F
     refused = descriptor >> 47 & 1 and not kind & 0x10 and kind not in (0, 0xC)
     if address & 7 or refused or not 0 <= address < paravirtual(cpu).area.ram:
         raise XenError(EINVAL)
-    domain.memory.write_u64(address, descriptor)
+    cpu.memory.write_u64(address, descriptor)
     return 0
 
 

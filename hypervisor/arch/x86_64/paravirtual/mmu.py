@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator, Sequence
+from typing import Protocol
 
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.domains.domain import Domain
-from hypervisor.domains.event_channel import DOMID_SELF
+from hypervisor.arch.vcpu import VCPU
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU, paravirtual
+from hypervisor.arch.x86_64.paravirtual.descriptors import set_ldt
+from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import EACCES, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, XenError
-from hypervisor.hypercalls.callbacks import paravirtual
-from hypervisor.hypercalls.descriptors import set_ldt
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 
 _MOST = 1 << 14
@@ -28,7 +27,16 @@ _FLUSH_CACHE, _SET_LDT, _NEW_USER_BASE, _CLEAR_PAGE, _COPY_PAGE, _FLUSH_CACHE_GL
 _FLUSH_TYPE = 3
 
 
-def _check_owner(domain: Domain, owner: int) -> None:
+class Caller(Protocol):
+    """What these ask of the domain that calls."""
+
+    domid: int
+
+    def peer(self, domid: int) -> object | None:
+        """Return another domain of the host."""
+
+
+def _check_owner(domain: Caller, owner: int) -> None:
     """Refuse page tables of others: only DOMID_SELF and the caller's own number are served."""
     if owner == DOMID_SELF:
         return
@@ -55,7 +63,7 @@ def _each(cpu: VCPU, arguments: Sequence[int], size: int) -> Generator[bytes, No
             cpu.write(done_at, struct.pack("<I", done))
 
 
-def mmu_update(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def mmu_update(domain: Caller, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Write page table entries by machine address; the lowest bits of it say what kind of update."""
     _check_owner(domain, arguments[3])
     pv = paravirtual(cpu)
@@ -74,7 +82,7 @@ def mmu_update(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
                 frame = pointer >> 12
                 if frame >= area.frames:
                     raise XenError(EINVAL)
-                domain.memory.write_u64(area.table * PAGE + 8 * frame, value)
+                pv.memory.write_u64(area.table * PAGE + 8 * frame, value)
             elif kind in (_NORMAL, _PRESERVE):
                 tables.update(pointer & ~3, value, kind == _PRESERVE)
             else:
@@ -84,7 +92,7 @@ def mmu_update(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     return 0
 
 
-def update_va_mapping(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def update_va_mapping(domain: Caller, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Write the level-1 entry of a virtual address of the kernel's."""
     address, value, flags = arguments[0], arguments[1], arguments[2]
     pv = paravirtual(cpu)
@@ -93,39 +101,30 @@ def update_va_mapping(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> in
         raise XenError(EINVAL)
     pv.tables.update(at, value)
     if flags & _FLUSH_TYPE:
-        flush(domain, pv, everywhere=bool(flags & ~_FLUSH_TYPE))
+        pv.flush_everywhere() if flags & ~_FLUSH_TYPE else pv.flush()
     return 0
 
 
-def update_va_mapping_otherdomain(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def update_va_mapping_otherdomain(domain: Caller, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do `update_va_mapping` with a frame of another domain, which only the caller itself may be."""
     _check_owner(domain, arguments[3])
     return update_va_mapping(domain, cpu, arguments)
 
 
-def flush(domain: Domain, cpu: PVCPU, everywhere: bool = True) -> None:
-    """Have a vCPU, or all, forget translations when the hypercall ends."""
-    if not everywhere:
-        cpu.flush()
-        return
-    for vcpu in domain.vcpus:
-        paravirtual(vcpu.cpu).flush()
-
-
-def mmuext_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def mmuext_op(domain: Caller, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do a list of mmuext_op {u32 cmd; u64 arg1, arg2}: pins, base pointers, flushes, the LDT, whole frames."""
     _check_owner(domain, arguments[3])
     pv = paravirtual(cpu)
     operations = _each(cpu, arguments, 24)
     try:
         for operation in operations:
-            _extended(domain, pv, *struct.unpack("<IxxxxQQ", operation))
+            _extended(pv, *struct.unpack("<IxxxxQQ", operation))
     finally:
         operations.close()
     return 0
 
 
-def _extended(domain: Domain, cpu: PVCPU, command: int, first: int, second: int) -> None:
+def _extended(cpu: PVCPU, command: int, first: int, second: int) -> None:
     if _PIN_L1 <= command <= _PIN_L4:
         cpu.tables.pin(first, command + 1)
     elif command == _UNPIN:
@@ -137,7 +136,7 @@ def _extended(domain: Domain, cpu: PVCPU, command: int, first: int, second: int)
     elif command in (_FLUSH_LOCAL, _INVALIDATE_LOCAL):
         cpu.flush()
     elif command in (_FLUSH_MULTI, _INVALIDATE_MULTI, _FLUSH_ALL, _INVALIDATE_ALL):
-        flush(domain, cpu)
+        cpu.flush_everywhere()
     elif command in (_FLUSH_CACHE, _FLUSH_CACHE_GLOBAL):
         raise XenError(EACCES)  # for domains with devices of their own
     elif command == _SET_LDT:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hypervisor.arch.x86_64.cpu.overlay import CS, DS, ES, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, SS, Segment
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.errors import EINVAL, XenError
+
+if TYPE_CHECKING:
+    from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 
 SIZE = 8 + 120
 """Bytes of vcpu_hvm_context: its mode, and the larger of the two sets of registers."""

@@ -15,18 +15,16 @@ has pinned and the CPUs use. What it had written into the M2P table itself is lo
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from hypervisor.arch.x86_64.paravirtual.area import FRAME_MASK, RESERVED_GDT_PAGE
+from hypervisor.arch.x86_64.paravirtual.area import FRAME_MASK, RESERVED_GDT_PAGE, canonical
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.paravirtual.descriptors import set_ldt
 from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
 from hypervisor.arch.x86_64.paravirtual.state import PVState
 from hypervisor.errors import EINVAL, XenError
-from hypervisor.hypercalls.callbacks import canonical
-from hypervisor.hypercalls.descriptors import set_ldt
 from hypervisor.memory.guest_memory import PAGE
-from hypervisor.migration.records import ImageError
 
 _STATE = struct.Struct("<256Q256BQQ?Q?Q?QQQQI8QI")
 """Traps' addresses and flags, callbacks, stack, roots, LDT, debug registers, number of the GDT's frames."""
@@ -48,18 +46,18 @@ def encode(state: PVState) -> bytes:
 
 
 def decode(body: bytes) -> PVState:
-    """Return what a body says. Raises ImageError for addresses that no guest can have told; `install` checks frames."""
+    """Return what a body says. Raises ValueError for addresses that no guest can have told; `install` checks frames."""
     if len(body) < _STATE.size:
-        raise ImageError("a paravirtual CPU's record is too short")
+        raise ValueError("a paravirtual CPU's record is too short")
     values = _STATE.unpack_from(body)
     addresses, flags, rest = values[:256], values[256:512], values[512:]
     callbacks, (stack, *roots), ldt, debug, count = rest[:7], rest[7:10], rest[10:12], rest[12:20], rest[20]
     if count > RESERVED_GDT_PAGE or len(body) != _STATE.size + 8 * count:
-        raise ImageError("a paravirtual CPU's descriptor table has another length")
+        raise ValueError("a paravirtual CPU's descriptor table has another length")
     event, failsafe, syscall, syscall32 = callbacks[0], callbacks[1:3], callbacks[3:5], callbacks[5:7]
     told = (*addresses, event, failsafe[0], syscall[0], syscall32[0])
     if not all(canonical(address) for address in told) or any(root % PAGE for root in roots):
-        raise ImageError("a paravirtual CPU has impossible addresses")
+        raise ValueError("a paravirtual CPU has impossible addresses")
     gdt = struct.unpack_from(f"<{count}Q", body, _STATE.size)
     traps = list(zip(addresses, flags))
     return PVState(traps, event, failsafe, syscall, syscall32, stack, roots[0], roots[1], gdt, ldt, list(debug))
@@ -70,31 +68,31 @@ def encode_pinned(pinned: Iterable[tuple[int, int]]) -> bytes:
     return b"".join(_PINNED.pack(*each) for each in pinned)
 
 
-def decode_pinned(body: bytes) -> Iterator[tuple[int, int]]:
-    """Yield what a body says. Raises ImageError."""
+def decode_pinned(body: bytes) -> list[tuple[int, int]]:
+    """Return what a body says. Raises ValueError."""
     if len(body) % _PINNED.size:
-        raise ImageError("a list of page tables has a broken length")
-    yield from _PINNED.iter_unpack(body)
+        raise ValueError("a list of page tables has a broken length")
+    return [(frame, level) for frame, level in _PINNED.iter_unpack(body)]
 
 
 def pin(tables: PageTables, pinned: Mapping[int, int]) -> None:
-    """Pin page tables, levels by frames, whose content is in place. Raises ImageError for what is none."""
+    """Pin page tables, levels by frames, whose content is in place. Raises ValueError for what is none."""
     for frame, level in pinned.items():
         try:
             if not 1 <= level <= 4:
                 raise XenError(EINVAL)
             tables.pin(frame, level)
         except XenError as error:
-            raise ImageError(f"frame {frame:#x} is no page table of level {level}") from error
+            raise ValueError(f"frame {frame:#x} is no page table of level {level}") from error
 
 
 def install(cpu: PVCPU, state: PVState) -> None:
-    """Let a new CPU, whose registers are loaded, have a state. Raises ImageError where it does not fit the memory."""
+    """Let a new CPU, whose registers are loaded, have a state. Raises ValueError where it does not fit the memory."""
     cpu.state = state = copied(state)
     if any(frame >= cpu.area.frames for frame in state.gdt):
-        raise ImageError("a descriptor table lies outside of the domain's memory")
+        raise ValueError("a descriptor table lies outside of the domain's memory")
     if cpu.overlay.cr[3] & FRAME_MASK not in (state.kernel_root, state.user_root):
-        raise ImageError("a paravirtual CPU runs on page tables that it was not given")
+        raise ValueError("a paravirtual CPU runs on page tables that it was not given")
     try:
         for root in (state.kernel_root, state.user_root):
             if root:
@@ -102,5 +100,5 @@ def install(cpu: PVCPU, state: PVState) -> None:
         if state.ldt[1]:
             set_ldt(cpu, *state.ldt)
     except XenError as error:
-        raise ImageError("a paravirtual CPU's page tables are none") from error
+        raise ValueError("a paravirtual CPU's page tables are none") from error
     cpu.area.place_gdt(cpu.memory, cpu.number, state.gdt)

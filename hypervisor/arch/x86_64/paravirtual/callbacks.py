@@ -11,12 +11,11 @@ from collections.abc import Sequence
 
 from unicorn import x86_const as x86
 
+from hypervisor.arch.vcpu import VCPU
 from hypervisor.arch.x86_64.cpu.overlay import GS
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.arch.x86_64.paravirtual import segments
-from hypervisor.arch.x86_64.paravirtual.area import END_XEN_SLOT, FIRST_XEN_SLOT
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.domains.domain import Domain
+from hypervisor.arch.x86_64.paravirtual.area import END_XEN_SLOT, FIRST_XEN_SLOT, canonical
+from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU, paravirtual
 from hypervisor.errors import EFAULT, EINVAL, ENODEV, ENOSYS, EPERM, XenError
 from hypervisor.memory.guest_memory import BadAddress
 
@@ -32,23 +31,12 @@ _DR = (
 )
 
 
-def paravirtual(cpu: VCPU) -> PVCPU:
-    """Return the calling CPU as what it is: these hypercalls are in the table of paravirtual domains only."""
-    assert isinstance(cpu, PVCPU)
-    return cpu
-
-
-def canonical(address: int) -> bool:
-    """Tell whether an address is one of 48 bits, sign-extended."""
-    return address >> 47 in (0, 0x1FFFF)
-
-
 def _check(address: int) -> None:
     if not canonical(address):
         raise XenError(EINVAL)
 
 
-def set_trap_table(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def set_trap_table(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Take entries of trap_info {u8 vector, flags; u16 cs; unsigned long address}, until one of address 0."""
     state, at = paravirtual(cpu).state, arguments[0]
     if not at:
@@ -67,7 +55,7 @@ def set_trap_table(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     return 0
 
 
-def set_callbacks(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def set_callbacks(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Take the addresses for events, failsafe and system calls."""
     for kind, address in zip((_EVENT, _FAILSAFE, _SYSCALL), arguments, strict=False):
         if canonical(address):
@@ -75,7 +63,7 @@ def set_callbacks(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     return 0
 
 
-def callback_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def callback_op(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do CALLBACKOP_register {u16 type, flags; unsigned long address} or _unregister {u16 type}."""
     command, at = arguments[0] & 0xFFFFFFFF, arguments[1]
     if command == 0:
@@ -108,7 +96,7 @@ def _register(cpu: PVCPU, kind: int, flags: int, address: int) -> None:
         raise XenError(ENOSYS)
 
 
-def nmi_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def nmi_op(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do XENNMI_register_callback {unsigned long handler, pad} or _unregister_callback."""
     command = arguments[0] & 0xFFFFFFFF
     if command == 0:
@@ -122,22 +110,23 @@ def nmi_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     return 0
 
 
-def stack_switch(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def stack_switch(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Take the stack on which the kernel is entered from its users."""
     paravirtual(cpu).state.stack = arguments[1]
     return 0
 
 
-def fpu_taskswitch(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def fpu_taskswitch(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Set or clear CR0.TS."""
     paravirtual(cpu).set_task_switched(bool(arguments[0] & 0xFFFFFFFF))
     return 0
 
 
-def set_segment_base(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def set_segment_base(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Set FS's base, GS's of the kernel or of its users, or load GS for the users (SEGBASE_*)."""
     which, base = arguments[0] & 0xFFFFFFFF, arguments[1]
-    overlay = cpu.overlay
+    pv = paravirtual(cpu)
+    overlay = pv.overlay
     if which in (_FS, _GS_USER, _GS_KERNEL):
         _check(base)
     if which == _FS:
@@ -147,7 +136,7 @@ def set_segment_base(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int
     elif which == _GS_KERNEL:
         overlay.segments[GS].base = base
     elif which == _GS_USER_SELECTOR:
-        _load_user_gs(paravirtual(cpu), base & 0xFFFF)
+        _load_user_gs(pv, base & 0xFFFF)
     else:
         raise XenError(EINVAL)
     return 0
@@ -167,10 +156,11 @@ def _load_user_gs(cpu: PVCPU, selector: int) -> None:
     segment.base = kernel
 
 
-def set_debugreg(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def set_debugreg(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Set a debug register; breakpoints are kept out of Xen's addresses, and general detection is Xen's."""
     number, value = arguments[0] & 0xFFFFFFFF, arguments[1]
-    state = paravirtual(cpu).state
+    pv = paravirtual(cpu)
+    state = pv.state
     if number > 7:
         raise XenError(ENODEV)
     number += 2 if number in (4, 5) else 0  # aliases, with CR4.DE clear
@@ -185,11 +175,11 @@ def set_debugreg(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
             raise XenError(EPERM)
     value = value & ~0x1000 | 0xFFFF0FF0 if number == 6 else value & ~0xD800 | 0x400 if number == 7 else value
     state.debug[number] = value
-    cpu.engine.reg_write(_DR[number], value)
+    pv.engine.reg_write(_DR[number], value)
     return 0
 
 
-def get_debugreg(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
+def get_debugreg(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Return a debug register."""
     number = arguments[0] & 0xFFFFFFFF
     if number > 7:
