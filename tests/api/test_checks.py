@@ -10,7 +10,7 @@ import pytest
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import Pool
-from xapi.access.passwords import hash_password
+from xapi.access.passwords import CHEAP, hash_password
 from xapi.calls.call import Origin
 
 NULL = "OpaqueRef:NULL"
@@ -116,7 +116,7 @@ class Directory:
 
     def __init__(self, pool: Pool, path: Path) -> None:
         self.pool = pool
-        hashed = hash_password("wonderland")
+        hashed = hash_password("wonderland", CHEAP)
         users = [*ROLES, "nobody", "stranger", "member"]
         lines = ['[groups.staff]\nsid = "S-staff"\n']
         for name in users:

@@ -17,7 +17,7 @@ from tests.api.test_truth import agree
 from tests.conftest import NOW, Pool
 from tests.durability.harness import WHOLE, Loop
 from tests.durability.server import Server
-from xapi.access.passwords import Passwords
+from xapi.access.passwords import CHEAP, Passwords
 from xapi.calls.call import Origin
 from xapi.datamodel.errors import Fault
 from xapi.inventory import declaration, fresh
@@ -38,7 +38,7 @@ class Stored(Pool):
         self.writer = Writer(database, self.loop.from_thread, 0.01)
         self.db = make_store(WHOLE, self.writer, self.loop.soon, database.generation)
         fresh.populate(self.db, declaration.Declaration(), rng=random.Random(1), now=NOW)
-        self.passwords = Passwords(directory / "passwords")
+        self.passwords = Passwords(directory / "passwords", CHEAP)
         self.passwords.set("root", "xenroot")
         self.guests, self.storage_directory = directory / "guests", directory / "storage"
         self.guests.mkdir()

@@ -17,9 +17,9 @@ from lxml import etree
 from xapi import datamodel
 from xapi.datamodel import permission_uuid
 from xapi.datamodel.types import NULL
-from xapi.inventory import declaration, scale
+from xapi.inventory import declaration, roles, scale
 from xapi.inventory.declaration import Declaration, DeclarationError, parse_declaration, read_declaration
-from xapi.inventory.fresh import create_roles, populate, upgrade
+from xapi.inventory.fresh import populate, upgrade
 from xapi.inventory.storage import DRIVERS
 from xapi.inventory.templates import default_templates, newest_set
 from xapi.store.memory import Change, Store
@@ -44,6 +44,7 @@ class Journal:
 def empty() -> Store:
     journal = Journal()
     journal.store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
+    roles.load(journal.store)
     return journal.store
 
 
@@ -306,13 +307,12 @@ def test_roles_hold_nothing_but_permissions(pool: Store) -> None:
     assert all(pool.role[ref].is_internal and not pool.role[ref].subroles for ref in held)
 
 
-def test_roles_are_made_once() -> None:
-    """They are made at every start, and again by populate."""
-    store = empty()
-    create_roles(store)
-    first = list(store.role.rows)
-    create_roles(store)
-    assert list(store.role.rows) == first
+def test_roles_are_the_same_in_every_pool_and_rows_of_their_own() -> None:
+    """What one store's rows say is made once a process."""
+    first, second = empty(), empty()
+    assert list(first.role.rows) == list(second.role.rows)
+    assert not {id(row) for row in first.role} & {id(row) for row in second.role}
+    assert all(row._created == row._modified == first.generation for row in first.role)
 
 
 # Templates

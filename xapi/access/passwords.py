@@ -10,11 +10,13 @@ import re
 import secrets
 from pathlib import Path
 
-_COST, _BLOCK, _PARALLEL = 2**14, 8, 1
+COST, _BLOCK, _PARALLEL = 2**14, 8, 1
 """scrypt's parameters: some 50 ms and 16 MiB a password."""
+CHEAP = 2
+"""The cost of a password that guards nothing, as a test's."""
 
 
-def hash_password(password: str, cost: int = _COST) -> str:
+def hash_password(password: str, cost: int = COST) -> str:
     """Return ``scrypt$N$r$p$salt$hash`` of a password, with a fresh salt."""
     salt = secrets.token_bytes(16)
     digest = hashlib.scrypt(password.encode(), salt=salt, n=cost, r=_BLOCK, p=_PARALLEL)
@@ -73,13 +75,14 @@ def _usable(stored: str) -> bool:
 
 
 class Passwords:
-    """The accounts of one state directory.
+    """The accounts of one state directory. New passwords cost as much to check as `cost` says.
 
     Raises OSError, ValueError for a file that cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cost: int = COST) -> None:
         self.path = path
+        self._cost = cost
         self._hashes = _read(path) if os.path.lexists(path) else {}
 
     def __contains__(self, user: str) -> bool:
@@ -87,7 +90,7 @@ class Passwords:
 
     def set(self, user: str, password: str) -> None:
         """Give a user a new password; it is on disk when this returns."""
-        hashes = self._hashes | {user: hash_password(password)}
+        hashes = self._hashes | {user: hash_password(password, self._cost)}
         write_secret(self.path, json.dumps(hashes, indent=1) + "\n")
         self._hashes = hashes
 

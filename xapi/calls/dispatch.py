@@ -24,7 +24,7 @@ from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import DecodeError
 from xapi.datamodel.types import NULL, Type
 from xapi.log.calls import SLOW, Entry
-from xapi.log.plan import Plan
+from xapi.log.plan import Plan, plans
 from xapi.wire.xmlrpc import Untyped
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Method:
 
     def __init__(self, message: Message, function: Callable[..., Any], reading: bool, model: Model) -> None:
         self.message = message
-        self.plan = Plan(message, model)
+        self.plan = plans(model)[message.full_name]
         self.noted = True
         """Each call of it is noted as it begins: for the log, or for the audit trail."""
         self.name = message.full_name

@@ -9,7 +9,8 @@ of an implicit message's name takes the place of the implicit behaviour.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any, TypeVar
@@ -49,7 +50,8 @@ def stops_with_client(function: Callable[..., Any]) -> bool:
     return function in _stopping
 
 
-def functions(model: Model) -> dict[str, Callable[..., Any]]:
+@cache
+def functions(model: Model) -> Mapping[str, Callable[..., Any]]:
     """Import all of `xapi.classes`, folders too, and return its functions by message. Raises RegistryError."""
     package = import_module("xapi.classes")
     for module in walk_packages(package.__path__, "xapi.classes."):

@@ -1,8 +1,7 @@
 """Fill an empty store with a new pool: what an installation leaves, and what is declared.
 
 The same seed and the same declaration give the same uuids, references and records everywhere: all
-randomness is the given `rng`, all time is the given `now`, and the order of creation is fixed. Roles
-have uuids of their own, made from their names.
+randomness is the given `rng`, all time is the given `now`, and the order of creation is fixed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from datetime import datetime
 from itertools import count
 from typing import Any
 
-from xapi.datamodel import permission_uuid
 from xapi.datamodel.types import NULL
 from xapi.inventory.declaration import (
     SR,
@@ -47,38 +45,7 @@ from xapi.store.memory import Store
 def populate(store: Store, declaration: Declaration, *, rng: random.Random, now: datetime) -> None:
     """Make all objects of a new pool in one change of an empty store."""
     with store.atomic():
-        create_roles(store)
         _Builder(store, declaration, rng, now).build()
-
-
-def create_roles(store: Store) -> None:
-    """Make the roles and permissions of the schema, unless they are there already.
-
-    A permission is a role without subroles; a role's subroles are all that it permits.
-    """
-    if len(store.role):
-        return
-    ranks = {role: rank for rank, role in enumerate(store.model.roles)}
-    held: dict[str, list[str]] = {role: [] for role in ranks}
-    with store.atomic():
-        for permission, (least, everyone) in store.model.permissions.items():
-            label = permission.lower()
-            uuid = permission_uuid(label)
-            ref = f"OpaqueRef:{uuid}"
-            store.role.create(ref, uuid=uuid, name_label=label, name_description="A basic permission", is_internal=True)
-            for role, rank in ranks.items():
-                mighty = rank <= ranks.get(least, -1) and role != "client-cert"
-                if mighty or (role == "client-cert" and everyone):
-                    held[role].append(ref)
-        for made in store.model.roles.values():
-            store.role.create(
-                made.ref,
-                uuid=made.uuid,
-                name_label=made.name,
-                name_description=made.doc,
-                is_internal=made.internal,
-                subroles=tuple(held[made.name]),
-            )
 
 
 def upgrade(store: Store, *, rng: random.Random) -> list[str]:

@@ -7,6 +7,7 @@ what may hold a password, is not: a new parameter is silent until somebody lets 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from xapi.datamodel.types import (
@@ -163,6 +164,12 @@ def _of_new(names: Names, record: Mapping[str, Any]) -> Any:
     if "name_label" in record:
         return record["name_label"]
     return [known for value in record.values() if isinstance(value, str) and (known := names.find(value)) is not None]
+
+
+@cache
+def plans(model: Model) -> Mapping[str, Plan]:
+    """Return the plans of all messages, by their full names."""
+    return {message.full_name: Plan(message, model) for message in model.messages}
 
 
 def _shower(message: Message, name: str, kind: Type) -> Show | None:

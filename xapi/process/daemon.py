@@ -17,6 +17,7 @@ from xapi.events.listeners import Events
 from xapi.hosts import availability
 from xapi.hosts.backends import Backends, nowhere
 from xapi.hosts.plugins import Plugins, run_nothing
+from xapi.inventory import roles
 from xapi.log.calls import Calls
 from xapi.networks.networks import Networks
 from xapi.operations import refusal
@@ -45,10 +46,11 @@ SWEEP = 60.0
 def make_store(
     model: Model, journal: Journal, call_soon: Callable[[Callable[[], None]], object], generation: int = 1
 ) -> Store:
-    """Return an empty store that keeps the derived fields of the toolstack's objects."""
+    """Return a store with nothing but roles, which keeps the derived fields of the toolstack's objects."""
     store = Store(model, journal, call_soon, generation)
     refusal.register(store)
     memory.register(store)
+    roles.load(store)
     return store
 
 

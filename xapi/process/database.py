@@ -133,7 +133,6 @@ def first_inventory(store: Store, config: Config, declared: Declaration, reactor
     """Fill an empty store; return what is left to do of a large inventory."""
     seed = secrets.randbits(128) if config.seed is None else config.seed
     if len(store.pool):
-        fresh.create_roles(store)
         renew_drivers(store)
         for name in fresh.upgrade(store, rng=random.Random(f"{seed}/{store.generation}")):
             log.info("new default template: {name}", name=name)

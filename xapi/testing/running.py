@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +11,6 @@ from typing import Any
 
 PASSWORD = "xenroot"
 """Root's, unless a test asks for another."""
-_CHEAP = 2
-"""scrypt's cost of a password that guards nothing: with the usual one a login takes 50 ms."""
 
 
 @dataclass
@@ -80,13 +77,13 @@ def running(
     Raises RuntimeError on the reactor's own, and what `xapi.process.service.make_service` does for settings that make
     no sense.
     """
-    from xapi.access.passwords import hash_password
+    from xapi.access.passwords import CHEAP, Passwords
     from xapi.process.config import IN_MEMORY, make
     from xapi.testing import reactor_thread, serving
 
     with TemporaryDirectory(prefix="kronos-", ignore_cleanup_errors=True) as directory:
         state = Path(directory)
-        (state / "passwords.json").write_text(json.dumps({"root": hash_password(password, _CHEAP)}), "utf-8")
+        Passwords(state / "passwords.json", CHEAP).set("root", password)
         config = make(
             {
                 "hosts": hosts,
