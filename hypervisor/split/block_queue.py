@@ -307,9 +307,7 @@ class BlockQueue:
 
 
 def _read(disk: Disk, offset: int, buffers: Buffers) -> None:
-    if len(buffers.views) == 1:
-        disk.readinto(offset, buffers.views[0])
-    elif buffers.length >= SCATTERED * len(buffers.views):
+    if len(buffers.views) == 1 or buffers.length >= SCATTERED * len(buffers.views):
         for view in buffers.views:
             disk.readinto(offset, view)
             offset += len(view)
@@ -321,9 +319,7 @@ def _read(disk: Disk, offset: int, buffers: Buffers) -> None:
 
 
 def _write(disk: Disk, offset: int, buffers: Buffers) -> None:
-    if len(buffers.views) == 1:
-        disk.write(offset, buffers.views[0])
-    elif buffers.length >= SCATTERED * len(buffers.views):
+    if len(buffers.views) == 1 or buffers.length >= SCATTERED * len(buffers.views):
         for view in buffers.views:
             disk.write(offset, view)
             offset += len(view)
