@@ -19,8 +19,8 @@ from twisted.internet.task import Clock
 from hypervisor.memory.guest_memory import Memory
 from tests.fakes import FakeBackend
 from xapi import datamodel
+from xapi.access.caller import Origin
 from xapi.access.passwords import CHEAP, Passwords
-from xapi.calls.call import Origin
 from xapi.datamodel.errors import Fault
 from xapi.inventory import declaration, fresh
 from xapi.log.calls import Calls

@@ -11,7 +11,6 @@ from twisted.internet.defer import Deferred
 from tests.conftest import Pool
 from xapi.calls.call import Call
 from xapi.host.storage import LocalStorage
-from xapi.vms.lifecycle import own_call
 
 MIB = 1 << 20
 NULL_REF = "OpaqueRef:NULL"
@@ -90,7 +89,7 @@ class Disks(Pool):
             disk.close()
 
     def call(self) -> Call:
-        return own_call(self.daemon, "VDI.create")
+        return self.daemon.dispatcher.own("VDI.create")[0]
 
     def run(self, coroutine: Any) -> Any:
         return self.outcome(Deferred.fromCoroutine(coroutine))

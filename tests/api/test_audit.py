@@ -135,7 +135,7 @@ def ann(pool: Pool, heard: Heard, tmp_path: Path) -> None:
     """A user of the directory who may only read."""
     path = tmp_path / "directory.toml"
     path.write_text('[users.ann]\nsid = "S-1"\npassword = "secret-of-ann"\n', "utf-8")
-    pool.daemon.directory_path = path
+    pool.daemon.sessions.directory_path = path
     pool("pool.enable_external_auth", next(iter(pool.db.pool))._ref, {}, "lab", "file")
     subject = pool("subject.create", {"subject_identifier": "S-1"})
     pool("subject.add_to_roles", subject, pool("role.get_by_name_label", "read-only")[0])

@@ -10,8 +10,8 @@ import pytest
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import Pool
+from xapi.access.caller import Origin
 from xapi.access.passwords import CHEAP, hash_password
-from xapi.calls.call import Origin
 
 NULL = "OpaqueRef:NULL"
 NOBODY = "OpaqueRef:nobody"
@@ -123,7 +123,7 @@ class Directory:
             groups = '["staff"]' if name == "member" else "[]"
             lines.append(f'[users.{name}]\nsid = "S-{name}"\npassword_hash = "{hashed}"\ngroups = {groups}\n')
         path.write_text("".join(lines))
-        pool.daemon.directory_path = path
+        pool.daemon.sessions.directory_path = path
         pool("pool.enable_external_auth", next(iter(pool.db.pool))._ref, {}, "example", "file")
         roles = {row.name_label: row._ref for row in pool.db.role if not row.is_internal}
         self.subjects = {}

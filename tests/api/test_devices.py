@@ -21,7 +21,7 @@ MAC = "02:00:00:00:00:01"
 def images(pool: Pool) -> None:
     """Every VDI has an image, whose name is the VDI's."""
 
-    async def image(call: Any, host: Any, vdi: Any) -> Image:
+    async def image(work: Any, host: Any, vdi: Any) -> Image:
         return Image(f"/images/{vdi.uuid}", "vhd")
 
     pool.daemon.storage.image = image  # type: ignore[method-assign]

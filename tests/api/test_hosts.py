@@ -196,7 +196,7 @@ def test_what_xapi_does_not_implement_either_says_so_in_its_words(
 
 def test_the_certificate_is_that_of_the_daemon(pool: Pool, host: Any) -> None:
     assert pool.fails("host.get_server_certificate", host._ref) == ["INTERNAL_ERROR", "no TLS is served"]
-    pool.daemon.certificate = "-----BEGIN"
+    pool.daemon.certificate.pem = "-----BEGIN"
     assert pool("host.get_server_certificate", host._ref) == "-----BEGIN"
 
 

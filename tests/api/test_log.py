@@ -17,7 +17,7 @@ from zope.interface import implementer
 from hypervisor.api import Shutdown
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
-from xapi.calls.call import Origin
+from xapi.access.caller import Origin
 from xapi.datamodel import errors
 from xapi.log import audit, lines
 from xapi.log.audit import Trail

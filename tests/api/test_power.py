@@ -620,7 +620,7 @@ def test_the_toolstack_that_starts_again_halts_what_ran_in_the_old_one(pool: Poo
     vm = running(pool)
     with pool.db.atomic():
         vm.current_operations = {"OpaqueRef:old": "suspend"}
-    assert lifecycle.forget_lost_domains(pool.daemon) == [vm._ref]
+    assert lifecycle.forget_lost_domains(pool.daemon.subsystems) == [vm._ref]
     assert (vm.power_state, vm.domid, dict(vm.current_operations)) == ("Halted", -1, {})
 
 
@@ -629,11 +629,11 @@ def test_vms_start_with_their_host_when_pool_and_vm_say_so(pool: Pool) -> None:
     from xapi.vms import lifecycle
 
     wanted, other = make_vm(pool, other_config={"auto_poweron": "true"}), make_vm(pool)
-    lifecycle.begin(pool.daemon)
+    lifecycle.begin(pool.daemon.subsystems)
     pool.turn()
     assert wanted.power_state == "Halted"
     with pool.db.atomic():
         next(iter(pool.db.pool)).other_config = {"auto_poweron": "true"}
-    lifecycle.begin(pool.daemon)
+    lifecycle.begin(pool.daemon.subsystems)
     pool.turn()
     assert (wanted.power_state, other.power_state) == ("Running", "Halted")

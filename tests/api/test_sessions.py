@@ -10,9 +10,9 @@ from twisted.internet.task import deferLater
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import NOW, Pool
+from xapi.access.caller import Origin
 from xapi.access.passwords import NOBODY, verify_password
 from xapi.access.sessions import DIRECTORY_DELAY
-from xapi.calls.call import Origin
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import EPOCH
 
@@ -98,7 +98,7 @@ def test_local_accounts_log_in_beside_a_directory(pool: Pool, tmp_path: Any) -> 
     """At the host itself, by slave_local_login_with_password."""
     path = tmp_path / "directory.toml"
     path.write_text('[users.other]\nsid = "S-1"\npassword = "p"\n')
-    pool.daemon.directory_path = path
+    pool.daemon.sessions.directory_path = path
     pool("pool.enable_external_auth", next(iter(pool.db.pool))._ref, {}, "example", "file")
     pool.passwords.set("other", "local")
     session = pool.raw("session.slave_local_login_with_password", "other", "local")
@@ -170,7 +170,7 @@ def test_users_are_looked_up_again(pool: Pool, tmp_path: Any) -> None:
     """After 30 minutes a role that was taken, or a user that is gone, counts for existing sessions."""
     path = tmp_path / "directory.toml"
     path.write_text('[users.ann]\nsid = "S-1"\npassword = "p"\n')
-    pool.daemon.directory_path = path
+    pool.daemon.sessions.directory_path = path
     pool("pool.enable_external_auth", next(iter(pool.db.pool))._ref, {}, "example", "file")
     subject = pool("subject.create", {"subject_identifier": "S-1"})
     roles = {row.name_label: row._ref for row in pool.db.role if not row.is_internal}
@@ -191,7 +191,7 @@ def test_a_new_subject_has_no_role(pool: Pool, tmp_path: Any) -> None:
     """Whatever its record asks for: who may log in is said by subject.add_to_roles."""
     path = tmp_path / "directory.toml"
     path.write_text('[users.ann]\nsid = "S-1"\npassword = "p"\n')
-    pool.daemon.directory_path = path
+    pool.daemon.sessions.directory_path = path
     pool("pool.enable_external_auth", next(iter(pool.db.pool))._ref, {}, "example", "file")
     (admin,) = pool("role.get_by_name_label", "pool-admin")
     subject = pool("subject.create", {"subject_identifier": "S-1", "roles": [admin]})
@@ -217,7 +217,7 @@ def test_directory_switched_off_ends_its_sessions(pool: Pool, tmp_path: Any) -> 
     """And leaves root's."""
     path = tmp_path / "directory.toml"
     path.write_text('[users.ann]\nsid = "S-1"\npassword = "p"\n')
-    pool.daemon.directory_path = path
+    pool.daemon.sessions.directory_path = path
     ref = next(iter(pool.db.pool))._ref
     pool("pool.enable_external_auth", ref, {}, "example", "file")
     assert pool.fails("pool.enable_external_auth", ref, {}, "example", "file")[0] == "POOL_AUTH_ALREADY_ENABLED"
@@ -234,7 +234,7 @@ def test_directory_that_cannot_be_used(pool: Pool, tmp_path: Any) -> None:
     ref = next(iter(pool.db.pool))._ref
     assert pool.fails("pool.enable_external_auth", ref, {}, "x", "AD") == ["AUTH_UNKNOWN_TYPE", "AD"]
     assert pool.fails("pool.enable_external_auth", ref, {}, "x", "file")[0] == "POOL_AUTH_ENABLE_FAILED"
-    pool.daemon.directory_path = tmp_path / "none"
+    pool.daemon.sessions.directory_path = tmp_path / "none"
     assert pool.fails("pool.enable_external_auth", ref, {}, "x", "file")[0] == "POOL_AUTH_ENABLE_FAILED"
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.api.conftest import Answer, Connection, parse, text
 from tests.conftest import NOW, Pool
 from xapi import datamodel
-from xapi.calls.call import Origin
+from xapi.access.caller import Origin
 from xapi.http.unserved import SERVED
 
 HANDLERS = datamodel.load().handlers

@@ -66,8 +66,8 @@ class After:
         self.pool: Disks = fit(before.pool.crashed(directory), Threads())
         self.pool.begin()
         self.db: Any = self.pool.db
-        lifecycle.forget_lost_domains(self.pool.daemon)
-        self.pool.run(lifecycle.undo_unfinished(self.pool.daemon))
+        lifecycle.forget_lost_domains(self.pool.daemon.subsystems)
+        self.pool.run(lifecycle.undo_unfinished(self.pool.daemon.subsystems))
 
     def check(self) -> None:
         """Assert that each image is of a user's or of a whole VM, also after a scan, and that nothing is noted."""

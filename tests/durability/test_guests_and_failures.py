@@ -17,8 +17,8 @@ from tests.api.test_truth import agree
 from tests.conftest import NOW, Pool
 from tests.durability.harness import WHOLE, Loop
 from tests.durability.server import Server
+from xapi.access.caller import Origin
 from xapi.access.passwords import CHEAP, Passwords
-from xapi.calls.call import Origin
 from xapi.datamodel.errors import Fault
 from xapi.inventory import declaration, fresh
 from xapi.process.daemon import make_store

@@ -41,7 +41,7 @@ def machine(make_pool: Callable[[], Pool]) -> type[RuleBasedStateMachine]:
             self.pool = make_pool()
             self.db = self.pool.db
 
-            async def image(call: Any, host: Any, vdi: Any) -> Image:
+            async def image(work: Any, host: Any, vdi: Any) -> Image:
                 return Image(f"/images/{vdi.uuid}", "vhd")
 
             self.pool.daemon.storage.image = image  # type: ignore[method-assign]

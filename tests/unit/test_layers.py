@@ -53,8 +53,8 @@ HYPERVISOR = rows(
 XAPI = rows(
     """
     __main__: process
-    access: calls datamodel log store
-    calls: access cancelling datamodel log process storage store wire
+    access: datamodel log store
+    calls: access cancelling datamodel log store wire
     cancelling:
     classes: access calls cancelling datamodel events hosts log networks operations storage store vms wire
         hypervisor.api
@@ -62,21 +62,21 @@ XAPI = rows(
     events: access datamodel store wire
     host: cancelling hypervisor.api hypervisor.arch hypervisor.disks hypervisor.guests hypervisor.host
         hypervisor.split hypervisor.storage hypervisor.toolstack
-    hosts: datamodel operations store vms wire hypervisor.api
+    hosts: access calls datamodel operations store vms wire hypervisor.api
     http: access calls datamodel events process wire hypervisor.api
     inventory: datamodel host hosts storage store vms hypervisor.api
-    log: calls datamodel process store hypervisor.api
+    log: access datamodel process store hypervisor.api
     networks: datamodel hosts store hypervisor.api
     operations: calls datamodel store
     plugin_modules:
     process: access calls datamodel events host hosts http inventory log networks operations storage store vms
         wire hypervisor.api
     reference: datamodel http tools
-    storage: calls cancelling datamodel log operations store vms hypervisor.api
+    storage: calls cancelling datamodel hosts log operations store vms hypervisor.api
     store: datamodel
     testing: access process
     tools: calls datamodel http
-    vms: calls cancelling datamodel events hosts log networks operations process storage store hypervisor.api
+    vms: calls cancelling datamodel events hosts log networks operations storage store hypervisor.api
     wire: datamodel process store
     """
 )
@@ -84,7 +84,7 @@ KNOT = frozenset({
     "access", "calls", "events", "hosts", "http", "inventory", "log", "networks", "operations", "process",
     "storage", "vms", "wire",
 })  # fmt: skip
-"""Rooms of `xapi` that know each other in circles, since a call is the only thing that can do work; none is to join."""
+"""Rooms of `xapi` that know each other in circles; none is to join."""
 CIRCLES: tuple[frozenset[str], ...] = ()
 """Those of `hypervisor`."""
 

@@ -25,11 +25,13 @@ from xapi.datamodel.types import NULL
 from xapi.log.lines import quoted, trackid
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from twisted.internet.interfaces import IReactorTime
 
+    from xapi.access.caller import Origin
     from xapi.access.directory import Account, Directory
     from xapi.access.passwords import Passwords
-    from xapi.calls.call import Origin
     from xapi.datamodel import Model
     from xapi.log.audit import Trail
     from xapi.store.memory import Store
@@ -66,6 +68,8 @@ class Sessions:
         self.clock = clock
         self.passwords = passwords
         self.directory: Directory | None = None
+        self.directory_path: Path | None = None
+        """The directory file that the configuration names, for who turns external authentication on."""
         self.trail: Trail | None = None
         self.pool_secret = pool_secret
         self.in_thread = in_thread

@@ -1,119 +1,51 @@
-"""What a message may use: the pool's objects, who calls, its task, and the time."""
+"""One call of one message: work, and who has asked for it."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from xapi.access.sessions import allowed
-from xapi.datamodel import errors
-from xapi.datamodel.lexical import moment
-from xapi.datamodel.types import NULL, Ref
+from xapi.access.caller import Caller
+from xapi.calls.tasks import Tasks
+from xapi.calls.work import Subsystems, Work
+from xapi.datamodel import Model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from twisted.internet.interfaces import IAddress, IReactorTime
-
     from xapi.datamodel import Message
-    from xapi.process.daemon import Daemon
-    from xapi.storage.unfinished import Making
-    from xapi.store.memory import Store
-    from xapi.store.rows import Row
 
 
-class Origin:
-    """Where a call comes from: whether it is a trusted local socket, its HTTP headers, and the peer's address."""
+class Call(Work):
+    """A call; `name` is the message's as it was called, with ``Async.`` in front."""
 
-    __slots__ = ("headers", "peer", "trusted")
+    __slots__ = ("borrowed", "message")
 
-    def __init__(
-        self, trusted: bool = False, headers: Mapping[bytes, bytes] | None = None, peer: IAddress | None = None
-    ) -> None:
-        self.trusted = trusted
-        self.headers = headers or {}
-        self.peer = peer
-
-    @property
-    def address(self) -> str:
-        """The peer's IP address; "" for a local socket."""
-        host: str = getattr(self.peer, "host", "")
-        return host
-
-
-class Call:
-    """One call of one message."""
-
-    __slots__ = ("_task", "borrowed", "daemon", "making", "message", "name", "origin", "session")
-
-    def __init__(
-        self, daemon: Daemon, message: Message, name: str, session: Row | None, origin: Origin, task: Row | None = None
-    ) -> None:
-        self.daemon = daemon
+    def __init__(self, subsystems: Subsystems, message: Message, name: str, caller: Caller, task: Any = None) -> None:
+        super().__init__(subsystems, name, caller, task)
         self.message = message
-        self.name = name
-        self.session: Any = session
-        self.origin = origin
-        self._task: Any = task
         self.borrowed = False
         """The task is one that the client named: its end is the client's to write."""
-        self.making: Making | None = None
-        """Notes of what the operation that this call is part of has made; see `xapi.storage.unfinished`."""
 
-    @property
-    def db(self) -> Store:
-        return self.daemon.db
+    def _begin(self) -> Any:
+        """Return the task that the client named, or a new one."""
+        tasks, caller = self[Tasks], self.caller
+        task = tasks.named_by(caller.origin, caller.session)
+        self.borrowed = task is not None
+        return task if self.borrowed else tasks.create(self.name, session=caller.session, origin=caller.origin)
 
-    @property
-    def clock(self) -> IReactorTime:
-        return self.daemon.clock
+    def done(self) -> None:
+        """Let the task go, unless it is the client's own."""
+        if not self.borrowed:
+            super().done()
 
-    @property
-    def now(self) -> datetime:
-        """The time of day, in whole seconds."""
-        return moment(self.daemon.clock.seconds())
+    def require_keys(self, field: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        """Check a whole map that is being set, key by key, where a key that changes has a role of its own.
 
-    @property
-    def task(self) -> Any:
-        """The task that clients see of this call: one that they name, or one made when first asked for."""
-        if self._task is None:
-            tasks = self.daemon.tasks
-            self._task = tasks.named_by(self.origin, self.session)
-            self.borrowed = self._task is not None
-            if not self.borrowed:
-                self._task = tasks.create(self.name, session=self.session, origin=self.origin)
-        return self._task
-
-    @property
-    def pool(self) -> Any:
-        """The one pool object."""
-        return next(iter(self.db.pool))
-
-    @property
-    def host(self) -> Any:
-        """The host that answers: the coordinator."""
-        return self.db.host[self.pool.master]
-
-    @property
-    def session_ref(self) -> Ref[Any]:
-        return NULL if self.session is None else self.session._ref
-
-    def may(self, permission: str) -> bool:
-        """Tell whether the caller has a permission besides that of the message."""
-        return self.session is None or allowed(self.session, permission)
-
-    def require(self, permission: str) -> None:
-        """Raise RBAC_PERMISSION_DENIED unless the caller has the permission."""
-        if not self.may(permission):
-            raise errors.RBAC_PERMISSION_DENIED(permission.lower(), "No permission in user session")
-
-    def require_keys(self, before: Mapping[str, str], after: Mapping[str, str], field: str) -> None:
-        """Check a whole map that is being set, key by key, where a key that changes has a role of its own."""
-        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-        adder = self.daemon.model.classes[self.message.class_name].messages[f"add_to_{field}"]
-        for key in changed:
-            permission = key_permission(adder, key)
-            self.require(permission or self.message.full_name)
+        Raises RBAC_PERMISSION_DENIED.
+        """
+        adder = self[Model].classes[self.message.class_name].messages[f"add_to_{field}"]
+        for key in {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}:
+            self.caller.require(key_permission(adder, key) or self.message.full_name)
 
 
 def key_permission(message: Message, key: str) -> str | None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from xapi.access.sessions import allowed
+from xapi.access.caller import TOOLSTACK, Caller, Origin
+from xapi.access.sessions import Sessions, allowed
 from xapi.calls import implicit, registry
-from xapi.calls.call import Call, Origin, key_permission
+from xapi.calls.call import Call, key_permission
 from xapi.calls.faults import unexpected
+from xapi.calls.tasks import Tasks
 from xapi.datamodel import Message, Model, errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import DecodeError
@@ -28,9 +30,9 @@ from xapi.log.plan import Plan, plans
 from xapi.wire.xmlrpc import Untyped
 
 if TYPE_CHECKING:
-    from xapi.process.daemon import Daemon
+    from xapi.calls.work import Subsystems
+    from xapi.log.calls import Calls
     from xapi.store.memory import Store
-    from xapi.store.rows import Row
 
 
 class Method:
@@ -137,25 +139,51 @@ def _reference(name: str, session: Any) -> str:
     raise errors.INTERNAL_ERROR(f"{name}: the session must be a string")
 
 
-async def _extend(call: Call, name: str, params: list[Any]) -> Any:
-    """Run an extension that was called by its own name, with all parameters as they came."""
-    return await call.daemon.plugins.call_extension(name, params)
+class Extensions(Protocol):
+    """Messages of the administrator's own, which are none of the schema's."""
+
+    def has_extension(self, name: str) -> bool:
+        """Tell whether there is one of this name."""
+
+    async def call_extension(self, name: str, params: list[Any]) -> Any:
+        """Run one with all parameters as they came, and return its result."""
 
 
 class Dispatcher:
-    """Call messages by name."""
+    """Call messages by name. `kept` renders a result as a task keeps it, `calls` is told of each call."""
 
-    def __init__(self, daemon: Daemon, functions: Mapping[str, Callable[..., Any]]) -> None:
-        self.daemon = daemon
-        self.db = daemon.db
-        self.methods = prepare(daemon.model, daemon.db, functions)
-        self._sessions = daemon.db.tables["session"].rows
-        self._extension = Method(self.methods["host.call_extension"].message, _extend, False, daemon.model)
+    def __init__(
+        self,
+        model: Model,
+        subsystems: Subsystems,
+        functions: Mapping[str, Callable[..., Any]],
+        extensions: Extensions,
+        kept: Callable[[Method, Any], str],
+        calls: Calls,
+    ) -> None:
+        self.db = subsystems.db
+        self.methods = prepare(model, self.db, functions)
+        self._subsystems = subsystems
+        self._tasks = subsystems[Tasks]
+        self._logins = subsystems[Sessions]
+        self._sessions = self.db.tables["session"].rows
+        self._extensions = extensions
+        self._kept = kept
+        self._calls = calls
+        self._seconds = calls.seconds
+
+        async def extend(call: Call, name: str, params: list[Any]) -> Any:
+            return await extensions.call_extension(name, params)
+
+        self._extension = Method(self.methods["host.call_extension"].message, extend, False, model)
         self._extension.result = Untyped()
-        self._calls = daemon.calls
-        self._seconds = daemon.calls.seconds
         for method in self.methods.values():
             method.noted = self._calls.notes(method.plan)
+
+    def own(self, name: str) -> tuple[Call, Callable[..., Any]]:
+        """Return a call that the toolstack makes itself, with a task of its own, and the message's function."""
+        method = self.methods[name]
+        return Call(self._subsystems, method.message, name, TOOLSTACK), method.function
 
     def call(self, name: str, params: list[Any], origin: Origin) -> tuple[Method, Any]:
         """Run a call and return its method and result, or a Deferred of it where it waits.
@@ -205,8 +233,8 @@ class Dispatcher:
         arguments = method.decode_arguments(params, first)
         session = self._authorise(method, reference, arguments, params, origin) if first else None
         shown = f"Async.{method.name}" if is_async else method.name
-        own = self.daemon.tasks.create(shown, session=session, origin=origin) if internal else None
-        call = Call(self.daemon, method.message, shown, session, origin, own)
+        own = self._tasks.create(shown, session=session, origin=origin) if internal else None
+        call = Call(self._subsystems, method.message, shown, Caller(session, origin), own)
         return method, call, params[1:] if first else params, arguments, is_async
 
     def _plan(self, name: str) -> Plan | None:
@@ -225,10 +253,10 @@ class Dispatcher:
         if not allowed(session, extension.permission):
             self._calls.denied(extension.plan, [], session, origin)
             raise self._denied(extension.permission)
-        if is_async or not self.daemon.plugins.has_extension(name):
+        if is_async or not self._extensions.has_extension(name):
             raise errors.MESSAGE_METHOD_UNKNOWN(name)
-        self.daemon.sessions.used(session)
-        call = Call(self.daemon, extension.message, name, session, origin)
+        self._logins.used(session)
+        call = Call(self._subsystems, extension.message, name, Caller(session, origin))
         return extension, call, [], [name, params], False
 
     def _session(self, ref: str) -> Any:
@@ -237,7 +265,7 @@ class Dispatcher:
             raise errors.SESSION_INVALID(ref)
         return session
 
-    def _authorise(self, method: Method, ref: str, arguments: list[Any], params: list[Any], origin: Origin) -> Row:
+    def _authorise(self, method: Method, ref: str, arguments: list[Any], params: list[Any], origin: Origin) -> Any:
         session = self._session(ref)
         if method.removed:
             raise errors.MESSAGE_REMOVED()
@@ -250,11 +278,11 @@ class Dispatcher:
             if not allowed(session, permission):
                 self._calls.denied(method.plan, params[1:], session, origin)
                 raise self._denied(permission)
-        self.daemon.sessions.used(session)
-        return session  # type: ignore[no-any-return]
+        self._logins.used(session)
+        return session
 
     def _denied(self, permission: str) -> Fault:
-        roles = self.daemon.sessions.roles_with(permission)
+        roles = self._logins.roles_with(permission)
         return errors.RBAC_PERMISSION_DENIED(
             permission.lower(), f"No permission in user session. (Roles with this permission: {', '.join(roles)})"
         )
@@ -271,7 +299,7 @@ class Dispatcher:
             with self.db.atomic():
                 result = self._guard(method, call, arguments)
         finally:
-            self._drop_task(call)
+            call.done()
         if self.db.last_written == before:
             return result
         return self._flushed(result)
@@ -293,12 +321,12 @@ class Dispatcher:
             try:
                 result = await self._waiting(method, call, arguments)
             finally:
-                self._drop_task(call)
+                call.done()
             return await self._flushed(result)
 
         deferred = Deferred.fromCoroutine(run())
-        if call._task is not None:
-            self.daemon.tasks.running(call._task, deferred)
+        if call.shown_task is not None:
+            self._tasks.running(call.shown_task, deferred)
         return deferred
 
     async def _waiting(self, method: Method, call: Call, arguments: list[Any]) -> Any:
@@ -308,20 +336,16 @@ class Dispatcher:
         except (Fault, GeneratorExit):
             raise
         except CancelledError:
-            if call._task is not None:
-                raise errors.TASK_CANCELLED(call._task._ref) from None
+            if call.shown_task is not None:
+                raise errors.TASK_CANCELLED(call.shown_task._ref) from None
             raise
         except Exception as error:
             self._calls.broken(method.plan, call.name, arguments)
             raise unexpected(error) from error
 
-    def _drop_task(self, call: Call) -> None:
-        if call._task is not None and not call.borrowed:
-            self.daemon.tasks.drop(call._task)
-
     def _start(self, method: Method, call: Call, arguments: list[Any], entry: Entry) -> str:
         """Make the task of an Async call, let the work begin in a later turn, and return the reference."""
-        tasks = self.daemon.tasks
+        tasks = self._tasks
         task = call.task
         ref: str = task._ref
 
@@ -331,7 +355,7 @@ class Dispatcher:
             else:
                 with self.db.atomic():
                     result = self._guard(method, call, arguments)
-            return self.daemon.task_result(method, await self._flushed(result))
+            return self._kept(method, await self._flushed(result))
 
         async def run() -> None:
             fault = None
@@ -355,7 +379,7 @@ class Dispatcher:
         def begin() -> None:
             tasks.running(task, Deferred.fromCoroutine(run()))
 
-        self.daemon.clock.callLater(0, begin)
+        self._subsystems.clock.callLater(0, begin)
         return ref
 
     def _flushed(self, result: Any) -> Deferred[Any]:

@@ -13,7 +13,11 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xapi.calls.call import Call, Origin
+from xapi.access.caller import Caller, Origin
+from xapi.calls.call import Call
+from xapi.calls.dispatch import Dispatcher
+from xapi.calls.tasks import Tasks
+from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel.errors import Fault
 
@@ -50,27 +54,27 @@ class _Running:
         return self.size * (1.0 if self.over else 0.0 if self.task is None else self.task.progress)
 
 
-async def part(call: Call, name: str, *arguments: Any) -> Any:
+async def part(work: Work, name: str, *arguments: Any) -> Any:
     """Run another message as a part of a call and return its result. Raises Fault, CancelledError."""
-    return await _run(call, Part(name, arguments), _Running(Part(name, arguments)))
+    return await _run(work, Part(name, arguments), _Running(Part(name, arguments)))
 
 
-def lasting(call: Call, name: str, *arguments: Any) -> Deferred[Any]:
+def lasting(work: Work, name: str, *arguments: Any) -> Deferred[Any]:
     """Do the same with what is to be done now: no cancel ends it, that of its own task neither."""
-    return to_its_end(_run(call, Part(name, arguments), _Running(Part(name, arguments)), lasts=True))
+    return to_its_end(_run(work, Part(name, arguments), _Running(Part(name, arguments)), lasts=True))
 
 
-async def _run(call: Call, asked: Part, running: _Running, *, lasts: bool = False) -> Any:
-    db, tasks = call.db, call.daemon.tasks
-    method = call.daemon.dispatcher.methods[asked.name]
-    origin = Origin(call.origin.trusted)
+async def _run(work: Work, asked: Part, running: _Running, *, lasts: bool = False) -> Any:
+    db, tasks = work.db, work[Tasks]
+    method = work[Dispatcher].methods[asked.name]
+    caller = Caller(work.caller.session, Origin(work.caller.origin.trusted))
     with db.atomic():
-        task = running.task = tasks.create(f"Async.{asked.name}", session=call.session, origin=origin)
-        task.subtask_of = call.task._ref
-    inner = Call(call.daemon, method.message, f"Async.{asked.name}", call.session, origin, task)
-    inner.making = call.making
+        task = running.task = tasks.create(f"Async.{asked.name}", session=caller.session, origin=caller.origin)
+        task.subtask_of = work.task._ref
+    inner = Call(work.subsystems, method.message, f"Async.{asked.name}", caller, task)
+    inner.making = work.making
 
-    async def work() -> Any:
+    async def run() -> Any:
         if asked.function is not None:
             return await asked.function(inner, *asked.arguments)
         if method.waits:
@@ -79,7 +83,7 @@ async def _run(call: Call, asked: Part, running: _Running, *, lasts: bool = Fals
             return method.function(inner, *asked.arguments)
 
     try:
-        deferred = Deferred.fromCoroutine(work())
+        deferred = Deferred.fromCoroutine(run())
         if not lasts:
             tasks.running(task, deferred)
         result = await deferred
@@ -89,7 +93,7 @@ async def _run(call: Call, asked: Part, running: _Running, *, lasts: bool = Fals
         tasks.drop(task)
 
 
-async def all_of(call: Call, parts: Sequence[Part], undo: str, *, until: float = 1.0) -> list[Any]:
+async def all_of(work: Work, parts: Sequence[Part], undo: str, *, until: float = 1.0) -> list[Any]:
     """Run parts side by side and return their results in order; the call's task comes as far as `until` (0 to 1).
 
     When one fails, or the call is cancelled, the others are cancelled, and what they had made is given to the message
@@ -97,7 +101,7 @@ async def all_of(call: Call, parts: Sequence[Part], undo: str, *, until: float =
     """
     states = [_Running(each) for each in parts]
     semaphore = DeferredSemaphore(AT_ONCE)
-    begun = [semaphore.run(_run, call, each, state) for each, state in zip(parts, states, strict=True)]
+    begun = [semaphore.run(_run, work, each, state) for each, state in zip(parts, states, strict=True)]
     wrong: list[Failure] = []
 
     def stop(failure: Failure) -> Failure:
@@ -109,35 +113,35 @@ async def all_of(call: Call, parts: Sequence[Part], undo: str, *, until: float =
 
     for each in begun:
         each.addErrback(stop)
-    hear = _follow(call, states, until)
-    call.db.listen(hear)
+    hear = _follow(work, states, until)
+    work.db.listen(hear)
     try:
         outcome = await DeferredList(begun, consumeErrors=True)
     finally:
-        call.db.unlisten(hear)
+        work.db.unlisten(hear)
     if wrong:
-        await undo_all(call, undo, [result for succeeded, result in outcome if succeeded])
+        await undo_all(work, undo, [result for succeeded, result in outcome if succeeded])
         wrong[0].raiseException()
     return [result for _, result in outcome]
 
 
-def _follow(call: Call, states: list[_Running], until: float) -> Any:
+def _follow(work: Work, states: list[_Running], until: float) -> Any:
     """Return what tells the call's task how far the parts have come."""
     whole = sum(state.size for state in states)
-    base = call.task.progress
+    base = work.task.progress
 
     def hear() -> None:
         now = base + (until - base) * sum(state.done for state in states) / whole
-        if now - call.task.progress >= STEP:
-            call.daemon.tasks.progress(call.task, now)
+        if now - work.task.progress >= STEP:
+            work[Tasks].progress(work.task, now)
 
     return hear
 
 
-async def undo_all(call: Call, undo: str, made: Sequence[Any]) -> None:
+async def undo_all(work: Work, undo: str, made: Sequence[Any]) -> None:
     """Give each of these to a message that takes it back; what cannot be taken back is logged and left."""
     for each in made:
         try:
-            await lasting(call, undo, each)
+            await lasting(work, undo, each)
         except Fault as error:
             log.error("{undo} of {made} failed: {error}", undo=undo, made=each, error=error)

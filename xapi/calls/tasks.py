@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.calls.call import Origin
+    from xapi.access.caller import Origin
     from xapi.calls.faults import Veil
     from xapi.store.memory import Store
     from xapi.store.rows import Row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xapi.access.directory import Account, Directory
+from xapi.access.sessions import Sessions
 from xapi.calls.call import Call
 from xapi.calls.registry import message
 from xapi.datamodel import errors
@@ -10,7 +11,7 @@ from xapi.datamodel import errors
 
 def directory_of(call: Call) -> Directory:
     """Return the directory in use. Raises AUTH_IS_DISABLED."""
-    directory = call.daemon.sessions.directory
+    directory = call[Sessions].directory
     if directory is None:
         raise errors.AUTH_IS_DISABLED()
     return directory

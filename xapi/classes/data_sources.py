@@ -15,6 +15,7 @@ from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.operations.claim import claim
 from xapi.vms.data_sources import Source
+from xapi.vms.metrics import Sampler
 
 VM = Ref[records.VM]
 Host = Ref[records.host]
@@ -34,13 +35,13 @@ def _unrecorded(name: str) -> Fault:
 
 
 def _list(call: Call, uuid: str, sources: Sources) -> list[dict[str, Any]]:
-    recorded = call.daemon.metrics.recorded
+    recorded = call[Sampler].recorded
     return [source.record(enabled=recorded(uuid, source)) for _, source in sorted(sources.items())]
 
 
 def _query(call: Call, uuid: str, sources: Sources, name: str) -> float:
     source = sources.get(name)
-    if source is None or not call.daemon.metrics.recorded(uuid, source):
+    if source is None or not call[Sampler].recorded(uuid, source):
         raise _unrecorded(name)
     return float(source.value)
 
@@ -48,13 +49,13 @@ def _query(call: Call, uuid: str, sources: Sources, name: str) -> float:
 def _record(call: Call, uuid: str, sources: Sources, name: str) -> None:
     if name not in sources:
         raise _missing(name)
-    call.daemon.metrics.record(uuid, name, wanted=True)
+    call[Sampler].record(uuid, name, wanted=True)
 
 
 def _forget(call: Call, uuid: str, sources: Sources, name: str) -> None:
-    if name not in sources or not call.daemon.metrics.recorded(uuid, sources[name]):
+    if name not in sources or not call[Sampler].recorded(uuid, sources[name]):
         raise _unrecorded(name)
-    call.daemon.metrics.record(uuid, name, wanted=False)
+    call[Sampler].record(uuid, name, wanted=False)
 
 
 # VM
@@ -65,7 +66,7 @@ async def vm_get_data_sources(call: Call, self: VM) -> list[dict[str, Any]]:
     """Return what is measured of a VM that runs."""
     row = call.db.VM[self]
     async with claim(call, "data_source_op", row):
-        return _list(call, row.uuid, await call.daemon.metrics.sources(row))
+        return _list(call, row.uuid, await call[Sampler].sources(row))
 
 
 @message("VM.query_data_source")
@@ -74,7 +75,7 @@ async def vm_query_data_source(call: Call, self: VM, data_source: str) -> float:
     row = call.db.VM[self]
     if row.power_state not in ("Running", "Paused"):
         raise errors.VM_BAD_POWER_STATE(self, "running;paused", row.power_state.lower())
-    return _query(call, row.uuid, await call.daemon.metrics.sources(row), data_source)
+    return _query(call, row.uuid, await call[Sampler].sources(row), data_source)
 
 
 @message("VM.record_data_source")
@@ -82,7 +83,7 @@ async def vm_record_data_source(call: Call, self: VM, data_source: str) -> None:
     """Have something be recorded that is measured of a VM that runs."""
     row = call.db.VM[self]
     async with claim(call, "data_source_op", row):
-        _record(call, row.uuid, await call.daemon.metrics.sources(row), data_source)
+        _record(call, row.uuid, await call[Sampler].sources(row), data_source)
 
 
 @message("VM.forget_data_source_archives")
@@ -90,7 +91,7 @@ async def vm_forget_data_source_archives(call: Call, self: VM, data_source: str)
     """Have something not be recorded any more."""
     row = call.db.VM[self]
     async with claim(call, "data_source_op", row):
-        _forget(call, row.uuid, await call.daemon.metrics.sources(row), data_source)
+        _forget(call, row.uuid, await call[Sampler].sources(row), data_source)
 
 
 # host
@@ -100,28 +101,28 @@ async def vm_forget_data_source_archives(call: Call, self: VM, data_source: str)
 def host_get_data_sources(call: Call, host: Host) -> list[dict[str, Any]]:
     """Return what is measured of a host."""
     row = call.db.host[host]
-    return _list(call, row.uuid, call.daemon.metrics.host_sources(row))
+    return _list(call, row.uuid, call[Sampler].host_sources(row))
 
 
 @message("host.query_data_source")
 def host_query_data_source(call: Call, host: Host, data_source: str) -> float:
     """Return the last value of what is measured of a host."""
     row = call.db.host[host]
-    return _query(call, row.uuid, call.daemon.metrics.host_sources(row), data_source)
+    return _query(call, row.uuid, call[Sampler].host_sources(row), data_source)
 
 
 @message("host.record_data_source")
 def host_record_data_source(call: Call, host: Host, data_source: str) -> None:
     """Have something be recorded that is measured of a host."""
     row = call.db.host[host]
-    _record(call, row.uuid, call.daemon.metrics.host_sources(row), data_source)
+    _record(call, row.uuid, call[Sampler].host_sources(row), data_source)
 
 
 @message("host.forget_data_source_archives")
 def host_forget_data_source_archives(call: Call, host: Host, data_source: str) -> None:
     """Have something not be recorded any more."""
     row = call.db.host[host]
-    _forget(call, row.uuid, call.daemon.metrics.host_sources(row), data_source)
+    _forget(call, row.uuid, call[Sampler].host_sources(row), data_source)
 
 
 # SR

@@ -5,36 +5,37 @@ from __future__ import annotations
 from xapi.calls.call import Call
 from xapi.calls.registry import message
 from xapi.events.batch import Batch, NextEvents
+from xapi.events.listeners import Events
 
 
 @message("event.from", stops_with_client=True)
 async def from_(call: Call, classes: tuple[str, ...], token: str, timeout: float) -> Batch:
     """Return what has changed since the token, waiting for it if need be."""
-    return await call.daemon.events.from_(call.session, classes, token, timeout)
+    return await call[Events].from_(call.caller.session, classes, token, timeout)
 
 
 @message("event.inject")
 def inject(call: Call, class_: str, ref: str) -> str:
     """Touch an object; event.from with the token returned tells of it."""
-    return call.daemon.events.inject(class_, ref)
+    return call[Events].inject(class_, ref)
 
 
 @message("event.register")
 def register(call: Call, classes: tuple[str, ...]) -> None:
     """Subscribe this session, for event.next."""
-    call.daemon.events.register(call.session, classes)
+    call[Events].register(call.caller.session, classes)
 
 
 @message("event.unregister")
 def unregister(call: Call, classes: tuple[str, ...]) -> None:
     """Give up a subscription."""
-    call.daemon.events.unregister(call.session, classes)
+    call[Events].unregister(call.caller.session, classes)
 
 
 @message("event.next", stops_with_client=True)
 async def next_(call: Call) -> NextEvents:
     """Return the next events of the subscription, waiting for at least one."""
-    return await call.daemon.events.next(call.session)
+    return await call[Events].next(call.caller.session)
 
 
 @message("event.get_current_id")

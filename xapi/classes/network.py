@@ -12,6 +12,7 @@ from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.networks import networks
+from xapi.networks.networks import Networks
 
 Network = Ref[records.network]
 Host = Ref[records.host]
@@ -32,7 +33,7 @@ def create(call: Call, args: Mapping[str, Any]) -> Network:
     bridge = args.get("bridge", "")
     if not bridge:
         bridge = next(name for name in (f"xapi{number}" for number in range(len(bridges) + 1)) if name not in bridges)
-    elif not call.session.pool and (len(bridge) > _LONGEST or bridge.startswith(_RESERVED)):
+    elif not call.caller.session.pool and (len(bridge) > _LONGEST or bridge.startswith(_RESERVED)):
         raise errors.INVALID_VALUE("bridge", bridge)
     if bridge in bridges:
         raise errors.BRIDGE_NAME_EXISTS(bridge)
@@ -122,13 +123,13 @@ def remove_purpose(call: Call, self: Network, value: str) -> None:
 @message("network.attach")
 async def attach(call: Call, network: Network, host: Host) -> None:
     """Have a network on a host."""
-    await call.daemon.networks.bring_up(call.db.host[host], [call.db.network[network]])
+    await call[Networks].bring_up(call.db.host[host], [call.db.network[network]])
 
 
 @message("network.attach_for_vm")
 async def attach_for_vm(call: Call, host: Host, vm: VM) -> None:
     """Have the networks of a VM on a host."""
-    await call.daemon.networks.join(call.db.host[host], [call.db.VIF[ref] for ref in call.db.VM[vm].VIFs])
+    await call[Networks].join(call.db.host[host], [call.db.VIF[ref] for ref in call.db.VM[vm].VIFs])
 
 
 @message("network.detach_for_vm")

@@ -12,6 +12,7 @@ from xapi.datamodel.types import Ref
 from xapi.operations.busy import held
 from xapi.operations.claim import SHORT, changed, claim
 from xapi.storage import device_config, srs, vdis
+from xapi.storage.repository import Storage
 
 PBD = Ref[records.PBD]
 
@@ -66,7 +67,7 @@ async def unplug(call: Call, self: PBD) -> None:
         if not row.currently_attached:
             return
         srs.assert_unpluggable(call.db, sr, row)
-        await call.daemon.storage.end(call, sr, row)
+        await call[Storage].end(call, sr, row)
         row.currently_attached = False
 
 

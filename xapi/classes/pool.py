@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from xapi.access.directory import Directory, DirectoryError
+from xapi.access.sessions import Sessions
 from xapi.calls.call import Call
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
@@ -176,11 +177,11 @@ async def enable_external_auth(
             raise errors.POOL_AUTH_ALREADY_ENABLED(host._ref)
     if auth_type != "file":
         raise errors.AUTH_UNKNOWN_TYPE(auth_type)
-    path = call.daemon.directory_path
+    path = call[Sessions].directory_path
     if path is None:
         raise errors.POOL_AUTH_ENABLE_FAILED(row.master, "The configuration names no directory file")
     try:
-        directory = await call.daemon.sessions.in_thread(Directory, path)
+        directory = await call[Sessions].in_thread(Directory, path)
     except DirectoryError as error:
         raise errors.POOL_AUTH_ENABLE_FAILED(row.master, str(error)) from None
     with call.db.atomic():
@@ -188,7 +189,7 @@ async def enable_external_auth(
             host.external_auth_type = auth_type
             host.external_auth_service_name = service_name
             host.external_auth_configuration = config
-    call.daemon.sessions.directory = directory
+    call[Sessions].directory = directory
 
 
 @message("pool.disable_external_auth")
@@ -198,9 +199,9 @@ def disable_external_auth(call: Call, pool: Ref[records.pool], config: Mapping[s
     for host in call.db.host:
         host.external_auth_type = host.external_auth_service_name = ""
         host.external_auth_configuration = {}
-    call.daemon.sessions.directory = None
+    call[Sessions].directory = None
     for session in [session for session in call.db.session if session.subject != NULL]:
-        call.daemon.sessions.end(session)
+        call[Sessions].end(session)
 
 
 @message("pool.detect_nonhomogeneous_external_auth")

@@ -18,6 +18,7 @@ from xapi.operations.pool import rolling_upgrade
 from xapi.operations.sr import driver
 from xapi.storage import srs, vdis
 from xapi.storage.faults import UNIMPLEMENTED, answering, backend_failure
+from xapi.storage.repository import Storage
 from xapi.storage.scans import scan as scan_rows
 from xapi.storage.volumes import write_space
 
@@ -149,7 +150,7 @@ async def scan(call: Call, sr: SR) -> None:
 async def update(call: Call, sr: SR) -> None:
     """Measure an SR anew."""
     row: Any = call.db.SR[sr]
-    used = await call.daemon.storage.repository(call, row)
+    used = await call[Storage].repository(call, row)
     if used.kind == "none":
         return
     with answering():
@@ -214,7 +215,7 @@ def set_shared(call: Call, sr: SR, value: bool) -> None:
 async def set_name_label(call: Call, sr: SR, value: str) -> None:
     """Name an SR that is plugged."""
     row = call.db.SR[sr]
-    await call.daemon.storage.repository(call, row)
+    await call[Storage].repository(call, row)
     row.name_label = value
 
 
@@ -222,7 +223,7 @@ async def set_name_label(call: Call, sr: SR, value: str) -> None:
 async def set_name_description(call: Call, sr: SR, value: str) -> None:
     """Describe an SR that is plugged."""
     row = call.db.SR[sr]
-    await call.daemon.storage.repository(call, row)
+    await call[Storage].repository(call, row)
     row.name_description = value
 
 

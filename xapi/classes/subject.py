@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xapi.access.sessions import Sessions
 from xapi.calls.call import Call
 from xapi.calls.registry import message
 from xapi.classes.auth import account_of
@@ -22,7 +23,7 @@ def create(call: Call, args: Mapping[str, Any]) -> Ref[records.subject]:
     if any(row.subject_identifier == identifier for row in call.db.subject):
         raise errors.SUBJECT_ALREADY_EXISTS()
     other_config = dict(args.get("other_config", {}))
-    if call.daemon.sessions.directory is not None:
+    if call[Sessions].directory is not None:
         other_config = {**account_of(call, identifier).information, **other_config}
     has_roles = call.pool.restrictions.get("restrict_rbac") == "false"
     roles = () if has_roles else tuple(row._ref for row in call.db.role if row.name_label == "pool-admin")
@@ -34,7 +35,7 @@ def destroy(call: Call, self: Ref[records.subject]) -> None:
     """Shut a user or group out; its sessions end."""
     row = call.db.subject[self]
     for session in [session for session in call.db.session if session.subject == row._ref]:
-        call.daemon.sessions.end(session)
+        call[Sessions].end(session)
     call.db.subject.delete(self)
 
 

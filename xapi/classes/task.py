@@ -8,7 +8,7 @@ from typing import Any
 from xapi.calls.call import Call
 from xapi.calls.implicit import add_to_map_field, remove_from_map_field
 from xapi.calls.registry import message
-from xapi.calls.tasks import require_owner
+from xapi.calls.tasks import Tasks, require_owner
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 
@@ -16,26 +16,26 @@ from xapi.datamodel.types import Ref
 def _own(call: Call, ref: Ref[Any]) -> records.task:
     """Return a task that the caller may end or change: its own, or any with the right permission."""
     task: records.task = call.db.task[ref]
-    require_owner(call.session, task, call.db, call.may("task.destroy/any"))
+    require_owner(call.caller.session, task, call.db, call.caller.may("task.destroy/any"))
     return task
 
 
 @message("task.create")
 def create(call: Call, label: str, description: str) -> Ref[records.task]:
     """Make a task for work of the client's own, such as an HTTP transfer."""
-    return call.daemon.tasks.create(label, description, session=call.session, origin=call.origin)._ref
+    return call[Tasks].create(label, description, session=call.caller.session, origin=call.caller.origin)._ref
 
 
 @message("task.destroy")
 def destroy(call: Call, self: Ref[records.task]) -> None:
     """Remove a task; one that is at work goes when it ends."""
-    call.daemon.tasks.destroy(_own(call, self))
+    call[Tasks].destroy(_own(call, self))
 
 
 @message("task.cancel")
 def cancel(call: Call, task: Ref[records.task]) -> None:
     """Ask for the work to stop; where it cannot any more, nothing happens."""
-    call.daemon.tasks.cancel(_own(call, task), call.task._ref)
+    call[Tasks].cancel(_own(call, task), call.task._ref)
 
 
 @message("task.set_status")
@@ -54,7 +54,7 @@ def set_progress(call: Call, self: Ref[records.task], value: float) -> None:
     """Say how far a client's own task has come, 0 to 1."""
     if not 0 <= value <= 1:
         raise errors.INVALID_VALUE("progress", str(value))
-    call.daemon.tasks.progress(_own(call, self), value)
+    call[Tasks].progress(_own(call, self), value)
 
 
 @message("task.set_result")
@@ -73,7 +73,7 @@ def set_error_info(call: Call, self: Ref[records.task], value: tuple[str, ...]) 
 def set_other_config(call: Call, self: Ref[records.task], value: Mapping[str, str]) -> None:
     """Replace the map; keys with a role of their own ask for it."""
     task = call.db.task[self]
-    call.require_keys(task.other_config, value, "other_config")
+    call.require_keys("other_config", task.other_config, value)
     task.other_config = value
 
 

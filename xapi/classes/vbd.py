@@ -17,6 +17,7 @@ from xapi.operations import vbd as rules
 from xapi.operations.busy import busy, held
 from xapi.operations.claim import claim
 from xapi.operations.refusal import refusal
+from xapi.storage.repository import Storage
 from xapi.vms import devices, domains, hotplug
 from xapi.vms.domains import Image
 
@@ -203,7 +204,7 @@ async def _images(call: Call, row: Any) -> dict[str, Image]:
     if row.empty:
         return {}
     host = call.db.host[call.db.VM[row.VM].resident_on]
-    return {row.VDI: await call.daemon.storage.image(call, host, call.db.VDI[row.VDI])}
+    return {row.VDI: await call[Storage].image(call, host, call.db.VDI[row.VDI])}
 
 
 @message("VBD.pause")

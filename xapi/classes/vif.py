@@ -19,6 +19,7 @@ from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.networks import networks
+from xapi.networks.networks import Networks
 from xapi.operations.claim import claim
 from xapi.vms import devices, domains, hotplug
 
@@ -132,7 +133,7 @@ async def plug(call: Call, self: VIF) -> None:
     row: Any = call.db.VIF[self]
     async with claim(call, "plug", row):
         host = call.db.host[call.db.VM[row.VM].resident_on]
-        await call.daemon.networks.join(host, [row])
+        await call[Networks].join(host, [row])
         await hotplug.plug(call, row, domains.nic(call.db, row))
 
 
@@ -163,7 +164,7 @@ async def _change(call: Call, row: Any, **fields: Any) -> None:
         return
     try:
         if "network" in fields:
-            await call.daemon.networks.join(call.db.host[call.db.VM[row.VM].resident_on], [row])
+            await call[Networks].join(call.db.host[call.db.VM[row.VM].resident_on], [row])
         await hotplug.adjust(call, row, Change(nic=domains.nic(call.db, row)))
     except BaseException:
         _write(call, row, before)

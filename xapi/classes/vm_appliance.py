@@ -6,7 +6,6 @@ those that are not as they should be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
@@ -14,13 +13,14 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from xapi.calls.call import Call
+from xapi.calls.dispatch import Dispatcher
 from xapi.calls.registry import message
+from xapi.calls.tasks import Tasks
 from xapi.datamodel import records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.log.guests import named
 from xapi.operations.claim import claim
-from xapi.vms.lifecycle import own_call
 
 Appliance = Ref[records.VM_appliance]
 log = Logger()
@@ -66,7 +66,7 @@ async def _perform(call: Call, appliance: Any, name: str, wanted: str, *argument
     for done, order in enumerate(orders, start=1):
         together = [_one(call, vm, name, *arguments) for vm in targets if vm.order == order]
         await _all([Deferred.fromCoroutine(each) for each in together])
-        call.daemon.tasks.progress(call.task, done / len(orders))
+        call[Tasks].progress(call.task, done / len(orders))
     failed = [vm._ref for vm in targets if vm._ref not in call.db.VM or vm.power_state != wanted]
     if failed:
         operation = call.message.full_name
@@ -75,11 +75,9 @@ async def _perform(call: Call, appliance: Any, name: str, wanted: str, *argument
 
 async def _one(call: Call, vm: Any, name: str, *arguments: Any) -> None:
     """Run a message of a VM, with a task of its own, and let the VM's delay pass."""
-    daemon = call.daemon
-    own = own_call(daemon, name)
-    function: Callable[..., Any] = daemon.dispatcher.methods[name].function
+    own, function = call[Dispatcher].own(name)
     work = Deferred.fromCoroutine(function(own, vm._ref, *arguments))
-    daemon.tasks.running(own.task, work)
+    call[Tasks].running(own.task, work)
     try:
         await work
         delay = vm.start_delay if name == "VM.start" else vm.shutdown_delay
@@ -88,7 +86,7 @@ async def _one(call: Call, vm: Any, name: str, *arguments: Any) -> None:
     except Fault as fault:
         log.info("{name} of {vm} failed: {fault}", name=name, vm=named(vm), fault=fault.description)
     finally:
-        daemon.tasks.drop(own.task)
+        own.done()
 
 
 async def _all(works: list[Deferred[None]]) -> None:

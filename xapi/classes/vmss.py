@@ -12,6 +12,7 @@ from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 from xapi.vms import schedules
+from xapi.vms.schedules import Schedules
 
 VMSS = Ref[records.VMSS]
 
@@ -42,7 +43,7 @@ def destroy(call: Call, self: VMSS) -> None:
 @message("VMSS.snapshot_now")
 async def snapshot_now(call: Call, vmss: VMSS) -> str:
     """Run a schedule at once, whether it is enabled or not."""
-    return await call.daemon.schedules.run(call, call.db.VMSS[vmss])
+    return await call[Schedules].run(call, call.db.VMSS[vmss])
 
 
 @message("VMSS.set_type")

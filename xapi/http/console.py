@@ -22,8 +22,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from hypervisor.api import ByteStream, HostError
+from xapi.access.caller import Origin
 from xapi.access.sessions import allowed
-from xapi.calls.call import Origin
 from xapi.datamodel.errors import Fault
 from xapi.http.credentials import session_of, unauthorised
 from xapi.http.exchange import Request, Response, Takeover, error_response

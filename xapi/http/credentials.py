@@ -11,7 +11,7 @@ from xapi.datamodel.errors import Fault
 from xapi.http.exchange import Request, Response
 
 if TYPE_CHECKING:
-    from xapi.calls.call import Origin
+    from xapi.access.caller import Origin
     from xapi.process.daemon import Daemon
 
 

@@ -18,7 +18,7 @@ import orjson
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 
-from xapi.calls.call import Origin
+from xapi.access.caller import Origin
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import DecodeError

@@ -16,7 +16,7 @@ from xapi.http.credentials import parameter, session_of, unauthorised
 from xapi.http.exchange import Request, Response, error_response
 
 if TYPE_CHECKING:
-    from xapi.calls.call import Origin
+    from xapi.access.caller import Origin
     from xapi.datamodel import HTTPHandler
     from xapi.process.daemon import Daemon
 

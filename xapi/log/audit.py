@@ -28,7 +28,7 @@ from xapi.log.sentences import where
 from xapi.log.writer import Stream
 
 if TYPE_CHECKING:
-    from xapi.calls.call import Origin
+    from xapi.access.caller import Origin
     from xapi.log.plan import Plan
     from xapi.store.memory import Store
 

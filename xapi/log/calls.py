@@ -7,7 +7,7 @@ and leaves the sentence to the writer's (`xapi.log.sentences`). At info a getter
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -18,7 +18,7 @@ from xapi.log.lines import DEBUG, ERROR, INFO, REFERENCE, WARN, Render, Said, tr
 from xapi.log.names import Named, Names
 
 if TYPE_CHECKING:
-    from xapi.calls.call import Call, Origin
+    from xapi.access.caller import Caller, Origin
     from xapi.log.audit import Trail
     from xapi.log.plan import Plan
     from xapi.store.memory import Store
@@ -137,6 +137,19 @@ class Calls:
         return self.names.named(text)
 
 
+class Called(Protocol):
+    """What is told of a call: its name, who calls, and its task once there is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def caller(self) -> Caller: ...
+
+    @property
+    def shown_task(self) -> Any: ...
+
+
 class Entry:
     """One call, from when it may run to how it ends; then `done` or `failed` is called, once.
 
@@ -146,7 +159,7 @@ class Entry:
     __slots__ = ("_arguments", "_audited", "_begun", "_call", "_calls", "_params", "_plan", "_shown")
 
     def __init__(
-        self, calls: Calls, plan: Plan, call: Call, params: list[Any], arguments: list[Any], begun: float
+        self, calls: Calls, plan: Plan, call: Called, params: list[Any], arguments: list[Any], begun: float
     ) -> None:
         self._calls = calls
         self._plan = plan
@@ -155,8 +168,10 @@ class Entry:
         self._arguments = arguments
         self._begun = begun
         self._shown = plan.arguments(calls.names, arguments)
-        trail = calls.trail if call.session is not None and calls.trail and calls.trail.takes(plan.name) else None
-        self._audited = trail.arguments(plan, params) if trail is not None and ".destroy" in plan.name else None
+        self._audited = None
+        trail = calls.trail
+        if trail is not None and ".destroy" in plan.name and call.caller.session is not None:
+            self._audited = trail.arguments(plan, params) if trail.takes(plan.name) else None
 
     def done(self, result: Any = None) -> Any:
         """Tell that the call has done what it should; return its result."""
@@ -166,8 +181,8 @@ class Entry:
     def failed(self, fault: Fault) -> None:
         """Tell that the call has failed."""
         secrets = self._plan.secrets(self._arguments)
-        if self._call.session is not None:
-            secrets.add(self._call.session._ref)
+        if self._call.caller.session is not None:
+            secrets.add(self._call.caller.session._ref)
         self._tell(self._calls.masked(fault, secrets), None)
 
     def follow(self, result: Deferred[Any]) -> None:
@@ -183,20 +198,20 @@ class Entry:
 
     def _tell(self, fault: list[str] | None, result: Any) -> None:
         call, calls, plan = self._call, self._calls, self._plan
-        task: Any = call._task
-        user, originator, session = "", None, call.session
+        task: Any = call.shown_task
+        user, originator, session = "", None, call.caller.session
         if plan.is_login:
             given = dict(zip(plan.parameters, self._arguments, strict=False))
             user, originator = given.get("uname", "") or "the pool", given.get("originator", "")
             session = None if fault is not None else calls.session(result)
         calls.tell(
-            plan, call.name, call.origin, session, self._begun, self._shown, "" if task is None else task.uuid, fault,
-            user=user, originator=originator,
+            plan, call.name, call.caller.origin, session, self._begun, self._shown,
+            "" if task is None else task.uuid, fault, user=user, originator=originator,
         )  # fmt: skip
         trail = calls.trail
-        if trail is not None and call.session is not None and trail.takes(plan.name):
+        if trail is not None and call.caller.session is not None and trail.takes(plan.name):
             audited = self._audited if self._audited is not None else trail.arguments(plan, self._params)
-            trail.ended(plan.name, audited, call.session, call.origin, call.name, task, fault)
+            trail.ended(plan.name, audited, call.caller.session, call.caller.origin, call.name, task, fault)
 
 
 def _broken(name: str, traceback: str) -> Said:

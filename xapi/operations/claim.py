@@ -18,7 +18,7 @@ from xapi.operations.refusal import refusal
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.calls.call import Call
+    from xapi.calls.work import Work
     from xapi.store.memory import Store
     from xapi.store.rows import Row
 
@@ -36,8 +36,8 @@ Wanted = tuple[str, Any]
 class Held:
     """Operations that a task holds, each with what the task did to the object before."""
 
-    def __init__(self, call: Call, wanted: Sequence[Wanted]) -> None:
-        self._db, self._task = call.db, call.task._ref
+    def __init__(self, work: Work, wanted: Sequence[Wanted]) -> None:
+        self._db, self._task = work.db, work.task._ref
         self._before = [(row, row.current_operations.get(self._task)) for _, row in wanted]
 
     def give_back(self) -> None:
@@ -50,22 +50,22 @@ class Held:
 
 
 def claim(
-    call: Call, operation: str, *rows: Any, strict: bool = True, patience: float = PATIENCE
+    work: Work, operation: str, *rows: Any, strict: bool = True, patience: float = PATIENCE
 ) -> AbstractAsyncContextManager[Held]:
     """Hold an operation of some objects while inside. Raises the Fault of the first that refuses."""
-    return claims(call, [(operation, row) for row in rows], strict=strict, patience=patience)
+    return claims(work, [(operation, row) for row in rows], strict=strict, patience=patience)
 
 
 @asynccontextmanager
 async def claims(
-    call: Call, wanted: Sequence[Wanted], *, strict: bool = True, patience: float = PATIENCE
+    work: Work, wanted: Sequence[Wanted], *, strict: bool = True, patience: float = PATIENCE
 ) -> AsyncIterator[Held]:
     """Hold an operation of each of some objects while inside. Raises the Fault of the first that refuses."""
-    deadline = call.clock.seconds() + patience
+    deadline = work.clock.seconds() + patience
     while True:
-        waited = await _free(call, wanted, strict, deadline)
+        waited = await _free(work, wanted, strict, deadline)
         try:
-            held = _hold(call, wanted, strict)
+            held = _hold(work, wanted, strict)
             break
         except Fault as fault:  # others came while we waited; or we are in our own way
             if not waited or fault.code != "OTHER_OPERATION_IN_PROGRESS":
@@ -76,34 +76,34 @@ async def claims(
         held.give_back()
 
 
-def _hold(call: Call, wanted: Sequence[Wanted], strict: bool) -> Held:
+def _hold(work: Work, wanted: Sequence[Wanted], strict: bool) -> Held:
     """Hold all the objects, each by the rules that the others' being held makes."""
-    held = Held(call, wanted)
-    with call.db.atomic():
+    held = Held(work, wanted)
+    with work.db.atomic():
         for operation, row in wanted:
-            if (fault := _refusal(call, row, operation, strict)) is not None:
+            if (fault := _refusal(work, row, operation, strict)) is not None:
                 raise fault
-            row.current_operations = {**row.current_operations, call.task._ref: operation}
+            row.current_operations = {**row.current_operations, work.task._ref: operation}
     return held
 
 
-async def _free(call: Call, wanted: Sequence[Wanted], strict: bool, deadline: float) -> bool:
+async def _free(work: Work, wanted: Sequence[Wanted], strict: bool, deadline: float) -> bool:
     """Return when the operation may start on each of the objects, and whether that took time. Raises Fault."""
     waited = False
     for operation, row in wanted:
-        while (fault := _refusal(call, row, operation, strict)) is not None:
-            left = deadline - call.clock.seconds()
+        while (fault := _refusal(work, row, operation, strict)) is not None:
+            left = deadline - work.clock.seconds()
             if fault.code != "OTHER_OPERATION_IN_PROGRESS" or left <= 0:
                 raise fault
-            await changed(call.db, call.clock, _mover(call.db, row), min(left, _LOOK))
+            await changed(work.db, work.clock, _mover(work.db, row), min(left, _LOOK))
             waited = True
     return waited
 
 
-def _refusal(call: Call, row: Any, operation: str, strict: bool) -> Fault | None:
-    if not _exists(call.db, row):
+def _refusal(work: Work, row: Any, operation: str, strict: bool) -> Fault | None:
+    if not _exists(work.db, row):
         return Fault("HANDLE_INVALID", row._table.name, row._ref)
-    return refusal(call.db, row, operation, strict=strict)
+    return refusal(work.db, row, operation, strict=strict)
 
 
 def _mover(db: Store, row: Any) -> Callable[[], bool]:

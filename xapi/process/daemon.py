@@ -13,9 +13,10 @@ from xapi.calls import registry
 from xapi.calls.dispatch import Dispatcher, Method
 from xapi.calls.faults import Veil
 from xapi.calls.tasks import Tasks
+from xapi.calls.work import Subsystems
 from xapi.events.listeners import Events
-from xapi.hosts import availability
 from xapi.hosts.backends import Backends, nowhere
+from xapi.hosts.certificate import Certificate
 from xapi.hosts.plugins import Plugins, run_nothing
 from xapi.inventory import roles
 from xapi.log.calls import Calls
@@ -26,6 +27,7 @@ from xapi.storage.repository import Storage
 from xapi.store.memory import Store
 from xapi.vms import lifecycle, memory
 from xapi.vms.consoles import Consoles
+from xapi.vms.domains import Kernels
 from xapi.vms.metrics import Sampler
 from xapi.vms.reconcile import Reconciler
 from xapi.vms.schedules import Schedules
@@ -77,29 +79,32 @@ class Daemon:
         self.model = model
         self.db = db
         self.clock = clock
-        self.directory_path = directory_path
-        self.certificate = ""
-        """That with which TLS is served, in PEM."""
         self.fragments = Fragments(db, fragment_budget)
-        self.sessions = Sessions(db, model, clock, passwords, in_thread, pool_secret)
         self.veil = Veil((guest_directory, storage_directory))
-        self.tasks = Tasks(db, clock, self.veil)
-        self.events = Events(db, self.sessions, clock)
-        self.guest_directory = guest_directory
-        """Where kernels lie that VMs name; no VM gets at anything else of the host's."""
-        self.backends = Backends(make_backend, self._attend)
+        self.subsystems = Subsystems(db, clock)
+        add = self.subsystems.add
+        add(model)
+        self.sessions = add(Sessions(db, model, clock, passwords, in_thread, pool_secret))
+        self.sessions.directory_path = directory_path
+        self.tasks = add(Tasks(db, clock, self.veil))
+        self.events = add(Events(db, self.sessions, clock))
+        self.certificate = add(Certificate())
+        add(Kernels(guest_directory))
+        self.backends = add(Backends(make_backend, self._attend))
         self.consoles = Consoles(db)
-        self.reconciler = Reconciler(db, clock, self.backends, self.consoles)
-        self.reconciler.follow = lambda vm: lifecycle.follow(self, vm)
+        self.reconciler = add(Reconciler(db, clock, self.backends, self.consoles))
+        self.reconciler.follow = lambda vm: lifecycle.follow(self.subsystems, vm)
         db.unsettled = self.reconciler.unsettled
-        self.networks = Networks(db, self.backends)
-        self.schedules = Schedules(self)
-        self.metrics = Sampler(db, clock, self.backends, self.reconciler.truths)
-        self.storage = Storage(storage_directory)
-        self.plugins = plugins or Plugins(Path("/dev/null"), Path("/dev/null"), run_nothing)
+        self.networks = add(Networks(db, self.backends))
+        self.schedules = add(Schedules(self.subsystems))
+        self.metrics = add(Sampler(db, clock, self.backends, self.reconciler.truths))
+        self.storage = add(Storage(storage_directory))
+        self.plugins = add(plugins or Plugins(Path("/dev/null"), Path("/dev/null"), run_nothing))
         self.calls = calls or Calls(db, clock.seconds)
         self.sessions.trail = self.calls.trail
-        self.dispatcher = Dispatcher(self, registry.functions(model))
+        self.dispatcher = add(
+            Dispatcher(model, self.subsystems, registry.functions(model), self.plugins, self.task_result, self.calls)
+        )
         self.method_names = ["system.listMethods"] + [
             message.full_name for message in model.messages if message.life.state != "Removed"
         ]
@@ -119,13 +124,6 @@ class Daemon:
 
     def _attend(self, uuid: str) -> None:
         self.reconciler.attend(uuid)
-
-    def begin_anew(self) -> None:
-        """Forget what a toolstack forgets that is started again: work under way, sessions, hosts that were disabled."""
-        for session in list(self.db.session):
-            self.sessions.end(session)
-        self.tasks.end_all()
-        availability.started(self.db)
 
     def sweep(self) -> None:
         """Forget what is over, and begin what is due."""

@@ -35,9 +35,9 @@ class Hosts(Stage):
     async def start(self) -> None:
         """Say of the hosts what is so now, and clean up behind guests and operations that have gone."""
         _look_at_the_machine(self._daemon.db)
-        lifecycle.forget_lost_domains(self._daemon)
+        lifecycle.forget_lost_domains(self._daemon.subsystems)
         availability.started(self._daemon.db)
-        await lifecycle.undo_unfinished(self._daemon)
+        await lifecycle.undo_unfinished(self._daemon.subsystems)
 
     async def stop(self) -> None:
         """End the work that is under way, then the guests."""

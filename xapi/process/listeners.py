@@ -69,7 +69,7 @@ class Listeners(Stage):
         if self._config.tls:
             now = datetime.fromtimestamp(self._reactor.seconds(), UTC)
             pem = self._state.certificate(now, self._names()).read_bytes()
-            self._daemon.certificate = certificates.pem(x509.load_pem_x509_certificate(pem))
+            self._daemon.certificate.pem = certificates.pem(x509.load_pem_x509_certificate(pem))
             for endpoint in self._config.tls:
                 await self._listen(endpoint, budget, pem)
         self._say_where()

@@ -28,6 +28,7 @@ from hypervisor.api import Description, Effect, Space, StorageFailure
 from hypervisor.api import Storage as HostStorage
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
+from xapi.hosts.backends import Backends
 from xapi.operations.claim import SHORT, claim
 from xapi.storage import unfinished, volumes
 from xapi.storage.faults import (
@@ -44,7 +45,7 @@ from xapi.storage.volumes import allocation, declared, drop, is_uuid
 from xapi.vms.domains import Image
 
 if TYPE_CHECKING:
-    from xapi.calls.call import Call
+    from xapi.calls.work import Work
     from xapi.store.memory import Store
 
 NO_REPOSITORY_TYPES = frozenset({"udev"})
@@ -85,35 +86,35 @@ class Storage:
 
     # Repositories
 
-    async def repository(self, call: Call, sr: Any, host: Any = None) -> Repository:
+    async def repository(self, work: Work, sr: Any, host: Any = None) -> Repository:
         """Return an SR on a host that has it plugged, ready for use.
 
         Raises SR_HAS_NO_PBDS when no host has, SR_NOT_ATTACHED when `host` has not, and what storage refuses.
         """
-        pbd = plugged(call.db, sr, host)
-        return self._used.get(pbd._ref) or await self.begin(call, sr, pbd)
+        pbd = plugged(work.db, sr, host)
+        return self._used.get(pbd._ref) or await self.begin(work, sr, pbd)
 
-    async def begin(self, call: Call, sr: Any, pbd: Any, *, strict: bool = False) -> Repository:
+    async def begin(self, work: Work, sr: Any, pbd: Any, *, strict: bool = False) -> Repository:
         """Take an SR into use through a PBD; with `strict` it must be there already. Raises Fault."""
         await self._beginning.acquire()
         try:
             used = self._used.get(pbd._ref)
             if used is None:
                 with answering():
-                    used = await self._begin(call, sr, pbd, strict)
+                    used = await self._begin(work, sr, pbd, strict)
                 self._used[pbd._ref] = used
             return used
         finally:
             self._beginning.release()
 
-    async def _begin(self, call: Call, sr: Any, pbd: Any, strict: bool) -> Repository:
-        storage = call.daemon.backends.of(call.db.host[pbd.host]).storage
+    async def _begin(self, work: Work, sr: Any, pbd: Any, strict: bool) -> Repository:
+        storage = work[Backends].of(work.db.host[pbd.host]).storage
         kind = kind_of(sr)
         if kind == "none":
             return Repository(storage, "", kind)
         path, there = await self.place(storage, sr, pbd.device_config)
         if not there:
-            if strict or any(_had_file(call.db.VDI[ref]) for ref in sr.VDIs):
+            if strict or any(_had_file(work.db.VDI[ref]) for ref in sr.VDIs):
                 raise _lost(kind, pbd.device_config, path)
             await storage.create(path, kind)
         await storage.attach(path, kind, sr.uuid)
@@ -133,9 +134,9 @@ class Storage:
             return own, bool(await storage.look(own))
         return own, await storage.look(own) == "repository"
 
-    async def end(self, call: Call, sr: Any, pbd: Any) -> None:
+    async def end(self, work: Work, sr: Any, pbd: Any) -> None:
         """Let an SR on a host go; it is there afterwards, even if it has never been used. Raises Fault."""
-        used = self._used.get(pbd._ref) or await self.begin(call, sr, pbd)
+        used = self._used.get(pbd._ref) or await self.begin(work, sr, pbd)
         others = [other.path for ref, other in self._used.items() if ref != pbd._ref]
         if used.kind != "none" and used.path not in others:
             with answering():
@@ -144,51 +145,51 @@ class Storage:
 
     # Images
 
-    async def attach(self, call: Call, host: Any, vm: Any, *, reset: bool) -> dict[str, Image]:
+    async def attach(self, work: Work, host: Any, vm: Any, *, reset: bool) -> dict[str, Image]:
         """Return where the images of a VM's disks and CDs lie, by VDI, ready to be opened on a host.
 
         With `reset` the disks whose on_boot says so lose what was written to them: the VM starts. Raises Fault.
         """
         images: dict[str, Image] = {}
         for ref in vm.VBDs:
-            vbd = call.db.VBD[ref]
+            vbd = work.db.VBD[ref]
             if vbd.empty:
                 continue
-            vdi = call.db.VDI[vbd.VDI]
-            images[vbd.VDI] = await self.image(call, host, vdi)
+            vdi = work.db.VDI[vbd.VDI]
+            images[vbd.VDI] = await self.image(work, host, vdi)
             if reset and vdi.on_boot == "reset" and vbd.mode == "RW":
-                await self._reset(call, host, vdi)
+                await self._reset(work, host, vdi)
         return images
 
-    async def _reset(self, call: Call, host: Any, vdi: Any) -> None:
-        sr = call.db.SR[vdi.SR]
-        used = await self.repository(call, sr, host)
+    async def _reset(self, work: Work, host: Any, vdi: Any) -> None:
+        sr = work.db.SR[vdi.SR]
+        used = await self.repository(work, sr, host)
         with answering():
             effect = await used.storage.reset(used.path, vdi.location)
-        with call.db.atomic():
-            volumes.apply(call.db, sr, effect)
+        with work.db.atomic():
+            volumes.apply(work.db, sr, effect)
 
-    async def image(self, call: Call, host: Any, vdi: Any) -> Image:
+    async def image(self, work: Work, host: Any, vdi: Any) -> Image:
         """Return where the image of a VDI lies, ready to be opened on a host. Raises Fault."""
-        used = await self.repository(call, call.db.SR[vdi.SR], host)
+        used = await self.repository(work, work.db.SR[vdi.SR], host)
         if vdi.missing:
             raise errors.VDI_MISSING(vdi.SR, vdi._ref)
-        await self.provide(call, used, vdi)
+        await self.provide(work, used, vdi)
         return used.image(vdi)
 
-    async def provide(self, call: Call, used: Repository, vdi: Any) -> None:
+    async def provide(self, work: Work, used: Repository, vdi: Any) -> None:
         """Make the volume of a VDI that was only declared, or the tools' CD. Raises Fault."""
         if not (declared(vdi) or vdi.is_tools_iso):
             return
-        sr = call.db.SR[vdi.SR]
+        sr = work.db.SR[vdi.SR]
         with answering():
             if used.kind == "cds":
                 effect = await self._provide_cd(used, vdi)
             else:
-                effect = await _provide_disk(call.db, used, vdi)
-        with call.db.atomic():
-            if vdi._ref in call.db.VDI:
-                volumes.apply(call.db, sr, effect)
+                effect = await _provide_disk(work.db, used, vdi)
+        with work.db.atomic():
+            if vdi._ref in work.db.VDI:
+                volumes.apply(work.db, sr, effect)
 
     async def _provide_cd(self, used: Repository, vdi: Any) -> Effect:
         """Find a CD, or make it, but in nobody's directory but our own."""
@@ -204,75 +205,75 @@ class Storage:
         vdi.location = name
         return effect
 
-    async def remove(self, call: Call, vdi: Any) -> None:
+    async def remove(self, work: Work, vdi: Any) -> None:
         """Remove a claimed VDI: image and row. Raises Fault."""
-        async with unfinished.leaving(call, vdi):
-            await self._remove(call, vdi)
+        async with unfinished.leaving(work, vdi):
+            await self._remove(work, vdi)
 
-    async def _remove(self, call: Call, vdi: Any) -> None:
-        sr = call.db.SR[vdi.SR]
-        used = await self.repository(call, sr)
+    async def _remove(self, work: Work, vdi: Any) -> None:
+        sr = work.db.SR[vdi.SR]
+        used = await self.repository(work, sr)
         effect = Effect((), (), await _space(used))
         if vdi.location and used.kind != "none" and (not declared(vdi) or vdi.type == "suspend"):
             effect = await _delete(used, vdi.location)
-        with call.db.atomic():
-            if vdi._ref in call.db.VDI:
-                sr.virtual_allocation = max(0, sr.virtual_allocation - allocation(call.db, [vdi._ref]))
-                drop(call.db, vdi)
-            volumes.apply(call.db, sr, effect)
+        with work.db.atomic():
+            if vdi._ref in work.db.VDI:
+                sr.virtual_allocation = max(0, sr.virtual_allocation - allocation(work.db, [vdi._ref]))
+                drop(work.db, vdi)
+            volumes.apply(work.db, sr, effect)
 
-    async def discard(self, call: Call, sr: Any, image: str) -> None:
+    async def discard(self, work: Work, sr: Any, image: str) -> None:
         """Remove an image of an SR by its uuid, with its row, as far as there are any. Raises Fault."""
-        used = await self.repository(call, sr)
-        vdi: Any = volumes.find(call.db, sr, image)
+        used = await self.repository(work, sr)
+        vdi: Any = volumes.find(work.db, sr, image)
         if vdi is not None:
-            await self._remove(call, vdi)
+            await self._remove(work, vdi)
         elif used.kind == "disks":
             effect = await _delete(used, image)
-            with call.db.atomic():
-                volumes.apply(call.db, sr, effect)
+            with work.db.atomic():
+                volumes.apply(work.db, sr, effect)
 
-    async def destroy(self, call: Call, vdi: Any) -> None:
+    async def destroy(self, work: Work, vdi: Any) -> None:
         """Remove a VDI: image and row. Raises Fault."""
         async with (
-            claim(call, "vdi_destroy", call.db.SR[vdi.SR], patience=SHORT),
-            claim(call, "destroy", vdi, patience=SHORT),
+            claim(work, "vdi_destroy", work.db.SR[vdi.SR], patience=SHORT),
+            claim(work, "destroy", vdi, patience=SHORT),
         ):
-            await self.remove(call, vdi)
+            await self.remove(work, vdi)
 
     # Suspended memory
 
-    async def make_suspend_image(self, call: Call, vm: Any, host: Any) -> tuple[Any, str]:
+    async def make_suspend_image(self, work: Work, vm: Any, host: Any) -> tuple[Any, str]:
         """Return a new VDI of type suspend, and the path on a host of a file that does not exist yet. Raises Fault."""
-        db = call.db
+        db = work.db
         sr, size = suspend_sr(db, vm, host), vm.memory_static_max + SUSPEND_EXTRA
-        async with claim(call, "vdi_create", sr, patience=SHORT):
-            used = await self.repository(call, sr, host)
+        async with claim(work, "vdi_create", sr, patience=SHORT):
+            used = await self.repository(work, sr, host)
             if used.kind != "disks":
                 raise backend_failure(UNIMPLEMENTED, f"{sr.name_label} holds no suspend images")
             space = await _space(used)
             if space.physical_size - space.physical_utilisation < vm.memory_static_max:
                 raise errors.SR_SUSPEND_SPACE_INSUFFICIENT(sr._ref)
-            async with unfinished.new_image(call, sr) as image:
+            async with unfinished.new_image(work, sr) as image:
                 with db.atomic():
                     vdi = _suspend_row(db, sr, image, size)
                     sr.virtual_allocation += size
         return vdi, used.image(vdi).path
 
-    async def suspend_image_written(self, call: Call, vdi: Any) -> None:
+    async def suspend_image_written(self, work: Work, vdi: Any) -> None:
         """Hear that a suspend image is complete. Raises Fault."""
-        sr = call.db.SR[vdi.SR]
-        used = await self.repository(call, sr)
+        sr = work.db.SR[vdi.SR]
+        used = await self.repository(work, sr)
         with answering():
             volume = await used.storage.volume(used.path, vdi.location)
-            await used.storage.describe(used.path, vdi.location, volumes.description(call.db, vdi))
+            await used.storage.describe(used.path, vdi.location, volumes.description(work.db, vdi))
             effect = Effect((volume,), (), await used.storage.space(used.path))
-        with call.db.atomic():
-            volumes.apply(call.db, sr, effect)
+        with work.db.atomic():
+            volumes.apply(work.db, sr, effect)
 
-    async def suspend_image(self, call: Call, vdi: Any, host: Any) -> str:
+    async def suspend_image(self, work: Work, vdi: Any, host: Any) -> str:
         """Return the path of a suspend image on a host. Raises Fault."""
-        used = await self.repository(call, call.db.SR[vdi.SR], host)
+        used = await self.repository(work, work.db.SR[vdi.SR], host)
         if vdi.missing or declared(vdi):
             raise errors.VDI_MISSING(vdi.SR, vdi._ref)
         return used.image(vdi).path

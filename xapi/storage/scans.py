@@ -14,10 +14,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from hypervisor.api import Contents, Volume
-from xapi.calls.call import Call
+from xapi.calls.work import Work
 from xapi.log.guests import named
 from xapi.storage import volumes
 from xapi.storage.faults import answering
+from xapi.storage.repository import Storage
 
 log = Logger()
 
@@ -25,37 +26,37 @@ BATCH = 200
 """Rows that are written in one turn of the reactor."""
 
 
-async def scan(call: Call, sr: Any) -> None:
+async def scan(work: Work, sr: Any) -> None:
     """Bring the rows of a claimed SR in line with what it holds. Raises Fault."""
-    db = call.db
-    used = await call.daemon.storage.repository(call, sr)
+    db = work.db
+    used = await work[Storage].repository(work, sr)
     if used.kind == "none":
         return
     generation = db.generation
     with answering():
         contents = await used.storage.scan(used.path)
-    _tell(call, sr, contents)
+    _tell(work, sr, contents)
     snapshots = tuple(volume for volume in contents.volumes if volume.description.is_a_snapshot)
     # Snapshots a second time, when there are rows of all that they can be of.
     for batch in (*_batches(contents.volumes), *_batches(snapshots)):
-        await _turn(call)
+        await _turn(work)
         with db.atomic():
             for volume in batch:
                 row = volumes.write(db, sr, volume)
                 if row is not None:
                     volumes.read_description(db, row, volume)
                     row.is_tools_iso = row.is_tools_iso or (sr.is_tools_sr and used.kind == "cds")
-    await _turn(call)
+    await _turn(work)
     with db.atomic():
-        _miss(call, sr, contents, generation)
+        _miss(work, sr, contents, generation)
         sr.virtual_allocation = volumes.allocation(db, sr.VDIs)
         volumes.write_space(sr, contents.space)
         sr.other_config = {key: value for key, value in sr.other_config.items() if key != "dirty"}
 
 
-def _tell(call: Call, sr: Any, contents: Contents) -> None:
+def _tell(work: Work, sr: Any, contents: Contents) -> None:
     """Log what cannot be used and why, once and not with each scan."""
-    told = call.daemon.storage.damaged
+    told = work[Storage].damaged
     for location, why in contents.damaged.items():
         if told.get(sr.uuid, {}).get(location) != why:
             log.warn("{sr}: {location} cannot be used: {why}", sr=named(sr), location=location, why=why)
@@ -65,12 +66,12 @@ def _tell(call: Call, sr: Any, contents: Contents) -> None:
         told.pop(sr.uuid, None)
 
 
-def _miss(call: Call, sr: Any, contents: Contents, generation: int) -> None:
+def _miss(work: Work, sr: Any, contents: Contents, generation: int) -> None:
     """Drop the rows without volumes, or say that these are missing.
 
     A row younger than the scan is left alone, and so is one whose volume an operation is about to make.
     """
-    db = call.db
+    db = work.db
     there = {volume.location for volume in contents.volumes}
     gone = [
         row
@@ -100,10 +101,10 @@ def _batches(found: tuple[Volume, ...]) -> Iterator[tuple[Volume, ...]]:
         yield found[at : at + BATCH]
 
 
-async def _turn(call: Call) -> None:
+async def _turn(work: Work) -> None:
     """Let the reactor do other things."""
     turn: Deferred[None] = Deferred()
-    timer = call.clock.callLater(0, turn.callback, None)
+    timer = work.clock.callLater(0, turn.callback, None)
     try:
         await turn
     finally:

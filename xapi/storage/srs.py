@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xapi.calls.call import Call
+from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
 from xapi.datamodel.types import NULL
+from xapi.hosts.backends import Backends
 from xapi.storage import device_config, drivers, volumes
 from xapi.storage.faults import NO_CD_DIRECTORY, NO_CD_SERVER, answering, backend_failure
-from xapi.storage.repository import cd_directory, kind_of, plugged
+from xapi.storage.repository import Storage, cd_directory, kind_of, plugged
 from xapi.storage.scans import scan
 from xapi.store.memory import Store
 
@@ -46,16 +47,16 @@ def drop_pbd(db: Store, pbd: Any) -> None:
     db.PBD.delete(pbd._ref)
 
 
-async def create(call: Call, sr: Any, pbd: Any) -> None:
+async def create(work: Work, sr: Any, pbd: Any) -> None:
     """Make the storage of a new SR where its first PBD says."""
-    if not any(sm.type == sr.type for sm in call.db.SM):
+    if not any(sm.type == sr.type for sm in work.db.SM):
         raise errors.SR_UNKNOWN_DRIVER(sr.type)
     config, kind = pbd.device_config, kind_of(sr)
     drivers.refuse_remote(sr.type, config)
-    storage = call.daemon.backends.of(call.db.host[pbd.host]).storage
-    path = str(call.daemon.storage.directory / sr.uuid)
+    storage = work[Backends].of(work.db.host[pbd.host]).storage
+    path = str(work[Storage].directory / sr.uuid)
     if sr.type in drivers.ON_DEVICES:
-        drivers.assert_device_free(call.db, pbd)
+        drivers.assert_device_free(work.db, pbd)
     else:
         drivers.assert_location(config, absolute=sr.type == "file")
     if sr.type == "file":
@@ -71,26 +72,26 @@ async def create(call: Call, sr: Any, pbd: Any) -> None:
             await storage.create(path, kind)
 
 
-async def plug(call: Call, sr: Any, pbd: Any) -> None:
+async def plug(work: Work, sr: Any, pbd: Any) -> None:
     """Connect a claimed SR to a host, and look what it holds."""
-    if not any(sm.type == sr.type for sm in call.db.SM):
+    if not any(sm.type == sr.type for sm in work.db.SM):
         raise errors.SR_UNKNOWN_DRIVER(sr.type)
     if pbd.currently_attached:
         return
     if not sr.shared:
         for ref in sr.PBDs:
-            other = call.db.PBD[ref]
+            other = work.db.PBD[ref]
             if other.currently_attached and other.host != pbd.host:
                 raise errors.SR_NOT_SHARABLE(sr._ref, other.host)
-    storage = call.daemon.storage
-    await storage.begin(call, sr, pbd, strict=True)
+    storage = work[Storage]
+    await storage.begin(work, sr, pbd, strict=True)
     pbd.currently_attached = True
     try:
-        if plugged(call.db, sr) is pbd:
-            await scan(call, sr)
+        if plugged(work.db, sr) is pbd:
+            await scan(work, sr)
     except BaseException:
         pbd.currently_attached = False
-        await to_its_end(storage.end(call, sr, pbd))
+        await to_its_end(storage.end(work, sr, pbd))
         raise
 
 
@@ -118,19 +119,19 @@ def _active(db: Store, sr: Any, host: str) -> Iterable[str]:
                 yield ref
 
 
-async def erase(call: Call, sr: Any) -> None:
+async def erase(work: Work, sr: Any) -> None:
     """Erase the storage of a claimed SR; its rows stay. Raises SR_HAS_NO_PBDS."""
-    pbds = [call.db.PBD[ref] for ref in sr.PBDs]
+    pbds = [work.db.PBD[ref] for ref in sr.PBDs]
     if not pbds:
         raise errors.SR_HAS_NO_PBDS(sr._ref)
-    master = next(iter(call.db.pool)).master
+    master = next(iter(work.db.pool)).master
     pbd = next((each for each in pbds if each.host == master), pbds[0])
     kind = kind_of(sr)
     if kind == "none":
         return
-    storage = call.daemon.backends.of(call.db.host[pbd.host]).storage
+    storage = work[Backends].of(work.db.host[pbd.host]).storage
     with answering():
-        path, there = await call.daemon.storage.place(storage, sr, pbd.device_config)
+        path, there = await work[Storage].place(storage, sr, pbd.device_config)
         if there:
             await storage.remove(path, kind)
 

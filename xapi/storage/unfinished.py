@@ -8,14 +8,14 @@ when the daemon starts is nobody's, and goes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from xapi.calls.call import Call
+from xapi.calls.work import Work
 from xapi.datamodel.errors import Fault
 from xapi.log.guests import named
 
@@ -55,38 +55,38 @@ class Making:
 
 
 @contextmanager
-def making(call: Call) -> Iterator[Making]:
+def making(work: Work) -> Iterator[Making]:
     """Note what a call and its parts make; notes go when the outermost such block of an operation ends, if not before.
 
     Where the operation has failed by then, what it made is destroyed, or logged as what stays.
     """
-    if call.making is not None:
-        yield call.making
+    if work.making is not None:
+        yield work.making
         return
-    call.making = Making(call.db)
+    work.making = Making(work.db)
     try:
-        yield call.making
+        yield work.making
     finally:
-        call.making.done()
-        call.making = None
+        work.making.done()
+        work.making = None
 
 
 @asynccontextmanager
-async def new_image(call: Call, sr: Any) -> AsyncIterator[str]:
+async def new_image(work: Work, sr: Any) -> AsyncIterator[str]:
     """Return the uuid of an image that is to be made on an SR, when its note is durable. Raises Fault."""
-    with making(call) as noted:
-        image = call.db.uuids.draw("VDI")
+    with making(work) as noted:
+        image = work.db.uuids.draw("VDI")
         noted.note(sr._ref, image)
-        await durable(call.db)
+        await durable(work.db)
         yield image
 
 
 @asynccontextmanager
-async def leaving(call: Call, vdi: Any) -> AsyncIterator[None]:
+async def leaving(work: Work, vdi: Any) -> AsyncIterator[None]:
     """Delete an image inside, with its row; a crash does not end that. Raises Fault."""
-    with making(call) as noted:
+    with making(work) as noted:
         noted.replaced([vdi])
-        await durable(call.db)
+        await durable(work.db)
         yield
 
 
@@ -102,11 +102,11 @@ async def durable(db: Store) -> None:
     await told
 
 
-async def sweep(call: Call) -> None:
+async def sweep(work: Work, discard: Callable[[Work, Any, str], Awaitable[None]]) -> None:
     """Delete what operations have left that a crash has ended; what cannot be deleted now waits for the next start."""
-    for sr, image in [(row, image) for row in call.db.SR for image in row.unfinished]:
+    for sr, image in [(row, image) for row in work.db.SR for image in row.unfinished]:
         try:
-            await call.daemon.storage.discard(call, sr, image)
+            await discard(work, sr, image)
         except Fault as fault:
             log.error("{image}, which nobody has, stays on {sr}: {fault}", image=image, sr=named(sr), fault=fault)
             continue

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xapi.calls.call import Call
 from xapi.calls.parts import Part, all_of, undo_all
+from xapi.calls.work import Work
 from xapi.datamodel import errors
 from xapi.datamodel.types import NULL, Ref
 from xapi.networks import networks
@@ -81,7 +81,7 @@ CHECKPOINT = How("checkpoint", "VDI.snapshot", is_snapshot=True)
 
 
 async def duplicate(
-    call: Call,
+    work: Work,
     vm: VM,
     name: str,
     how: How,
@@ -94,17 +94,17 @@ async def duplicate(
     `info` is the snapshot_info where it does not follow from the VM; `saved` a VDI with the VM's memory, which becomes
     the copy's own.
     """
-    db = call.db
+    db = work.db
     vbds = [vbd for vbd in drives(db, vm) if vbd.VDI not in how.ignored]
     disks = [vbd for vbd in vbds if not vbd.empty and vbd.type != "CD"]
     memory = how.memory and saved == NULL and vm.suspend_VDI != NULL
-    with making(call) as unfinished:
-        made = await copy_disks(call, [vbd.VDI for vbd in disks], how, vm.suspend_VDI if memory else NULL)
+    with making(work) as unfinished:
+        made = await copy_disks(work, [vbd.VDI for vbd in disks], how, vm.suspend_VDI if memory else NULL)
         try:
             images = {vbd._ref: vdi for vbd, vdi in zip(disks, made, strict=False)}
             with db.atomic():
                 state = _state(vm, how, saved)
-                row: VM = _row(call, vm, name, how, state, info)
+                row: VM = _row(work, vm, name, how, state, info)
                 row.suspend_VDI = made[-1] if memory else saved
                 for vbd in vbds:
                     copy_drive(db, row, vbd, images.get(vbd._ref, vbd.VDI), owned=True)
@@ -113,7 +113,7 @@ async def duplicate(
                     vm.parent = row._ref
                 unfinished.done()
         except BaseException:
-            await undo_all(call, "VDI.destroy", made)
+            await undo_all(work, "VDI.destroy", made)
             raise
     return row
 
@@ -123,21 +123,21 @@ def drives(db: Store, vm: VM) -> list[VBD]:
     return [db.VBD[ref] for ref in vm.VBDs]
 
 
-async def copy_disks(call: Call, disks: list[Ref[VDI]], how: How, memory: Ref[VDI] = NULL) -> list[Any]:
+async def copy_disks(work: Work, disks: list[Ref[VDI]], how: How, memory: Ref[VDI] = NULL) -> list[Any]:
     """Return new VDIs made from these, in their order; there are none when one fails. Raises Fault.
 
     `memory` is that of a suspended VM, null for none; its copy is the last one.
     """
-    rows = [call.db.VDI[ref] for ref in disks]
+    rows = [work.db.VDI[ref] for ref in disks]
     parts = [Part(how.message, _arguments(vdi, how), vdi.virtual_size) for vdi in rows]
     if memory != NULL:
-        vdi = call.db.VDI[memory]
+        vdi = work.db.VDI[memory]
         parts.append(Part("VDI.copy", (vdi,), vdi.virtual_size, _copy_memory))
-    return await all_of(call, parts, "VDI.destroy", until=ROWS) if parts else []
+    return await all_of(work, parts, "VDI.destroy", until=ROWS) if parts else []
 
 
-async def _copy_memory(call: Call, vdi: VDI) -> Any:
-    return (await vdis.copy_suspend_image(call, vdi))._ref
+async def _copy_memory(work: Work, vdi: VDI) -> Any:
+    return (await vdis.copy_suspend_image(work, vdi))._ref
 
 
 def _arguments(vdi: VDI, how: How) -> tuple[Any, ...]:
@@ -153,15 +153,15 @@ def _state(vm: VM, how: How, saved: str) -> str:
     return "Suspended" if how.memory and vm.power_state == "Suspended" else "Halted"
 
 
-def _row(call: Call, vm: VM, name: str, how: How, state: str, info: Mapping[str, str] | None) -> Any:
+def _row(work: Work, vm: VM, name: str, how: How, state: str, info: Mapping[str, str] | None) -> Any:
     """Make the row of a copy, with its metrics. Under `atomic`."""
-    db = call.db
+    db = work.db
     fields: dict[str, Any] = {field: getattr(vm, field) for field in KEPT}
     if how.is_snapshot:
         fields |= {
             "is_a_snapshot": True,
             "snapshot_of": vm._ref,
-            "snapshot_time": call.now,
+            "snapshot_time": work.now,
             "snapshot_info": snapshot_info(vm) if info is None else info,
             "snapshot_metadata": saved_record.write(vm),
             "parent": vm.parent,

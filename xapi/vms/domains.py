@@ -38,6 +38,13 @@ class Image:
     format: str
 
 
+class Kernels:
+    """Where kernels lie that VMs name; no VM gets at anything else of the host's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+
 def describe(db: Store, vm: VM, images: Mapping[str, Image], guest_directory: Path) -> DomainConfig:
     """Return the domain of a VM; `images` has those of its VDIs. Raises Fault for a boot that cannot be."""
     weight, cap, mask = (vm.VCPUs_params.get(key, "") for key in ("weight", "cap", "mask"))

@@ -9,54 +9,56 @@ from contextlib import suppress
 from typing import Any
 
 from hypervisor.api import Change, Device, HostError
-from xapi.calls.call import Call
+from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
+from xapi.hosts.backends import Backends
 from xapi.vms import power
+from xapi.vms.reconcile import Reconciler
 
 
-def is_plugged(call: Call, row: Any) -> bool:
+def is_plugged(work: Work, row: Any) -> bool:
     """Tell whether a VBD or VIF is part of a domain now; a suspended VM keeps `currently_attached` without one."""
-    vm = call.db.VM.get(row.VM)
+    vm = work.db.VM.get(row.VM)
     return row.currently_attached and vm is not None and vm.power_state in ("Running", "Paused")
 
 
-async def plug(call: Call, row: Any, device: Device) -> None:
+async def plug(work: Work, row: Any, device: Device) -> None:
     """Connect what a VBD or VIF stands for. Raises Fault."""
-    vm = call.db.VM[row.VM]
-    host = call.db.host[vm.resident_on]
-    backend = call.daemon.backends.of(host)
+    vm = work.db.VM[row.VM]
+    host = work.db.host[vm.resident_on]
+    backend = work[Backends].of(host)
     try:
-        call.daemon.reconciler.write(vm, host, await backend.plug(vm.uuid, device))
+        work[Reconciler].write(vm, host, await backend.plug(vm.uuid, device))
     except HostError as error:
         raise _fault_of(error, vm, row) from error
     except BaseException:
         with suppress(HostError):
             await to_its_end(backend.unplug(vm.uuid, device, True))
-        await to_its_end(call.daemon.reconciler.look(vm))
+        await to_its_end(work[Reconciler].look(vm))
         raise
     if not row.currently_attached:  # the domain has ended meanwhile
         raise errors.INTERNAL_ERROR(f"Unable to plug {row._table.name} {row._ref}")
 
 
-async def unplug(call: Call, row: Any, device: Device, *, force: bool) -> None:
+async def unplug(work: Work, row: Any, device: Device, *, force: bool) -> None:
     """Take a device away, with `force` whether the guest agrees or not. Raises Fault."""
-    vm = call.db.VM[row.VM]
+    vm = work.db.VM[row.VM]
     try:
-        await power.backend(call, vm).unplug(vm.uuid, device, force)
+        await power.backend(work, vm).unplug(vm.uuid, device, force)
     except HostError as error:
         if error.code != "no_device":
             raise _fault_of(error, vm, row) from error
     finally:
-        await to_its_end(call.daemon.reconciler.look(vm))
+        await to_its_end(work[Reconciler].look(vm))
 
 
-async def adjust(call: Call, row: Any, change: Change) -> None:
+async def adjust(work: Work, row: Any, change: Change) -> None:
     """Change a device; one that has gone needs no change. Raises Fault."""
-    vm = call.db.VM[row.VM]
+    vm = work.db.VM[row.VM]
     try:
-        await power.backend(call, vm).adjust(vm.uuid, change)
+        await power.backend(work, vm).adjust(vm.uuid, change)
     except HostError as error:
         if error.code not in ("no_device", "no_domain"):
             raise _fault_of(error, vm, row) from error

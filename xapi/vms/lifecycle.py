@@ -9,20 +9,20 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import DomainState, Shutdown
-from xapi.calls.call import Call, Origin
+from xapi.calls.work import Subsystems, Work
 from xapi.datamodel.errors import Fault
-from xapi.datamodel.lexical import moment
 from xapi.datamodel.types import NULL
 from xapi.events.alerts import alert
+from xapi.hosts.backends import Backends
 from xapi.log.guests import named
 from xapi.operations.claim import claim
 from xapi.storage import unfinished
+from xapi.storage.repository import Storage
 from xapi.vms import power
 from xapi.vms.placement import choose_host
 from xapi.vms.reconcile import halt, is_up, lose
 
 if TYPE_CHECKING:
-    from xapi.process.daemon import Daemon
     from xapi.store.memory import Store
 
 log = Logger()
@@ -33,33 +33,28 @@ WAIT = 15.0
 """Seconds that a guest waits which reboots too soon."""
 
 
-def own_call(daemon: Daemon, name: str) -> Call:
-    """Return a call that the toolstack makes itself, with a task of its own; end it with `done`."""
-    return Call(daemon, daemon.dispatcher.methods[name].message, name, None, Origin(trusted=True))
-
-
-async def follow(daemon: Daemon, ref: str) -> None:
+async def follow(subsystems: Subsystems, ref: str) -> None:
     """Do what a VM's actions say, after its guest has gone down by itself; as xenopsd does it.
 
     A guest that crashes soon after its start is not started again, and one that reboots soon waits a while. While
     changes are refused it stays as it is: it is looked at again when they are not.
     """
-    vm: Any = daemon.db.VM.get(ref)
-    state = None if vm is None else await _is_down(daemon, vm)
-    if state is None or vm._ref not in daemon.db.VM or daemon.db.refusal is not None:
+    vm: Any = subsystems.db.VM.get(ref)
+    state = None if vm is None else await _is_down(subsystems, vm)
+    if state is None or vm._ref not in subsystems.db.VM or subsystems.db.refusal is not None:
         return
-    lived = daemon.clock.seconds() - state.start_time
+    lived = subsystems.clock.seconds() - state.start_time
     if state.shutdown is Shutdown.CRASH:
         said = f"VM '{vm.name_label}' crashed" + (f": {state.crash}" if state.crash else "")
-        alert(daemon.db, moment(daemon.clock.seconds()), "VM_CRASHED", "VM", vm, said)
+        alert(subsystems.db, subsystems.now, "VM_CRASHED", "VM", vm, said)
     action = _action(vm, state)
     if action == "restart" and state.shutdown is Shutdown.CRASH and lived < SOON:
         log.warn("{vm} crashed {lived:.1f} s after its start: it is not started again", vm=named(vm), lived=lived)
         action = "destroy"
     if action == "restart" and lived < SOON:
         log.info("{vm} went down {lived:.1f} s after its start: it waits", vm=named(vm), lived=lived)
-        await deferLater(daemon.clock, WAIT)
-    await _act(daemon, vm, action)
+        await deferLater(subsystems.clock, WAIT)
+    await _act(subsystems, vm, action)
 
 
 def _action(vm: Any, state: DomainState) -> str:
@@ -87,39 +82,39 @@ def _action(vm: Any, state: DomainState) -> str:
     return "restart" if "restart" in action or action == "soft_reboot" else "destroy"
 
 
-async def _is_down(daemon: Daemon, vm: Any) -> DomainState | None:
+async def _is_down(subsystems: Subsystems, vm: Any) -> DomainState | None:
     """Return what is true of a VM's domain if it is down, and nobody has seen to that."""
-    host = daemon.db.host.get(vm.resident_on)
-    state = None if host is None else (await daemon.backends.of(host).stat(vm.uuid)).state
+    host = subsystems.db.host.get(vm.resident_on)
+    state = None if host is None else (await subsystems[Backends].of(host).stat(vm.uuid)).state
     return state if state is not None and not is_up(state) else None
 
 
 _MESSAGES = {"restart": "hard_reboot", "preserve": "pause", "destroy": "hard_shutdown", "resume": "suspend"}
 
 
-async def _act(daemon: Daemon, vm: Any, action: str) -> None:
+async def _act(subsystems: Subsystems, vm: Any, action: str) -> None:
     """Do something with a VM whose domain is down, unless a call that went before has."""
     operation = _MESSAGES[action]
-    call = own_call(daemon, f"VM.{operation}")
+    work = Work(subsystems, f"VM.{operation}")
     try:
-        async with claim(call, operation, vm, strict=False):
-            if await _is_down(daemon, vm) is None:
+        async with claim(work, operation, vm, strict=False):
+            if await _is_down(subsystems, vm) is None:
                 return
             if action == "restart":
-                await power.again(call, vm, alerted="")
+                await power.again(work, vm, alerted="")
             elif action == "preserve":
-                await power.pause(call, vm)  # its domain stays for whoever wants to look at it
+                await power.pause(work, vm)  # its domain stays for whoever wants to look at it
             elif action == "resume":
-                await power.go_on(call, vm)
+                await power.go_on(work, vm)
             else:
-                if not call.pool.ha_reboot_vm_on_internal_shutdown:
+                if not work.pool.ha_reboot_vm_on_internal_shutdown:
                     vm.ha_always_run = False
-                await power.end(call, vm, alerted="")
+                await power.end(work, vm, alerted="")
     except Fault as fault:
-        if vm._ref in daemon.db.VM and vm.domid != -1:  # else a call that went before has seen to it
+        if vm._ref in subsystems.db.VM and vm.domid != -1:  # else a call that went before has seen to it
             log.error("{vm} went down and could not be followed: {fault}", vm=named(vm), fault=fault)
     finally:
-        daemon.tasks.drop(call.task)
+        work.done()
 
 
 def renew_metrics(db: Store) -> None:
@@ -130,12 +125,12 @@ def renew_metrics(db: Store) -> None:
         db.load(table, [table.make(ref, {"uuid": db.uuids.draw(table.name)}) for ref in refs])
 
 
-def forget_lost_domains(daemon: Daemon) -> list[str]:
+def forget_lost_domains(subsystems: Subsystems) -> list[str]:
     """Write that VMs are halted whose domains have gone with the process that they lived in; return their refs.
 
     Operations that were under way then are not any more.
     """
-    db = daemon.db
+    db = subsystems.db
     lost: list[str] = []
     with db.atomic():
         for table in (db.VM, db.VBD, db.VIF, db.VDI, db.SR, db.host, db.pool, db.VM_appliance):
@@ -152,44 +147,44 @@ def forget_lost_domains(daemon: Daemon) -> list[str]:
     return lost
 
 
-async def undo_unfinished(daemon: Daemon) -> None:
+async def undo_unfinished(subsystems: Subsystems) -> None:
     """Delete the disks that operations had made when the process ended, and those that they were deleting.
 
     A suspended VM that was being shut down has lost its memory so: then it is halted.
     """
-    call = own_call(daemon, "VDI.destroy")
+    work = Work(subsystems, "VDI.destroy")
     try:
-        await unfinished.sweep(call)
+        await unfinished.sweep(work, work[Storage].discard)
     finally:
-        daemon.tasks.drop(call.task)
-    with daemon.db.atomic():
-        for vm in daemon.db.VM:
+        work.done()
+    with subsystems.db.atomic():
+        for vm in subsystems.db.VM:
             if vm.power_state == "Suspended" and vm.suspend_VDI == NULL:
-                halt(daemon.db, vm)
+                halt(subsystems.db, vm)
 
 
-def begin(daemon: Daemon) -> None:
+def begin(subsystems: Subsystems) -> None:
     """Start the VMs that start with their host, one after another, in the background."""
-    Deferred.fromCoroutine(_start_automatic(daemon)).addErrback(lambda failure: log.failure("auto-start", failure))
+    Deferred.fromCoroutine(_start_automatic(subsystems)).addErrback(lambda failure: log.failure("auto-start", failure))
 
 
-async def _start_automatic(daemon: Daemon) -> None:
-    pool = next(iter(daemon.db.pool))
+async def _start_automatic(subsystems: Subsystems) -> None:
+    pool = next(iter(subsystems.db.pool))
     if pool.other_config.get("auto_poweron", "").lower() != "true":
         return
     wanted = [
         vm
-        for vm in daemon.db.VM
+        for vm in subsystems.db.VM
         if vm.other_config.get("auto_poweron", "").lower() == "true"
         and vm.power_state == "Halted"
         and not (vm.is_a_template or vm.is_control_domain)
     ]
     for vm in sorted(wanted, key=lambda each: each.order):
-        call = own_call(daemon, "VM.start")
+        work = Work(subsystems, "VM.start")
         try:
-            async with claim(call, "start", vm):
-                await power.begin(call, vm, choose_host(daemon.db, vm))
+            async with claim(work, "start", vm):
+                await power.begin(work, vm, choose_host(subsystems.db, vm))
         except Fault as fault:
             log.error("{vm} does not start with its host: {fault}", vm=named(vm), fault=fault)
         finally:
-            daemon.tasks.drop(call.task)
+            work.done()

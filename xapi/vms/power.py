@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Any
 from twisted.logger import Logger
 
 from hypervisor.api import DomainConfig, HostError, Shutdown, Truth
-from xapi.calls.call import Call
 from xapi.calls.faults import shortage
+from xapi.calls.tasks import Tasks
+from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
 from xapi.events.alerts import alert
+from xapi.hosts.backends import Backends
 from xapi.log.guests import named
+from xapi.networks.networks import Networks
 from xapi.operations.claim import SHORT, Held, changed, claims
 from xapi.storage.faults import backend_failure
+from xapi.storage.repository import Storage
 from xapi.storage.unfinished import Making, durable, making
 from xapi.vms import guest_metrics
-from xapi.vms.domains import describe, domain_kind
+from xapi.vms.domains import Kernels, describe, domain_kind
 from xapi.vms.placement import choose_host
-from xapi.vms.reconcile import halt, lose
+from xapi.vms.reconcile import Reconciler, halt, lose
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
@@ -35,12 +39,12 @@ if TYPE_CHECKING:
 log = Logger()
 
 
-def backend(call: Call, vm: Any) -> Any:
+def backend(work: Work, vm: Any) -> Any:
     """Return the backend of the host that a VM is on. Raises VM_BAD_POWER_STATE for one that went down meanwhile."""
-    host = call.db.host.get(vm.resident_on)
+    host = work.db.host.get(vm.resident_on)
     if host is None:
         raise errors.VM_BAD_POWER_STATE(vm._ref, "running", vm.power_state.lower())
-    return call.daemon.backends.of(host)
+    return work[Backends].of(host)
 
 
 def fault_of(error: HostError, vm: Any) -> Fault:
@@ -77,14 +81,14 @@ def told(vm: Any) -> Iterator[None]:
         raise fault_of(error, vm) from error
 
 
-async def begin(call: Call, vm: Any, host: Any, *, start_paused: bool = False) -> None:
+async def begin(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:
     """Make a claimed VM's domain on a host and let it run. Whatever fails is undone."""
     said = _Alert("VM_STARTED", f"VM '{vm.name_label}' started on host: {host.name_label}")
-    with _expected(call.db, vm, host):
-        with call.db.atomic():
+    with _expected(work.db, vm, host):
+        with work.db.atomic():
             vm.domain_type = domain_kind(vm)
-            guest_metrics.forget(call.db, vm)
-        await _live(call, vm, host, said, bringing="vm_start", start_paused=start_paused)
+            guest_metrics.forget(work.db, vm)
+        await _live(work, vm, host, said, bringing="vm_start", start_paused=start_paused)
 
 
 @contextmanager
@@ -107,25 +111,25 @@ class _Alert:
 
 
 async def _live(
-    call: Call, vm: Any, host: Any, said: _Alert, *, bringing: str = "", start_paused: bool = False
+    work: Work, vm: Any, host: Any, said: _Alert, *, bringing: str = "", start_paused: bool = False
 ) -> None:
     """Build a VM's domain with its devices and let it run; no domain is left when it fails.
 
     `bringing` is the host's operation, when the VM was not on it before. That the VM lives, that nobody holds its
     devices any more, and the alert are one change.
     """
-    db = call.db
-    async with claims(call, _to_be_held(db, vm, host, bringing), patience=SHORT) as held:
+    db = work.db
+    async with claims(work, _to_be_held(db, vm, host, bringing), patience=SHORT) as held:
         with told(vm):
-            config = await _config(call, vm, host, reset=True)
-            backend_ = call.daemon.backends.of(host)
+            config = await _config(work, vm, host, reset=True)
+            backend_ = work[Backends].of(host)
             try:
                 truth = await backend_.build(config, paused=start_paused)
                 with db.atomic():
-                    call.daemon.reconciler.begun(vm, host, truth)
+                    work[Reconciler].begun(vm, host, truth)
                     held.give_back()
                     if said.name:
-                        alert(db, call.now, said.name, "VM", vm, said.body)
+                        alert(db, work.now, said.name, "VM", vm, said.body)
             except BaseException:
                 await to_its_end(backend_.destroy(vm.uuid))
                 raise
@@ -138,53 +142,53 @@ def _to_be_held(db: Store, vm: Any, host: Any, bringing: str) -> list[tuple[str,
     return wanted + [("attach", db.VIF[ref]) for ref in vm.VIFs if not db.VIF[ref].currently_attached]
 
 
-async def _config(call: Call, vm: Any, host: Any, *, reset: bool) -> DomainConfig:
+async def _config(work: Work, vm: Any, host: Any, *, reset: bool) -> DomainConfig:
     """Make networks and disks of a VM ready on a host, and describe its domain."""
-    db, daemon = call.db, call.daemon
-    await daemon.networks.join(host, [db.VIF[ref] for ref in vm.VIFs])
-    images = await daemon.storage.attach(call, host, vm, reset=reset)
-    return describe(db, vm, images, daemon.guest_directory)
+    db = work.db
+    await work[Networks].join(host, [db.VIF[ref] for ref in vm.VIFs])
+    images = await work[Storage].attach(work, host, vm, reset=reset)
+    return describe(db, vm, images, work[Kernels].directory)
 
 
-async def pause(call: Call, vm: Any) -> None:
+async def pause(work: Work, vm: Any) -> None:
     """Hold a VM's guest where it is, and write that it is."""
-    host = call.db.host.get(vm.resident_on)
+    host = work.db.host.get(vm.resident_on)
     with told(vm):
-        call.daemon.reconciler.write(vm, host, await backend(call, vm).pause(vm.uuid))
+        work[Reconciler].write(vm, host, await backend(work, vm).pause(vm.uuid))
 
 
-async def unpause(call: Call, vm: Any) -> None:
+async def unpause(work: Work, vm: Any) -> None:
     """Let a VM's guest go on, and write that it does."""
-    host = call.db.host.get(vm.resident_on)
+    host = work.db.host.get(vm.resident_on)
     with told(vm):
-        call.daemon.reconciler.write(vm, host, await backend(call, vm).unpause(vm.uuid))
+        work[Reconciler].write(vm, host, await backend(work, vm).unpause(vm.uuid))
 
 
-async def clean(call: Call, vm: Any, how: Shutdown) -> None:
+async def clean(work: Work, vm: Any, how: Shutdown) -> None:
     """Ask the guest of a VM to go down, and wait until it has. Raises Fault."""
     with told(vm):
-        await backend(call, vm).shutdown(vm.uuid, how)
+        await backend(work, vm).shutdown(vm.uuid, how)
 
 
-async def _destroy(call: Call, vm: Any, host: Any) -> None:
+async def _destroy(work: Work, vm: Any, host: Any) -> None:
     """End a VM's domain; one that stays is looked at when the operation is over, for its guest may be down."""
     try:
         with told(vm):
-            await call.daemon.backends.of(host).destroy(vm.uuid)
+            await work[Backends].of(host).destroy(vm.uuid)
     except BaseException:
-        call.daemon.reconciler.attend(vm.uuid)
+        work[Reconciler].attend(vm.uuid)
         raise
 
 
-async def end(call: Call, vm: Any, *, alerted: str = "VM_SHUTDOWN") -> None:
+async def end(work: Work, vm: Any, *, alerted: str = "VM_SHUTDOWN") -> None:
     """Destroy a VM's domain and write that it is halted."""
-    host = call.db.host.get(vm.resident_on)
+    host = work.db.host.get(vm.resident_on)
     if host is not None:
-        await _destroy(call, vm, host)
-    with call.db.atomic():
-        halt(call.db, vm)
+        await _destroy(work, vm, host)
+    with work.db.atomic():
+        halt(work.db, vm)
         if alerted:
-            alert(call.db, call.now, alerted, "VM", vm, f"VM '{vm.name_label}' shut down")
+            alert(work.db, work.now, alerted, "VM", vm, f"VM '{vm.name_label}' shut down")
 
 
 _CANCELLED = frozenset(
@@ -193,84 +197,84 @@ _CANCELLED = frozenset(
 )  # fmt: skip
 
 
-async def cancel_others(call: Call, vm: Any) -> None:
+async def cancel_others(work: Work, vm: Any) -> None:
     """Cancel what a hard shutdown or reboot makes pointless, and wait until it has ended."""
 
     def others() -> list[str]:
         running = vm.current_operations.items()
-        return [task for task, name in running if name in _CANCELLED and task != call.task._ref]
+        return [task for task, name in running if name in _CANCELLED and task != work.task._ref]
 
     for ref in others():
-        task = call.db.task.get(ref)
+        task = work.db.task.get(ref)
         if task is not None:
-            call.daemon.tasks.cancel(task, call.task._ref)
-    await changed(call.db, call.clock, lambda: not others(), SHORT)
+            work[Tasks].cancel(task, work.task._ref)
+    await changed(work.db, work.clock, lambda: not others(), SHORT)
 
 
-async def discard_suspended(call: Call, vm: Any) -> None:
+async def discard_suspended(work: Work, vm: Any) -> None:
     """Destroy the memory of a suspended VM."""
-    if vm.suspend_VDI in call.db.VDI:
-        await call.daemon.storage.destroy(call, call.db.VDI[vm.suspend_VDI])
+    if vm.suspend_VDI in work.db.VDI:
+        await work[Storage].destroy(work, work.db.VDI[vm.suspend_VDI])
     vm.suspend_VDI = NULL
 
 
-async def again(call: Call, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
+async def again(work: Work, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
     """Make a claimed VM's domain anew on the host that it is on; it is halted when that fails."""
-    if call.db.refusal is not None:  # what is made could not be written, and would have to be ended
-        raise call.db.refusal
-    host = call.db.host.get(vm.resident_on) or choose_host(call.db, vm)
-    await _destroy(call, vm, host)
-    with call.db.atomic():
+    if work.db.refusal is not None:  # what is made could not be written, and would have to be ended
+        raise work.db.refusal
+    host = work.db.host.get(vm.resident_on) or choose_host(work.db, vm)
+    await _destroy(work, vm, host)
+    with work.db.atomic():
         vm.domain_type = domain_kind(vm)
-        for table, refs in ((call.db.VBD, vm.VBDs), (call.db.VIF, vm.VIFs)):
+        for table, refs in ((work.db.VBD, vm.VBDs), (work.db.VIF, vm.VIFs)):
             for ref in refs:
                 table[ref].currently_attached = False
-        guest_metrics.forget(call.db, vm)
+        guest_metrics.forget(work.db, vm)
     try:
-        await _live(call, vm, host, _Alert(alerted, f"VM '{vm.name_label}' rebooted"))
+        await _live(work, vm, host, _Alert(alerted, f"VM '{vm.name_label}' rebooted"))
     except BaseException:
-        with call.db.atomic():
-            halt(call.db, vm)
+        with work.db.atomic():
+            halt(work.db, vm)
         raise
 
 
-async def save(call: Call, vm: Any) -> Any:
+async def save(work: Work, vm: Any) -> Any:
     """Return a new VDI with the memory of a VM, whose guest is suspended then; it goes on when that fails."""
-    storage, host = call.daemon.storage, call.db.host[vm.resident_on]
-    backend_ = call.daemon.backends.of(host)
-    vdi, path = await storage.make_suspend_image(call, vm, host)
+    storage, host = work[Storage], work.db.host[vm.resident_on]
+    backend_ = work[Backends].of(host)
+    vdi, path = await storage.make_suspend_image(work, vm, host)
     try:
         with told(vm):
             await backend_.suspend(vm.uuid, path)
-        await storage.suspend_image_written(call, vdi)
+        await storage.suspend_image_written(work, vdi)
     except BaseException:
-        await to_its_end(_stay(call, vm, backend_, vdi))
+        await to_its_end(_stay(work, vm, backend_, vdi))
         raise
     return vdi
 
 
-async def _stay(call: Call, vm: Any, host: Any, vdi: Any) -> None:
+async def _stay(work: Work, vm: Any, host: Any, vdi: Any) -> None:
     """Let a guest whose memory was to be saved go on where it is, if it has got so far, without the image."""
     state = (await host.stat(vm.uuid)).state
     if state is not None and state.shutdown is Shutdown.SUSPEND:
         await host.resume(vm.uuid)
-    await call.daemon.storage.destroy(call, vdi)
-    await call.daemon.reconciler.look(vm)  # a look meanwhile may have seen it on its way, and nothing tells the end
+    await work[Storage].destroy(work, vdi)
+    await work[Reconciler].look(vm)  # a look meanwhile may have seen it on its way, and nothing tells the end
 
 
-async def go_on(call: Call, vm: Any) -> None:
+async def go_on(work: Work, vm: Any) -> None:
     """Let a guest go on where it is that has suspended itself for somebody who waits no longer."""
     with told(vm):
-        await backend(call, vm).resume(vm.uuid)
-    await call.daemon.reconciler.look(vm)
+        await backend(work, vm).resume(vm.uuid)
+    await work[Reconciler].look(vm)
 
 
-async def leave(call: Call, vm: Any, vdi: Any, unfinished: Making) -> None:
+async def leave(work: Work, vm: Any, vdi: Any, unfinished: Making) -> None:
     """End the domain of a VM whose memory is saved, when that is durable. Raises Fault; then the guest goes on.
 
     A cancel comes too late, and is ignored.
     """
-    db, host = call.db, backend(call, vm)
+    db, host = work.db, backend(work, vm)
     try:
         with told(vm):
             with db.atomic():
@@ -282,36 +286,36 @@ async def leave(call: Call, vm: Any, vdi: Any, unfinished: Making) -> None:
         if vm.suspend_VDI != NULL:
             vm.suspend_VDI = NULL
             await to_its_end(durable(db))  # a guest must not go on from an image that is older than its disks
-        await to_its_end(_stay(call, vm, host, vdi))
+        await to_its_end(_stay(work, vm, host, vdi))
         raise
 
 
-async def wake(call: Call, vm: Any, host: Any, *, start_paused: bool = False) -> None:
+async def wake(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:
     """Restore a claimed VM from its suspend image, which is destroyed when it lives."""
-    db = call.db
+    db = work.db
     if vm.suspend_VDI not in db.VDI:
         with db.atomic():
             halt(db, vm)
         raise errors.VM_HAS_NO_SUSPEND_VDI(vm._ref)
     said = _Alert("VM_RESUMED", f"VM '{vm.name_label}' resumed on host: {host.name_label}")
-    with _expected(db, vm, host), making(call) as unfinished:
-        await _go_on(call, vm, host, unfinished, said, bringing="vm_resume", start_paused=start_paused)
+    with _expected(db, vm, host), making(work) as unfinished:
+        await _go_on(work, vm, host, unfinished, said, bringing="vm_resume", start_paused=start_paused)
 
 
-async def move(call: Call, vm: Any, host: Any) -> None:
+async def move(work: Work, vm: Any, host: Any) -> None:
     """Take a claimed VM's guest into a new domain on the host that it is on.
 
     What fails before its memory is saved leaves it running; afterwards it is suspended, and nothing of it is lost.
     """
     where = f"'{host.name_label}' (uuid: {host.uuid})"
     body = f"VM '{vm.name_label}' (uuid: {vm.uuid}) migrated from host {where} to host {where}"
-    with making(call) as unfinished:
-        await leave(call, vm, await save(call, vm), unfinished)
-        await _go_on(call, vm, host, unfinished, _Alert("VM_MIGRATED", body))
+    with making(work) as unfinished:
+        await leave(work, vm, await save(work, vm), unfinished)
+        await _go_on(work, vm, host, unfinished, _Alert("VM_MIGRATED", body))
 
 
 async def _go_on(
-    call: Call,
+    work: Work,
     vm: Any,
     host: Any,
     unfinished: Making,
@@ -321,11 +325,11 @@ async def _go_on(
     start_paused: bool = False,
 ) -> None:
     """Let a guest go on from its suspend image, which is destroyed then; it is suspended when that fails."""
-    db, vdi = call.db, call.db.VDI[vm.suspend_VDI]
+    db, vdi = work.db, work.db.VDI[vm.suspend_VDI]
     try:
-        image = await call.daemon.storage.suspend_image(call, vdi, host)
-        async with claims(call, _to_be_held(db, vm, host, bringing), patience=SHORT) as held:
-            truth = await _restore(call, vm, host, image, unfinished, held, start_paused=start_paused)
+        image = await work[Storage].suspend_image(work, vdi, host)
+        async with claims(work, _to_be_held(db, vm, host, bringing), patience=SHORT) as held:
+            truth = await _restore(work, vm, host, image, unfinished, held, start_paused=start_paused)
     except BaseException:
         if vm._ref in db.VM and db.refusal is None:  # its guest has not run: the image is as good as it was
             with db.atomic():
@@ -334,29 +338,29 @@ async def _go_on(
                 lose(db, vm)
         raise
     with db.atomic():
-        call.daemon.reconciler.write(vm, host, truth)
-        alert(db, call.now, said.name, "VM", vm, said.body)
+        work[Reconciler].write(vm, host, truth)
+        alert(db, work.now, said.name, "VM", vm, said.body)
     try:
-        await to_its_end(call.daemon.storage.destroy(call, vdi))
+        await to_its_end(work[Storage].destroy(work, vdi))
     except Fault as error:  # the VM lives, whatever becomes of the image
         log.error("the suspend image {vdi} of {vm} stays: {error}", vdi=named(vdi), vm=named(vm), error=error)
 
 
 async def _restore(
-    call: Call, vm: Any, host: Any, image: str, unfinished: Making, held: Held, *, start_paused: bool
+    work: Work, vm: Any, host: Any, image: str, unfinished: Making, held: Held, *, start_paused: bool
 ) -> Truth:
     """Make a VM's domain from its suspend image; return what is true then. No domain is left when it fails.
 
     The guest runs when it is durable that the image is out of use: it must not go on twice from one image. A cancel
     comes too late then, and is ignored.
     """
-    db, backend_ = call.db, call.daemon.backends.of(host)
+    db, backend_ = work.db, work[Backends].of(host)
     with told(vm):
-        config = await _config(call, vm, host, reset=False)
+        config = await _config(work, vm, host, reset=False)
         try:
             truth: Truth = await backend_.restore(config, image)
             with db.atomic():
-                call.daemon.reconciler.begun(vm, host, truth)
+                work[Reconciler].begun(vm, host, truth)
                 held.give_back()
                 unfinished.replaced([db.VDI[vm.suspend_VDI]])
                 vm.suspend_VDI = NULL

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from lxml import etree
 
-from xapi.calls.call import Call
 from xapi.calls.parts import part, undo_all
+from xapi.calls.tasks import Tasks
+from xapi.calls.work import Work
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.vms.copies import OWNER
@@ -59,49 +60,49 @@ def _wanted(element: Any) -> Wanted:
     )
 
 
-async def make_disks(call: Call, vm: VM, disks: list[Wanted]) -> list[Ref[VBD]]:
+async def make_disks(work: Work, vm: VM, disks: list[Wanted]) -> list[Ref[VBD]]:
     """Make disks and their VBDs and return the latter; none are left when one fails. Raises Fault."""
     made: list[Ref[VBD]] = []
     try:
         for number, disk in enumerate(disks):
-            made.append(await _make(call, vm, disk))
-            call.daemon.tasks.progress(call.task, 0.1 + 0.8 * (number + 1) / len(disks))
+            made.append(await _make(work, vm, disk))
+            work[Tasks].progress(work.task, 0.1 + 0.8 * (number + 1) / len(disks))
     except BaseException:
-        await undo(call, made)
+        await undo(work, made)
         raise
     return made
 
 
-async def undo(call: Call, vbds: list[Ref[VBD]]) -> None:
+async def undo(work: Work, vbds: list[Ref[VBD]]) -> None:
     """Remove VBDs and their disks."""
-    vdis = [call.db.VBD[ref].VDI for ref in vbds]
-    await undo_all(call, "VBD.destroy", vbds)
-    await undo_all(call, "VDI.destroy", vdis)
+    vdis = [work.db.VBD[ref].VDI for ref in vbds]
+    await undo_all(work, "VBD.destroy", vbds)
+    await undo_all(work, "VDI.destroy", vdis)
 
 
-async def _make(call: Call, vm: VM, disk: Wanted) -> Ref[VBD]:
-    sr = sr_of(call, disk)
-    vdi = await part(call, "VDI.create", {
+async def _make(work: Work, vm: VM, disk: Wanted) -> Ref[VBD]:
+    sr = sr_of(work, disk)
+    vdi = await part(work, "VDI.create", {
         "name_label": "", "name_description": "Created by template provisioner", "SR": sr._ref,
         "virtual_size": disk.size, "type": disk.type, "sharable": False, "read_only": False, "other_config": {},
         "xenstore_data": {}, "sm_config": {"vmhint": vm.uuid}, "tags": (),
     })  # fmt: skip
     try:
-        vbd: Ref[VBD] = await part(call, "VBD.create", {
+        vbd: Ref[VBD] = await part(work, "VBD.create", {
             "VM": vm._ref, "VDI": vdi, "userdevice": disk.device, "bootable": disk.bootable, "mode": "RW",
             "type": "Disk", "unpluggable": disk.type != "system", "empty": False, "qos_algorithm_type": "",
             "qos_algorithm_params": {}, "other_config": {OWNER: ""}, "device": "", "currently_attached": False,
         })  # fmt: skip
     except BaseException:
-        await undo_all(call, "VDI.destroy", [vdi])
+        await undo_all(work, "VDI.destroy", [vdi])
         raise
-    await part(call, "VDI.set_name_label", vdi, call.db.VBD[vbd].userdevice)
+    await part(work, "VDI.set_name_label", vdi, work.db.VBD[vbd].userdevice)
     return vbd
 
 
-def sr_of(call: Call, disk: Wanted) -> Any:
+def sr_of(work: Work, disk: Wanted) -> Any:
     """Return the SR of a disk. Raises UUID_INVALID: clients must have written one in."""
     try:
-        return call.db.SR.by_uuid(disk.sr)
+        return work.db.SR.by_uuid(disk.sr)
     except Fault:
         raise errors.UUID_INVALID("sr", disk.sr) from None

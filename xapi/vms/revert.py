@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from xapi.calls.call import Call
 from xapi.calls.parts import lasting, undo_all
+from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
@@ -62,18 +62,18 @@ LEFT_WITHOUT_RECORD = LEFT | frozenset(
 """The same for a snapshot that has no record of its VM: then its own fields are all that is known."""
 
 
-async def revert(call: Call, snapshot: VM, vm: VM | None) -> VM:
+async def revert(work: Work, snapshot: VM, vm: VM | None) -> VM:
     """Make a claimed, halted VM what it was at a snapshot, and return it; None makes it anew. Raises Fault."""
-    with making(call) as unfinished:
-        return await _revert(call, snapshot, vm, unfinished)
+    with making(work) as unfinished:
+        return await _revert(work, snapshot, vm, unfinished)
 
 
-async def _revert(call: Call, snapshot: VM, vm: VM | None, unfinished: Making) -> VM:
-    db = call.db
+async def _revert(work: Work, snapshot: VM, vm: VM | None, unfinished: Making) -> VM:
+    db = work.db
     try:
         vbds = drives(db, snapshot)
         disks = [vbd for vbd in vbds if not vbd.empty and vbd.type != "CD"]
-        made = await copy_disks(call, [vbd.VDI for vbd in disks], CLONE, snapshot.suspend_VDI)
+        made = await copy_disks(work, [vbd.VDI for vbd in disks], CLONE, snapshot.suspend_VDI)
     except Fault as fault:
         raise _told(fault, snapshot) from fault
     try:
@@ -90,11 +90,11 @@ async def _revert(call: Call, snapshot: VM, vm: VM | None, unfinished: Making) -
             unfinished.done()
             unfinished.replaced([db.VDI[ref] for ref in old if not db.VDI[ref].VBDs])
     except Exception as error:
-        await undo_all(call, "VDI.destroy", made)
+        await undo_all(work, "VDI.destroy", made)
         if isinstance(error, Fault):
             raise _told(error, snapshot) from error
         raise
-    await _tidy(call, old, moved)
+    await _tidy(work, old, moved)
     return db.VM[row._ref]
 
 
@@ -170,7 +170,7 @@ def _follow(db: Store, replaced: str, disk: Any) -> list[VDI]:
     return found
 
 
-async def _tidy(call: Call, old: list[str], moved: list[VDI]) -> None:
+async def _tidy(work: Work, old: list[str], moved: list[VDI]) -> None:
     """Destroy disks that a VM has no more, and write beside images what snapshots belong to now.
 
     The revert is done, whether that works or not.
@@ -178,13 +178,13 @@ async def _tidy(call: Call, old: list[str], moved: list[VDI]) -> None:
     for vdi in moved:
         try:
             if not declared(vdi):
-                await to_its_end(vdis.describe(call, vdi))
+                await to_its_end(vdis.describe(work, vdi))
         except Fault as error:
             log.error(
                 "the image of {vdi} does not know that its disk was replaced: {error}", vdi=named(vdi), error=error
             )
     for ref in old:
         try:
-            await lasting(call, "VDI.destroy", ref)
+            await lasting(work, "VDI.destroy", ref)
         except Fault as error:
             log.error("the replaced disk {vdi} stays: {error}", vdi=ref, error=error)

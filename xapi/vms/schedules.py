@@ -9,25 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from xapi.calls.parts import part
+from xapi.calls.tasks import Tasks
+from xapi.calls.work import Subsystems, Work
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
-from xapi.datamodel.lexical import moment
 from xapi.datamodel.types import NULL
 from xapi.events.alerts import alert
 from xapi.log.guests import named
 from xapi.log.lines import quoted
-from xapi.vms.lifecycle import own_call
-
-if TYPE_CHECKING:
-    from xapi.calls.call import Call
-    from xapi.process.daemon import Daemon
 
 log = Logger()
 
@@ -102,18 +98,18 @@ def latest(frequency: str, schedule: Mapping[str, str], now: datetime) -> dateti
 class Schedules:
     """Begins what is due; one run of a schedule at a time."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
+    def __init__(self, subsystems: Subsystems) -> None:
+        self._subsystems = subsystems
         self._running: set[str] = set()
         self._told: dict[str, datetime] = {}
         """By schedule, the time of which was told that it is missed."""
 
     def look(self) -> None:
         """Begin the runs that are due. Call this every minute."""
-        db = self._daemon.db
+        db = self._subsystems.db
         if not len(db.VMSS):
             return
-        now = moment(self._daemon.clock.seconds())
+        now = self._subsystems.now
         zone = ZoneInfo(db.host[next(iter(db.pool)).master].timezone)
         for row in list(db.VMSS):
             if row.enabled:
@@ -127,73 +123,73 @@ class Schedules:
             if self._told.get(row._ref) != at:
                 self._told[row._ref] = at
                 text = f"The run of {at:%Y-%m-%d %H:%M} is missed, for another one is not over"
-                alert(self._daemon.db, now, "VMSS_SNAPSHOT_MISSED_EVENT", "VMSS", row, text)
+                alert(self._subsystems.db, now, "VMSS_SNAPSHOT_MISSED_EVENT", "VMSS", row, text)
             return
-        call = own_call(self._daemon, "VMSS.snapshot_now")
-        work = Deferred.fromCoroutine(self._run(call, row))
-        self._daemon.tasks.running(call.task, work)
-        work.addErrback(lambda failure: log.failure("schedule {name} failed", failure, name=row.name_label))
+        work = Work(self._subsystems, "VMSS.snapshot_now")
+        running = Deferred.fromCoroutine(self._run(work, row))
+        self._subsystems[Tasks].running(work.task, running)
+        running.addErrback(lambda failure: log.failure("schedule {name} failed", failure, name=row.name_label))
 
-    async def _run(self, call: Call, row: Any) -> None:
+    async def _run(self, work: Work, row: Any) -> None:
         try:
-            came = await self.run(call, row)
+            came = await self.run(work, row)
             log.info("schedule {name} has run: {came}", name=quoted(row.name_label), came=came)
         except CancelledError:
             log.info("the run of schedule {name} was cancelled", name=row.name_label)
         finally:
-            self._daemon.tasks.drop(call.task)
+            work.done()
 
-    async def run(self, call: Call, row: Any) -> str:
+    async def run(self, work: Work, row: Any) -> str:
         """Take the snapshots of a schedule, delete those that are too many, and return what came of it."""
-        db = call.db
+        db = work.db
         if row._ref in self._running:
-            alert(db, call.now, "VMSS_SNAPSHOT_LOCK_FAILED", "VMSS", row, "The schedule is busy")
+            alert(db, work.now, "VMSS_SNAPSHOT_LOCK_FAILED", "VMSS", row, "The schedule is busy")
             raise errors.OTHER_OPERATION_IN_PROGRESS("VMSS", row._ref)
         self._running.add(row._ref)
-        row.last_run_time = call.now
+        row.last_run_time = work.now
         made, failed = 0, 0
         try:
             for vm in [db.VM[ref] for ref in row.VMs]:
                 try:
-                    await _take(call, row, vm)
+                    await _take(work, row, vm)
                     made += 1
                 except Fault as fault:
                     failed += 1
                     log.warn("{vm} has no snapshot of schedule {name}: {fault}",
                              vm=named(vm), name=quoted(row.name_label), fault=" ".join(fault.description))  # fmt: skip
                     text = f"Snapshot of VM '{vm.name_label}' (uuid: {vm.uuid}) failed: {fault.code}"
-                    alert(db, call.now, "VMSS_SNAPSHOT_FAILED", "VMSS", row, text)
+                    alert(db, work.now, "VMSS_SNAPSHOT_FAILED", "VMSS", row, text)
         finally:
             self._running.discard(row._ref)
         return f"{made} snapshots made, {failed} failed"
 
 
-async def _take(call: Call, row: Any, vm: Any) -> None:
+async def _take(work: Work, row: Any, vm: Any) -> None:
     """Take one VM's snapshot, and delete its oldest ones of schedules."""
-    db = call.db
-    name = f"{row.name_label}_{vm.name_label}_{call.now:%Y%m%dT%H%M%SZ}"
+    db = work.db
+    name = f"{row.name_label}_{vm.name_label}_{work.now:%Y%m%dT%H%M%SZ}"
     if row.type == "checkpoint" and vm.power_state == "Running":
-        made = await part(call, "VM.checkpoint", vm._ref, name)
+        made = await part(work, "VM.checkpoint", vm._ref, name)
     else:
-        made = await part(call, "VM.snapshot", vm._ref, name, ())
+        made = await part(work, "VM.snapshot", vm._ref, name, ())
     with db.atomic():
         if made in db.VM:
             db.VM[made].is_vmss_snapshot = True
         text = f"Snapshot of VM '{vm.name_label}' (uuid: {vm.uuid}) made: {name}"
-        alert(db, call.now, "VMSS_SNAPSHOT_SUCCEEDED", "VMSS", row, text)
+        alert(db, work.now, "VMSS_SNAPSHOT_SUCCEEDED", "VMSS", row, text)
     mine = [each for ref in vm.snapshots if (each := db.VM[ref]).is_vmss_snapshot]
     for old in sorted(mine, key=lambda each: each.snapshot_time)[: -row.retained_snapshots]:
-        await _delete(call, old)
+        await _delete(work, old)
 
 
-async def _delete(call: Call, snapshot: Any) -> None:
+async def _delete(work: Work, snapshot: Any) -> None:
     """Delete a snapshot with its disks and memory."""
-    db = call.db
+    db = work.db
     drives = [db.VBD[ref] for ref in snapshot.VBDs]
     images = [vbd.VDI for vbd in drives if vbd.type != "CD" and not vbd.empty]
     if snapshot.suspend_VDI != NULL:
         images.append(snapshot.suspend_VDI)
-    await part(call, "VM.destroy", snapshot._ref)
+    await part(work, "VM.destroy", snapshot._ref)
     for image in images:
         if image in db.VDI:
-            await part(call, "VDI.destroy", image)
+            await part(work, "VDI.destroy", image)

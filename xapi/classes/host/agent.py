@@ -9,6 +9,9 @@ from xapi.calls.call import Call
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
+from xapi.hosts import restart
+from xapi.hosts.backends import Backends
+from xapi.hosts.certificate import Certificate
 from xapi.storage.unfinished import durable
 
 Host = Ref[records.host]
@@ -56,7 +59,7 @@ def set_timezone(call: Call, self: Host, value: str) -> None:
 @message("host.dmesg")
 async def dmesg(call: Call, host: Host) -> str:
     """Return the log of a host's hypervisor."""
-    return await call.daemon.backends.of(call.db.host[host]).log()
+    return await call[Backends].of(call.db.host[host]).log()
 
 
 @message("host.dmesg_clear")
@@ -88,9 +91,10 @@ def get_system_status_capabilities(call: Call, host: Host) -> str:
 def get_server_certificate(call: Call, host: Host) -> str:
     """Return the certificate that TLS is served with, in PEM."""
     _ = call.db.host[host]
-    if not call.daemon.certificate:
+    served = call[Certificate].pem
+    if not served:
         raise errors.INTERNAL_ERROR("no TLS is served")
-    return call.daemon.certificate
+    return served
 
 
 @message("host.syslog_reconfigure")
@@ -107,7 +111,7 @@ def syslog_reconfigure(call: Call, host: Host) -> None:
 def restart_agent(call: Call, host: Host) -> None:
     """Have the toolstack begin anew in a second: sessions and tasks end, VMs run on."""
     _ = call.db.host[host]
-    call.clock.callLater(_FUSE, call.daemon.begin_anew)
+    call.clock.callLater(_FUSE, restart.begin_anew, call.subsystems)
 
 
 @message("host.sync_data")

@@ -10,6 +10,7 @@ from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 from xapi.hosts import availability
+from xapi.hosts.plugins import Plugins
 from xapi.operations.claim import SHORT, claim
 from xapi.storage.device_config import forget_secrets
 
@@ -112,7 +113,7 @@ async def power_on(call: Call, host: Host) -> None:
     """Have a plugin switch a host on that is not there."""
     row: Any = call.db.host[host]
     async with claim(call, "power_on", row):
-        answer = await call.daemon.plugins.call(_POWER_ON, "main", call.session_ref, {"remote_host_uuid": row.uuid})
+        answer = await call[Plugins].call(_POWER_ON, "main", call.caller.session_ref, {"remote_host_uuid": row.uuid})
         if answer != "True":
             raise errors.INTERNAL_ERROR("The host failed to power on.")
 

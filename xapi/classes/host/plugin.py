@@ -11,6 +11,7 @@ from xapi.calls.call import Call
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
+from xapi.hosts.plugins import Plugins
 from xapi.operations.claim import claim
 from xapi.vms import power
 
@@ -29,7 +30,7 @@ _LONGEST_SCRIPT = 1024
 async def call_plugin(call: Call, host: Host, plugin: str, fn: str, args: Mapping[str, str]) -> str:
     """Run a function of one of the host's plugins."""
     _ = call.db.host[host]
-    return await call.daemon.plugins.call(plugin, fn, call.session_ref, args)
+    return await call[Plugins].call(plugin, fn, call.caller.session_ref, args)
 
 
 @message("VM.call_host_plugin")
@@ -37,14 +38,14 @@ async def call_host_plugin(call: Call, vm: VM, plugin: str, fn: str, args: Mappi
     """Run a function of a plugin on the host that a VM is on."""
     row: Any = call.db.VM[vm]
     async with claim(call, "call_plugin", row):
-        return await call.daemon.plugins.call(plugin, fn, call.session_ref, args)
+        return await call[Plugins].call(plugin, fn, call.caller.session_ref, args)
 
 
 @message("host.has_extension")
 def has_extension(call: Call, host: Host, name: str) -> bool:
     """Tell whether a host has an extension."""
     _ = call.db.host[host]
-    return call.daemon.plugins.has_extension(name)
+    return call[Plugins].has_extension(name)
 
 
 @message("host.call_extension")
@@ -58,7 +59,7 @@ async def call_extension(call: Call, host: Host, call_: str) -> str:
             raise TypeError("method or params have the wrong type")
     except (ValueError, TypeError, LookupError) as error:
         raise errors.INTERNAL_ERROR(f"no JSON-RPC call: {error}") from error
-    value = await call.daemon.plugins.call_extension(method, parameters)
+    value = await call[Plugins].call_extension(method, parameters)
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -85,7 +86,7 @@ async def call_agent(call: Call, vm: VM, plugin: str, fn: str, args: Mapping[str
 
 def _throttle(call: Call, vm: str) -> None:
     """Raise VM_CALL_PLUGIN_RATE_LIMIT for a second call soon after the first."""
-    now, last = call.clock.seconds(), call.daemon.plugins.agent_calls
+    now, last = call.clock.seconds(), call[Plugins].agent_calls
     for other in [other for other, at in last.items() if now - at > _INTERVAL]:
         del last[other]
     if vm in last and last[vm] + _INTERVAL > now:
@@ -113,7 +114,7 @@ def _check_script(call: Call, args: Mapping[str, str]) -> None:
     for name in ("username", "password", "script"):
         if name not in args:
             raise errors.XENAPI_PLUGIN_FAILURE("missing argument", "", f"Argument {name} is required.")
-    call.require("VM.checkpoint")
+    call.caller.require("VM.checkpoint")
     if len(args["script"].encode()) > _LONGEST_SCRIPT:
         text = "The script length must not exceed 1024 bytes"
         raise errors.XENAPI_PLUGIN_FAILURE("length restriction", "", text)

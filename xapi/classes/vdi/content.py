@@ -15,6 +15,7 @@ from xapi.datamodel.types import NULL, Ref
 from xapi.operations.claim import SHORT, claim
 from xapi.storage import vdis, volumes
 from xapi.storage.faults import answering
+from xapi.storage.repository import Storage
 
 VDI = Ref[records.VDI]
 SR = Ref[records.SR]
@@ -50,12 +51,12 @@ async def destroy(call: Call, self: VDI) -> None:
     """Delete a disk with its data."""
     row: Any = call.db.VDI[self]
     async with vdis.held(call, row, "vdi_destroy", "destroy"):
-        await call.daemon.storage.repository(call, call.db.SR[row.SR])
+        await call[Storage].repository(call, call.db.SR[row.SR])
         if not row.managed:
             raise errors.VDI_NOT_MANAGED(self)
         if any((vbd := call.db.VBD[ref]).currently_attached or vbd.reserved for ref in row.VBDs):
             raise errors.VDI_IN_USE(self, "destroy")
-        await call.daemon.storage.remove(call, row)
+        await call[Storage].remove(call, row)
 
 
 @message("VDI.forget")
@@ -92,7 +93,7 @@ async def introduce(
     """Make the row of an image that is on the storage, which alone says what it is."""
     sr: Any = call.db.SR[SR]
     async with claim(call, "vdi_introduce", sr, patience=SHORT):
-        await call.daemon.storage.repository(call, sr)
+        await call[Storage].repository(call, sr)
         for ref in sr.VDIs:
             other = call.db.VDI[ref]
             if other.location == location and other.uuid != uuid:
@@ -161,7 +162,7 @@ async def revert(call: Call, snapshot: VDI) -> None:
     async with AsyncExitStack() as held:
         await held.enter_async_context(vdis.held(call, row, "vdi_revert", "revert_to"))
         await held.enter_async_context(claim(call, "revert_from", call.db.VDI[row.snapshot_of], patience=SHORT))
-        await call.daemon.storage.repository(call, call.db.SR[row.SR])
+        await call[Storage].repository(call, call.db.SR[row.SR])
         raise errors.UNIMPLEMENTED_IN_SM_BACKEND(row.SR)
 
 
@@ -213,7 +214,7 @@ async def set_on_boot(call: Call, self: VDI, value: records.enum_on_boot) -> Non
         if value == "reset":
             await vdis.freeze(call, row)
         else:
-            await call.daemon.storage.repository(call, call.db.SR[row.SR])
+            await call[Storage].repository(call, call.db.SR[row.SR])
         row.on_boot = value
 
 
@@ -241,7 +242,7 @@ async def force_unlock(call: Call, vdi: VDI) -> None:
     """Refuse: there are no locks to break."""
     row: Any = call.db.VDI[vdi]
     async with claim(call, "force_unlock", row, patience=SHORT):
-        await call.daemon.storage.repository(call, call.db.SR[row.SR])
+        await call[Storage].repository(call, call.db.SR[row.SR])
         raise errors.MESSAGE_DEPRECATED()
 
 

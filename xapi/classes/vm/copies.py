@@ -18,10 +18,11 @@ from xapi.events.alerts import alert
 from xapi.log.guests import named
 from xapi.operations.claim import claim
 from xapi.operations.sr import driver
+from xapi.storage.repository import Storage
 from xapi.storage.unfinished import making
 from xapi.vms import copies, power
 from xapi.vms.copies import CHECKPOINT, CLONE, SNAPSHOT, How, duplicate
-from xapi.vms.reconcile import halt
+from xapi.vms.reconcile import Reconciler, halt
 from xapi.vms.revert import revert as take_back
 
 log = Logger()
@@ -111,7 +112,7 @@ async def _give_up(call: Call, row: Any, saved: Any) -> None:
     try:
         await _go_on(call, row)
     finally:
-        await call.daemon.storage.destroy(call, saved)
+        await call[Storage].destroy(call, saved)
 
 
 def _assert_snapshots(call: Call, row: Any) -> None:
@@ -130,7 +131,7 @@ async def _go_on(call: Call, row: Any) -> None:
     backend = power.backend(call, row)
     try:
         await backend.resume(row.uuid)
-        await call.daemon.reconciler.look(row)
+        await call[Reconciler].look(row)
     except HostError as error:
         log.error("{vm} does not go on after its checkpoint: {error}", vm=named(row), error=error)
         await backend.destroy(row.uuid)

@@ -15,6 +15,7 @@ from xapi.operations.claim import claim
 from xapi.vms import memory
 from xapi.vms.memory import Limits, check_limits, limits
 from xapi.vms.power import backend, told
+from xapi.vms.reconcile import Reconciler
 
 VM = Ref[records.VM]
 PATIENCE = 256
@@ -170,7 +171,7 @@ async def wait_memory_target_live(call: Call, self: VM) -> None:
             if state is None:
                 raise errors.VM_BAD_POWER_STATE(self, "running", "halted")
             if abs(state.memory_actual - state.memory_target) <= TOLERANCE:
-                await call.daemon.reconciler.look(row)
+                await call[Reconciler].look(row)
                 return
             await deferLater(call.clock, 1.0)
     raise errors.VM_MEMORY_TARGET_WAIT_TIMEOUT(call.task._ref)

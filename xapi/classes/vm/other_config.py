@@ -17,7 +17,7 @@ VM = Ref[records.VM]
 def set_other_config(call: Call, self: VM, value: Mapping[str, str]) -> None:
     """Replace the map; keys with a role of their own ask for it."""
     row = call.db.VM[self]
-    call.require_keys(row.other_config, value, "other_config")
+    call.require_keys("other_config", row.other_config, value)
     row.other_config = value
 
 
@@ -37,7 +37,7 @@ def remove_from_other_config(call: Call, self: VM, key: str) -> None:
 def set_platform(call: Call, self: VM, value: Mapping[str, str]) -> None:
     """Replace the settings of the virtual machine's platform; keys with a role of their own ask for it."""
     row = call.db.VM[self]
-    call.require_keys(row.platform, value, "platform")
+    call.require_keys("platform", row.platform, value)
     row.platform = value
 
 

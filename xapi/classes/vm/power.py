@@ -14,6 +14,7 @@ from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.events.alerts import alert
+from xapi.hosts.backends import Backends
 from xapi.operations.claim import SHORT, claim
 from xapi.storage.unfinished import making
 from xapi.vms import power
@@ -168,7 +169,7 @@ async def power_state_reset(call: Call, vm: VM) -> None:
         if row.is_control_domain:
             raise errors.CANNOT_RESET_CONTROL_DOMAIN(vm)
         host = call.db.host.get(row.resident_on)
-        if host is not None and (await call.daemon.backends.of(host).stat(row.uuid)).state is not None:
+        if host is not None and (await call[Backends].of(host).stat(row.uuid)).state is not None:
             raise errors.DOMAIN_EXISTS(vm, str(row.domid))
         if row.power_state == "Suspended":
             await power.discard_suspended(call, row)

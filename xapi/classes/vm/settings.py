@@ -8,6 +8,7 @@ from typing import Any
 
 from hypervisor.api import Change
 from xapi.calls.call import Call
+from xapi.calls.dispatch import Dispatcher
 from xapi.calls.implicit import add_to_map_field, remove_from_map_field
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
@@ -273,5 +274,5 @@ async def set_suspend_VDI(call: Call, self: VM, value: Ref[records.VDI]) -> None
 
 async def _checksum(call: Call, vdi: Any) -> str:
     """Return the checksum of an image, by the message of VDI."""
-    found = call.daemon.dispatcher.methods["VDI.checksum"].function(call, vdi._ref)
+    found = call[Dispatcher].methods["VDI.checksum"].function(call, vdi._ref)
     return str(await found if inspect.isawaitable(found) else found)

@@ -13,6 +13,7 @@ from xapi.datamodel.types import Ref
 from xapi.operations.claim import claim
 from xapi.operations.vm import is_dom0
 from xapi.vms.power import backend, told
+from xapi.vms.reconcile import Reconciler
 
 VM = Ref[records.VM]
 _RULE = "VCPU values must satisfy: 0 < VCPUs_at_startup ≤ VCPUs_max"
@@ -56,7 +57,7 @@ async def set_VCPUs_number_live(call: Call, self: VM, nvcpu: int) -> None:
         with told(row):
             await backend(call, row).adjust(row.uuid, Change(vcpus=nvcpu))
         row.VCPUs_at_startup = nvcpu
-        await call.daemon.reconciler.look(row)
+        await call[Reconciler].look(row)
 
 
 @message("VM.add_to_VCPUs_params_live")
