@@ -629,11 +629,11 @@ def test_vms_start_with_their_host_when_pool_and_vm_say_so(pool: Pool) -> None:
     from xapi.vms import lifecycle
 
     wanted, other = make_vm(pool, other_config={"auto_poweron": "true"}), make_vm(pool)
-    lifecycle.begin(pool.daemon.subsystems)
+    lifecycle.start_automatic(pool.daemon.subsystems)
     pool.turn()
     assert wanted.power_state == "Halted"
     with pool.db.atomic():
         next(iter(pool.db.pool)).other_config = {"auto_poweron": "true"}
-    lifecycle.begin(pool.daemon.subsystems)
+    lifecycle.start_automatic(pool.daemon.subsystems)
     pool.turn()
     assert (wanted.power_state, other.power_state) == ("Running", "Halted")

@@ -76,7 +76,7 @@ class XapiService(MultiService):
         self.remains.keep()
         log.info("Ready: {addresses}", addresses=" ".join(self._listeners.served))
         self.ready.callback(self._listeners.served)
-        lifecycle.begin(self.daemon.subsystems)
+        lifecycle.start_automatic(self.daemon.subsystems)
 
     def _cannot_start(self, failure: Failure) -> None:
         if failure.check(CancelledError):

@@ -20,7 +20,7 @@ from xapi.storage import unfinished
 from xapi.storage.repository import Storage
 from xapi.vms import power
 from xapi.vms.placement import choose_host
-from xapi.vms.reconcile import halt, is_up, lose
+from xapi.vms.reconcile import is_up, lose, write_halted
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
@@ -101,15 +101,15 @@ async def _act(subsystems: Subsystems, vm: Any, action: str) -> None:
             if await _is_down(subsystems, vm) is None:
                 return
             if action == "restart":
-                await power.again(work, vm, alerted="")
+                await power.reboot(work, vm, alerted="")
             elif action == "preserve":
                 await power.pause(work, vm)  # its domain stays for whoever wants to look at it
             elif action == "resume":
-                await power.go_on(work, vm)
+                await power.resume_in_place(work, vm)
             else:
                 if not work.pool.ha_reboot_vm_on_internal_shutdown:
                     vm.ha_always_run = False
-                await power.end(work, vm, alerted="")
+                await power.halt(work, vm, alerted="")
     except Fault as fault:
         if vm._ref in subsystems.db.VM and vm.domid != -1:  # else a call that went before has seen to it
             log.error("{vm} went down and could not be followed: {fault}", vm=named(vm), fault=fault)
@@ -160,15 +160,15 @@ async def undo_unfinished(subsystems: Subsystems) -> None:
     with subsystems.db.atomic():
         for vm in subsystems.db.VM:
             if vm.power_state == "Suspended" and vm.suspend_VDI == NULL:
-                halt(subsystems.db, vm)
+                write_halted(subsystems.db, vm)
 
 
-def begin(subsystems: Subsystems) -> None:
+def start_automatic(subsystems: Subsystems) -> None:
     """Start the VMs that start with their host, one after another, in the background."""
-    Deferred.fromCoroutine(_start_automatic(subsystems)).addErrback(lambda failure: log.failure("auto-start", failure))
+    Deferred.fromCoroutine(_start_each(subsystems)).addErrback(lambda failure: log.failure("auto-start", failure))
 
 
-async def _start_automatic(subsystems: Subsystems) -> None:
+async def _start_each(subsystems: Subsystems) -> None:
     pool = next(iter(subsystems.db.pool))
     if pool.other_config.get("auto_poweron", "").lower() != "true":
         return
@@ -183,7 +183,7 @@ async def _start_automatic(subsystems: Subsystems) -> None:
         work = Work(subsystems, "VM.start")
         try:
             async with claim(work, "start", vm):
-                await power.begin(work, vm, choose_host(subsystems.db, vm))
+                await power.start(work, vm, choose_host(subsystems.db, vm))
         except Fault as fault:
             log.error("{vm} does not start with its host: {fault}", vm=named(vm), fault=fault)
         finally:

@@ -31,7 +31,7 @@ from xapi.storage.unfinished import Making, durable, making
 from xapi.vms import guest_metrics
 from xapi.vms.domains import Kernels, describe, domain_kind
 from xapi.vms.placement import choose_host
-from xapi.vms.reconcile import Reconciler, halt, lose
+from xapi.vms.reconcile import Reconciler, lose, write_halted
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
@@ -81,14 +81,14 @@ def told(vm: Any) -> Iterator[None]:
         raise fault_of(error, vm) from error
 
 
-async def begin(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:
+async def start(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:
     """Make a claimed VM's domain on a host and let it run. Whatever fails is undone."""
     said = _Alert("VM_STARTED", f"VM '{vm.name_label}' started on host: {host.name_label}")
     with _expected(work.db, vm, host):
         with work.db.atomic():
             vm.domain_type = domain_kind(vm)
             guest_metrics.forget(work.db, vm)
-        await _live(work, vm, host, said, bringing="vm_start", start_paused=start_paused)
+        await _build(work, vm, host, said, bringing="vm_start", start_paused=start_paused)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ class _Alert:
     body: str
 
 
-async def _live(
+async def _build(
     work: Work, vm: Any, host: Any, said: _Alert, *, bringing: str = "", start_paused: bool = False
 ) -> None:
     """Build a VM's domain with its devices and let it run; no domain is left when it fails.
@@ -180,13 +180,13 @@ async def _destroy(work: Work, vm: Any, host: Any) -> None:
         raise
 
 
-async def end(work: Work, vm: Any, *, alerted: str = "VM_SHUTDOWN") -> None:
+async def halt(work: Work, vm: Any, *, alerted: str = "VM_SHUTDOWN") -> None:
     """Destroy a VM's domain and write that it is halted."""
     host = work.db.host.get(vm.resident_on)
     if host is not None:
         await _destroy(work, vm, host)
     with work.db.atomic():
-        halt(work.db, vm)
+        write_halted(work.db, vm)
         if alerted:
             alert(work.db, work.now, alerted, "VM", vm, f"VM '{vm.name_label}' shut down")
 
@@ -218,7 +218,7 @@ async def discard_suspended(work: Work, vm: Any) -> None:
     vm.suspend_VDI = NULL
 
 
-async def again(work: Work, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
+async def reboot(work: Work, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
     """Make a claimed VM's domain anew on the host that it is on; it is halted when that fails."""
     if work.db.refusal is not None:  # what is made could not be written, and would have to be ended
         raise work.db.refusal
@@ -231,10 +231,10 @@ async def again(work: Work, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
                 table[ref].currently_attached = False
         guest_metrics.forget(work.db, vm)
     try:
-        await _live(work, vm, host, _Alert(alerted, f"VM '{vm.name_label}' rebooted"))
+        await _build(work, vm, host, _Alert(alerted, f"VM '{vm.name_label}' rebooted"))
     except BaseException:
         with work.db.atomic():
-            halt(work.db, vm)
+            write_halted(work.db, vm)
         raise
 
 
@@ -262,7 +262,7 @@ async def _stay(work: Work, vm: Any, host: Any, vdi: Any) -> None:
     await work[Reconciler].look(vm)  # a look meanwhile may have seen it on its way, and nothing tells the end
 
 
-async def go_on(work: Work, vm: Any) -> None:
+async def resume_in_place(work: Work, vm: Any) -> None:
     """Let a guest go on where it is that has suspended itself for somebody who waits no longer."""
     with told(vm):
         await backend(work, vm).resume(vm.uuid)
@@ -290,16 +290,16 @@ async def leave(work: Work, vm: Any, vdi: Any, unfinished: Making) -> None:
         raise
 
 
-async def wake(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:
+async def resume(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:
     """Restore a claimed VM from its suspend image, which is destroyed when it lives."""
     db = work.db
     if vm.suspend_VDI not in db.VDI:
         with db.atomic():
-            halt(db, vm)
+            write_halted(db, vm)
         raise errors.VM_HAS_NO_SUSPEND_VDI(vm._ref)
     said = _Alert("VM_RESUMED", f"VM '{vm.name_label}' resumed on host: {host.name_label}")
     with _expected(db, vm, host), making(work) as unfinished:
-        await _go_on(work, vm, host, unfinished, said, bringing="vm_resume", start_paused=start_paused)
+        await _resume(work, vm, host, unfinished, said, bringing="vm_resume", start_paused=start_paused)
 
 
 async def move(work: Work, vm: Any, host: Any) -> None:
@@ -311,10 +311,10 @@ async def move(work: Work, vm: Any, host: Any) -> None:
     body = f"VM '{vm.name_label}' (uuid: {vm.uuid}) migrated from host {where} to host {where}"
     with making(work) as unfinished:
         await leave(work, vm, await save(work, vm), unfinished)
-        await _go_on(work, vm, host, unfinished, _Alert("VM_MIGRATED", body))
+        await _resume(work, vm, host, unfinished, _Alert("VM_MIGRATED", body))
 
 
-async def _go_on(
+async def _resume(
     work: Work,
     vm: Any,
     host: Any,

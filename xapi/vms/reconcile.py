@@ -275,10 +275,10 @@ def is_up(state: DomainState | None) -> bool:
 def lose(db: Store, vm: VM) -> None:
     """Write that the domain of a VM has gone; a guest whose memory is saved is not lost."""
     with db.atomic():
-        halt(db, vm, "Halted" if vm.suspend_VDI == NULL else "Suspended")
+        write_halted(db, vm, "Halted" if vm.suspend_VDI == NULL else "Suspended")
 
 
-def halt(db: Store, vm: VM, power_state: str = "Halted") -> None:
+def write_halted(db: Store, vm: VM, power_state: str = "Halted") -> None:
     """Write what is true of a VM without a domain: Halted, or Suspended, which keeps what resume needs."""
     guests.ends(vm, power_state)
     vm.power_state = "Suspended" if power_state == "Suspended" else "Halted"

@@ -22,7 +22,7 @@ from xapi.storage.repository import Storage
 from xapi.storage.unfinished import making
 from xapi.vms import copies, power
 from xapi.vms.copies import CHECKPOINT, CLONE, SNAPSHOT, How, duplicate
-from xapi.vms.reconcile import Reconciler, halt
+from xapi.vms.reconcile import Reconciler, write_halted
 from xapi.vms.revert import revert as take_back
 
 log = Logger()
@@ -136,7 +136,7 @@ async def _go_on(call: Call, row: Any) -> None:
         log.error("{vm} does not go on after its checkpoint: {error}", vm=named(row), error=error)
         await backend.destroy(row.uuid)
         with call.db.atomic():
-            halt(call.db, row)
+            write_halted(call.db, row)
         raise errors.VM_CHECKPOINT_RESUME_FAILED(row._ref) from error
 
 

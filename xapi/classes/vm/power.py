@@ -19,7 +19,7 @@ from xapi.operations.claim import SHORT, claim
 from xapi.storage.unfinished import making
 from xapi.vms import power
 from xapi.vms.placement import assert_can_boot_here, choose_host
-from xapi.vms.reconcile import halt
+from xapi.vms.reconcile import write_halted
 
 VM = Ref[records.VM]
 Host = Ref[records.host]
@@ -35,7 +35,7 @@ async def start(call: Call, vm: VM, start_paused: bool, force: bool) -> None:
     """Start a halted VM on a host of our choice."""
     row = call.db.VM[vm]
     async with claim(call, "start", row, patience=SHORT):
-        await power.begin(call, row, choose_host(call.db, row), start_paused=start_paused)
+        await power.start(call, row, choose_host(call.db, row), start_paused=start_paused)
 
 
 @message("VM.start_on")
@@ -44,7 +44,7 @@ async def start_on(call: Call, vm: VM, host: Host, start_paused: bool, force: bo
     row, where = call.db.VM[vm], call.db.host[host]
     async with claim(call, "start_on", row, patience=SHORT):
         assert_can_boot_here(call.db, row, where)
-        await power.begin(call, row, where, start_paused=start_paused)
+        await power.start(call, row, where, start_paused=start_paused)
 
 
 # Pause
@@ -78,7 +78,7 @@ async def clean_shutdown(call: Call, vm: VM) -> None:
     async with claim(call, "clean_shutdown", row):
         row.ha_always_run = False
         await power.clean(call, row, Shutdown.POWEROFF)
-        await power.end(call, row)
+        await power.halt(call, row)
 
 
 @message("VM.hard_shutdown")
@@ -90,7 +90,7 @@ async def hard_shutdown(call: Call, vm: VM) -> None:
         row.ha_always_run = False
         if row.power_state == "Suspended":
             await power.discard_suspended(call, row)
-        await power.end(call, row)
+        await power.halt(call, row)
 
 
 @message("VM.shutdown")
@@ -104,7 +104,7 @@ async def shutdown(call: Call, vm: VM) -> None:
             asked = Deferred.fromCoroutine(power.clean(call, row, Shutdown.POWEROFF))
             with suppress(Fault, LateError):  # it is ended below, whatever it said
                 await asked.addTimeout(row.shutdown_delay or DEFAULT_SHUTDOWN_DELAY, call.clock)
-        await power.end(call, row)
+        await power.halt(call, row)
 
 
 # Reboot
@@ -116,7 +116,7 @@ async def clean_reboot(call: Call, vm: VM) -> None:
     row = call.db.VM[vm]
     async with claim(call, "clean_reboot", row):
         await power.clean(call, row, Shutdown.REBOOT)
-        await power.again(call, row)
+        await power.reboot(call, row)
 
 
 @message("VM.hard_reboot")
@@ -125,7 +125,7 @@ async def hard_reboot(call: Call, vm: VM) -> None:
     row = call.db.VM[vm]
     async with claim(call, "hard_reboot", row):
         await power.cancel_others(call, row)
-        await power.again(call, row)
+        await power.reboot(call, row)
 
 
 # Suspend
@@ -140,7 +140,7 @@ async def suspend(call: Call, vm: VM) -> None:
             vdi = await power.save(call, row)
             await power.leave(call, row, vdi, unfinished)
             with call.db.atomic():
-                halt(call.db, row, "Suspended")
+                write_halted(call.db, row, "Suspended")
                 alert(call.db, call.now, "VM_SUSPENDED", "VM", row, f"VM '{row.name_label}' suspended")
 
 
@@ -149,7 +149,7 @@ async def resume(call: Call, vm: VM, start_paused: bool, force: bool) -> None:
     """Let a suspended VM go on, on a host of our choice."""
     row = call.db.VM[vm]
     async with claim(call, "resume", row, patience=SHORT):
-        await power.wake(call, row, choose_host(call.db, row), start_paused=start_paused)
+        await power.resume(call, row, choose_host(call.db, row), start_paused=start_paused)
 
 
 @message("VM.resume_on")
@@ -158,7 +158,7 @@ async def resume_on(call: Call, vm: VM, host: Host, start_paused: bool, force: b
     row, where = call.db.VM[vm], call.db.host[host]
     async with claim(call, "resume_on", row, patience=SHORT):
         assert_can_boot_here(call.db, row, where)
-        await power.wake(call, row, where, start_paused=start_paused)
+        await power.resume(call, row, where, start_paused=start_paused)
 
 
 @message("VM.power_state_reset")
@@ -174,4 +174,4 @@ async def power_state_reset(call: Call, vm: VM) -> None:
         if row.power_state == "Suspended":
             await power.discard_suspended(call, row)
         with call.db.atomic():
-            halt(call.db, row)
+            write_halted(call.db, row)
