@@ -18,7 +18,7 @@ from tests.conftest import Pool
 from tests.property.follower import Follower, references
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
-from xapi.operations import sr, vdi
+from xapi.operations import vdi
 from xapi.operations.refusal import RULES, refusal
 
 NUMBERS = st.integers(0, 11)
@@ -79,8 +79,8 @@ def advertised(row: Any) -> Iterable[str]:
     """Return the operations that a list may have."""
     if row._table.name == "VM":
         return [each.name for each in row._table.cls.operations.values() if each.advertised]
-    if row._table.name in ("VDI", "SR"):
-        return {"VDI": vdi.ADVERTISED, "SR": sr.ADVERTISED}[row._table.name]
+    if row._table.name == "VDI":
+        return vdi.ADVERTISED
     values = row._table.cls.fields["allowed_operations"].type.item.values
     return [each for each in values if each not in RULES[row._table.name].unlisted]
 

@@ -28,7 +28,7 @@ class Rules(NamedTuple):
     refuse: Callable[..., Fault | None]
     sources: Callable[[Store, Guests], Mapping[str, Source]]
     allowed: Callable[[Store, Any], tuple[str, ...]] | None = None
-    """A quicker way to the list than asking for each operation of the enum."""
+    """A quicker way to the list than asking for each operation of the enum (`xapi.operations.alike`)."""
     unlisted: frozenset[str] = frozenset()
 
 
@@ -42,7 +42,7 @@ RULES: Mapping[str, Rules] = {
     "VBD": Rules(vbd.refuse, vbd.sources, vbd.allowed),
     "VIF": Rules(vif.refuse, vif.sources, vif.allowed),
     "VDI": Rules(vdi.refuse, vdi.sources, vdi.allowed),
-    "SR": Rules(sr.refuse, sr.sources, sr.allowed),
+    "SR": Rules(sr.refuse, sr.sources, unlisted=sr.UNLISTED),
     "host": Rules(host.refuse, host.sources),
     "pool": Rules(pool.refuse, pool.sources),
     "VM_appliance": Rules(appliance.refuse, appliance.sources),

@@ -15,32 +15,20 @@ if TYPE_CHECKING:
     from xapi.datamodel.records import SM, SR
     from xapi.store.memory import Store
 
-ADVERTISED = (
-    "scan",
-    "destroy",
-    "forget",
-    "plug",
-    "unplug",
-    "update",
-    "vdi_create",
-    "vdi_introduce",
-    "vdi_destroy",
-    "vdi_resize",
-    "vdi_clone",
-    "vdi_snapshot",
-    "vdi_mirror",
-    "vdi_enable_cbt",
-    "vdi_disable_cbt",
-    "vdi_data_destroy",
-    "vdi_list_changed_blocks",
-    "vdi_set_on_boot",
-    "vdi_revert",
-    "pbd_create",
-    "pbd_destroy",
+UNLISTED = frozenset(
+    (
+        "vdi_blocked",
+        "vdi_copy",
+        "vdi_force_unlock",
+        "vdi_forget",
+        "vdi_generate_config",
+        "vdi_resize_online",
+        "vdi_update",
+    )
 )
-"""The operations that are ever listed; old clients do not know the others."""
+"""The operations that are never listed: old clients do not know them."""
 
-NOT_DURING_UPGRADE = frozenset(
+NOT_DURING_UPGRADE = UNLISTED | frozenset(
     (
         "vdi_mirror",
         "vdi_enable_cbt",
@@ -51,7 +39,6 @@ NOT_DURING_UPGRADE = frozenset(
         "vdi_revert",
     )
 )
-DURING_UPGRADE = frozenset(ADVERTISED) - NOT_DURING_UPGRADE
 
 FEATURES = {
     "vdi_create": "VDI_CREATE",
@@ -86,7 +73,7 @@ def attached(db: Store, sr: SR) -> bool:
 
 def refuse(db: Store, sr: SR, operation: str, *, strict: bool, called: bool) -> Fault | None:
     """Return why an operation may not start, or None."""
-    if operation not in DURING_UPGRADE and rolling_upgrade(of(db)):
+    if operation in NOT_DURING_UPGRADE and rolling_upgrade(of(db)):
         return errors.NOT_SUPPORTED_DURING_UPGRADE()
     feature = FEATURES.get(operation)
     if feature is not None:
@@ -128,11 +115,6 @@ def _refuse_cluster_stack(db: Store, sr: SR) -> Fault | None:
     if pool.ha_cluster_stack in sm.required_cluster_stack:
         return None
     return errors.INCOMPATIBLE_CLUSTER_STACK_ACTIVE(",".join(sm.required_cluster_stack))
-
-
-def allowed(db: Store, sr: SR) -> tuple[str, ...]:
-    """Return the advertised operations that may start."""
-    return tuple([each for each in ADVERTISED if refuse(db, sr, each, strict=True, called=False) is None])
 
 
 def sources(db: Store, guests: Guests) -> Mapping[str, Source]:

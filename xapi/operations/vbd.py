@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
+from xapi.operations.alike import listing
 from xapi.operations.busy import Busy, busy, held
 from xapi.operations.guest import Guest, look, refuse_unless_running, refuse_while_stopping, refuse_without_hotplug
 from xapi.operations.sources import Guests, Source, own, when
@@ -45,16 +45,6 @@ def refuse(db: Store, vbd: VBD, operation: str, *, strict: bool, called: bool) -
     if refused is None and called and operation in ATTACHING:
         return None if vbd.currently_attached or vbd.empty else refuse_sharing(db, vbd, db.VDI.get(vbd.VDI))
     return refused
-
-
-def allowed(db: Store, vbd: VBD) -> tuple[str, ...]:
-    """Return the operations that may start."""
-    return _allowed(_facts(db, vbd, named=False))
-
-
-@lru_cache(maxsize=4096)
-def _allowed(vbd: Facts) -> tuple[str, ...]:
-    return tuple([operation for operation in OPERATIONS if _refuse(vbd, operation) is None])
 
 
 def _refuse(vbd: Facts, operation: str) -> Fault | None:
@@ -159,6 +149,9 @@ def _rivals(db: Store, vbd: VBD, vdi: VDI) -> Iterable[VBD]:
             continue
         if other.currently_attached or other.reserved or other.current_operations:
             yield other
+
+
+allowed = listing(lambda: OPERATIONS, _facts, _refuse)
 
 
 def sources(db: Store, guests: Guests) -> Mapping[str, Source]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
+from xapi.operations.alike import listing
 from xapi.operations.busy import Busy, busy, held
 from xapi.operations.pool import of, rolling_upgrade
 from xapi.operations.sources import Guests, Source, either, own, when
@@ -102,16 +102,6 @@ class Facts(NamedTuple):
 def refuse(db: Store, vdi: VDI, operation: str, *, strict: bool, called: bool) -> Fault | None:
     """Return why an operation may not start, or None."""
     return _refuse(_facts(db, vdi, named=True), operation)
-
-
-def allowed(db: Store, vdi: VDI) -> tuple[str, ...]:
-    """Return the advertised operations that may start."""
-    return _allowed(_facts(db, vdi, named=False))
-
-
-@lru_cache(maxsize=4096)
-def _allowed(vdi: Facts) -> tuple[str, ...]:
-    return tuple([operation for operation in ADVERTISED if _refuse(vdi, operation) is None])
 
 
 def _refuse(vdi: Facts, operation: str) -> Fault | None:
@@ -247,6 +237,9 @@ def _ha_changing(pool: pool | None) -> str:
         return ""
     running = pool.current_operations.values()
     return next((operation for operation in ("ha_enable", "ha_disable") if operation in running), "")
+
+
+allowed = listing(lambda: ADVERTISED, _facts, _refuse)
 
 
 def sources(db: Store, guests: Guests) -> Mapping[str, Source]:

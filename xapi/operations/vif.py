@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
+from xapi.operations.alike import listing
 from xapi.operations.busy import Busy, busy, held_by_set
 from xapi.operations.guest import Guest, look, refuse_unless_running, refuse_while_stopping, refuse_without_hotplug
 from xapi.operations.sources import Guests, Source, own, when
@@ -36,16 +36,6 @@ class Facts(NamedTuple):
 def refuse(db: Store, vif: VIF, operation: str, *, strict: bool, called: bool) -> Fault | None:
     """Return why an operation may not start, or None."""
     return _refuse(_facts(db, vif, named=True), operation)
-
-
-def allowed(db: Store, vif: VIF) -> tuple[str, ...]:
-    """Return the operations that may start."""
-    return _allowed(_facts(db, vif, named=False))
-
-
-@lru_cache(maxsize=1024)
-def _allowed(vif: Facts) -> tuple[str, ...]:
-    return tuple([operation for operation in OPERATIONS if _refuse(vif, operation) is None])
 
 
 def _refuse(vif: Facts, operation: str) -> Fault | None:
@@ -95,6 +85,9 @@ def _is_virtual_function(db: Store, pif: PIF) -> bool:
     vlan = db.VLAN.get(pif.VLAN_master_of)
     tagged = db.PIF.get(vlan.tagged_PIF) if vlan is not None else None
     return tagged is not None and bool(tagged.sriov_logical_PIF_of)
+
+
+allowed = listing(lambda: OPERATIONS, _facts, _refuse)
 
 
 def sources(db: Store, guests: Guests) -> Mapping[str, Source]:

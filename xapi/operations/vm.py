@@ -1,13 +1,11 @@
 """When an operation of a VM may start.
 
-The rules stand in the order in which they are checked, and read nothing but `Facts`: equal facts
-have equal lists, which are therefore computed once.
+The rules stand in the order in which they are checked, and read nothing but `Facts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +13,7 @@ from xapi import datamodel
 from xapi.datamodel import Operation, errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
+from xapi.operations.alike import listing
 from xapi.operations.busy import Busy, busy, held_by
 from xapi.operations.guest import has_drivers
 from xapi.operations.pool import of, rolling_upgrade
@@ -70,30 +69,20 @@ class Facts(NamedTuple):
 
 def refuse(db: Store, vm: VM, operation: str, *, strict: bool, called: bool) -> Fault | None:
     """Return why an operation may not start, or None; without `strict`, guests are trusted to cope."""
-    return _refuse(facts(db, vm, named=True), _operations()[operation], strict)
-
-
-def allowed(db: Store, vm: VM) -> tuple[str, ...]:
-    """Return the advertised operations that may start."""
-    return _allowed(facts(db, vm, named=False))
-
-
-@lru_cache(maxsize=4096)
-def _allowed(vm: Facts) -> tuple[str, ...]:
-    operations = _operations().values()
-    return tuple([each.name for each in operations if each.advertised and _refuse(vm, each, True) is None])
+    return _refuse(_facts(db, vm, named=True), operation, strict)
 
 
 def _operations() -> Mapping[str, Operation]:
     return datamodel.load().classes["VM"].operations
 
 
-def _refuse(vm: Facts, operation: Operation, strict: bool) -> Fault | None:
+def _refuse(vm: Facts, name: str, strict: bool = True) -> Fault | None:
+    operation = _operations()[name]
     return (
         _refuse_in_state(vm, operation)
         or _refuse_kind(vm, operation, strict)
-        or _refuse_guest(vm, operation.name, strict)
-        or _refuse_devices(vm, operation.name)
+        or _refuse_guest(vm, name, strict)
+        or _refuse_devices(vm, name)
         or _refuse_membership(vm, operation)
     )
 
@@ -213,8 +202,7 @@ def _refuse_membership(vm: Facts, operation: Operation) -> Fault | None:
     return None
 
 
-def facts(db: Store, vm: VM, *, named: bool) -> Facts:
-    """Gather what the rules need; references and tasks are null unless they are to be `named`."""
+def _facts(db: Store, vm: VM, *, named: bool) -> Facts:
     config, platform = vm.other_config, vm.platform
     metrics = db.VM_metrics.get(vm.metrics)
     live = vm.power_state in ("Running", "Paused")
@@ -251,6 +239,13 @@ def facts(db: Store, vm: VM, *, named: bool) -> Facts:
         rolling_upgrade(pool),
         pool is not None and pool.other_config.get("allow_clone_suspended_vm") == "true",
     )
+
+
+def _advertised() -> Iterable[str]:
+    return [operation.name for operation in _operations().values() if operation.advertised]
+
+
+allowed = listing(_advertised, _facts, _refuse)
 
 
 def _valid(table: Table[Any], ref: str, named: bool) -> str:
