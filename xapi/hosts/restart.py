@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from xapi.calls.work import Subsystems
 
 
-def begin_anew(subsystems: Subsystems) -> None:
+def restart_toolstack(subsystems: Subsystems) -> None:
     """Forget what a toolstack forgets that is started again: work under way, sessions, hosts that were disabled."""
     sessions = subsystems[Sessions]
     for session in list(subsystems.db.session):

@@ -98,10 +98,10 @@ def running(
             }
         )
         reactor = reactor_thread.running_reactor()
-        service, told = serving.begin(reactor, config)
+        service, told = serving.start(reactor, config)
         kronos = Kronos(told["url"], told["https_url"], config.socket, state, "root", password)
         try:
             yield kronos
         finally:
-            serving.end(reactor, service)
+            serving.stop(reactor, service)
             kronos.close()

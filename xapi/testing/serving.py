@@ -13,7 +13,7 @@ from xapi.process.service import XapiService, make_service
 from xapi.testing.reactor_thread import wait_for
 
 
-def begin(reactor: Any, config: Config) -> tuple[XapiService, dict[str, Any]]:
+def start(reactor: Any, config: Config) -> tuple[XapiService, dict[str, Any]]:
     """Start a daemon, and return it and its addresses when it serves. From any other thread than the reactor's."""
 
     def start() -> Deferred[tuple[XapiService, list[str]]]:
@@ -29,7 +29,7 @@ def begin(reactor: Any, config: Config) -> tuple[XapiService, dict[str, Any]]:
     return service, told(addresses, config.socket)
 
 
-def end(reactor: Any, service: XapiService) -> None:
+def stop(reactor: Any, service: XapiService) -> None:
     """End a daemon and wait until nothing of it is left."""
     wait_for(reactor, service.stopService)
 

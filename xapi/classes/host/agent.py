@@ -111,7 +111,7 @@ def syslog_reconfigure(call: Call, host: Host) -> None:
 def restart_agent(call: Call, host: Host) -> None:
     """Have the toolstack begin anew in a second: sessions and tasks end, VMs run on."""
     _ = call.db.host[host]
-    call.clock.callLater(_FUSE, restart.begin_anew, call.subsystems)
+    call.clock.callLater(_FUSE, restart.restart_toolstack, call.subsystems)
 
 
 @message("host.sync_data")
