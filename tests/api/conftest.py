@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 from tests.api.storage_pool import Disks, Threads, fit
 from tests.conftest import Pool
 from xapi.datamodel.lexical import escape
-from xapi.http.protocol import HTTPFactory, HTTPServer
 from xapi.http.rpc import RPC
+from xapi.http.server.factory import HTTPFactory
+from xapi.http.server.protocol import HTTPServer
 
 LOST = Failure(ConnectionDone())
 

@@ -16,7 +16,7 @@ from zope.interface import implementer
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import Pool
 from xapi.datamodel.errors import Fault
-from xapi.http.exchange import Limits
+from xapi.http.server.exchange import Limits
 
 NULL = "OpaqueRef:NULL"
 

@@ -12,8 +12,8 @@ from twisted.internet.testing import StringTransport
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
 from xapi.http.console import PATIENCE
-from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
+from xapi.http.server.factory import HTTPFactory
 
 
 class Wire:

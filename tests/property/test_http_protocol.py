@@ -10,8 +10,9 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from xapi.http.exchange import Request, Response, Takeover
-from xapi.http.protocol import HTTPFactory, HTTPServer
+from xapi.http.server.exchange import UNREAD, Intake, Request, Response, Route, Takeover
+from xapi.http.server.factory import HTTPFactory
+from xapi.http.server.protocol import HTTPServer
 
 STREAM = (
     b"GET /a%20b?q=1 HTTP/1.1\r\nHost: h\r\nX-Empty:\r\nX-A: 1\r\nX-A: 2\r\n\r\n"
@@ -40,11 +41,16 @@ class Mirror:
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
+        self.intake = Intake(10_000)
 
-    def body_limit(self, method: str, path: str) -> int | None:
-        return None if path == "/unwanted" else 10_000
+    def route(self, method: str, path: str) -> Route:
+        if path != "/unwanted":
+            return self
+        unwanted = Mirror()
+        unwanted.seen, unwanted.intake = self.seen, UNREAD
+        return unwanted
 
-    def respond(self, request: Request) -> Response:
+    def answer(self, request: Request) -> Response:
         self.seen.append((request.method, request.target, dict(request.headers), request.body, request.version))
         return Response(200, [request.target, b" ", request.body], b"text/plain")
 
@@ -118,7 +124,7 @@ def test_single_bytes_give_the_same_requests_and_answers() -> None:
 
 def held(server: HTTPServer) -> int:
     """Count the bytes which a connection keeps of requests that it has not answered."""
-    incoming = server._incoming
+    incoming = server.incoming
     waiting = sum(len(request.target) + len(request.body) for request, _ in incoming.waiting)
     fields = sum(len(name) + len(value) for name, value in incoming._fields)
     return waiting + fields + len(incoming._url) + len(incoming._body) + incoming._silent + len(incoming.behind or b"")
@@ -157,18 +163,20 @@ class Door:
 
     def __init__(self, at_once: bool) -> None:
         self.taken = Taken()
-        self.answer: Deferred[Any] = Deferred()
+        self.told: Deferred[Any] = Deferred()
         if at_once:
             self.open()
 
     def open(self) -> None:
-        self.answer.callback(Takeover(lambda: self.taken))
+        self.told.callback(Takeover(lambda: self.taken))
 
-    def body_limit(self, method: str, path: str) -> int:
-        return 0
+    intake = Intake(0)
 
-    def respond(self, request: Request) -> Any:
-        return self.answer if request.method == "CONNECT" else Response(200, request.target, b"text/plain")
+    def route(self, method: str, path: str) -> Route:
+        return self
+
+    def answer(self, request: Request) -> Any:
+        return self.told if request.method == "CONNECT" else Response(200, request.target, b"text/plain")
 
 
 @example(0, "1.0", b"x" * 200, 1000, [], None)
@@ -194,7 +202,7 @@ def test_what_comes_behind_a_connect_is_its_successors(
         if number == opened:
             door.open()
         server.dataReceived(segment)
-    if not door.answer.called:
+    if not door.told.called:
         assert door.taken.heard == b""
         door.open()
     assert door.taken.heard == typed

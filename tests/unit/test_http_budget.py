@@ -17,10 +17,10 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from tests.conftest import NOW
-from xapi.http.budget import MOST, Budget, affordable
-from xapi.http.exchange import Request, Response, Takeover
-from xapi.http.protocol import HTTPFactory
-from xapi.http.tls import options
+from xapi.http.server.budget import MOST, Budget, affordable
+from xapi.http.server.exchange import Intake, Request, Response, Route, Takeover
+from xapi.http.server.factory import HTTPFactory
+from xapi.http.server.tls import options
 from xapi.process.state import State
 
 OLD_NAMES = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
@@ -32,10 +32,12 @@ LOST = Failure(ConnectionDone())
 class Application:
     """Answers / at once, /wait never, and hands /console over."""
 
-    def body_limit(self, method: str, path: str) -> int | None:
-        return 1000
+    intake = Intake(1000)
 
-    def respond(self, request: Request) -> Any:
+    def route(self, method: str, path: str) -> Route:
+        return self
+
+    def answer(self, request: Request) -> Any:
         if request.path == "/wait":
             return Deferred()
         return Takeover(Protocol) if request.path == "/console" else Response(200, b"", None)

@@ -1,6 +1,8 @@
 """Prove the HTTP/1.x server over an in-memory transport and an injected clock."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +14,10 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 
-from xapi.http import sending
-from xapi.http.exchange import Limits, Request, Response
-from xapi.http.protocol import HTTPFactory, HTTPServer
+from xapi.http.server import sending
+from xapi.http.server.exchange import UNREAD, Intake, Limits, Request, Response, Route
+from xapi.http.server.factory import HTTPFactory
+from xapi.http.server.protocol import HTTPServer
 
 GET = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"
 LOST = Failure(ConnectionDone())
@@ -25,14 +28,23 @@ class Echo:
 
     def __init__(self, answer: Callable[[Request], Any] | None = None) -> None:
         self.requests: list[Request] = []
+        self.intakes = {"/large": Intake(100_000), "/unread": UNREAD, "/import": UNREAD}
         self.answer = answer or (lambda request: Response(200, request.path.encode(), b"text/plain"))
 
-    def body_limit(self, method: str, path: str) -> int | None:
-        return 100_000 if path == "/large" else 10
+    def route(self, method: str, path: str) -> Route:
+        return Path(self, self.intakes.get(path, Intake(10)))
 
-    def respond(self, request: Request) -> Any:
-        self.requests.append(request)
-        return self.answer(request)
+
+class Path:
+    """What answers the requests of one path."""
+
+    def __init__(self, application: Echo, intake: Intake) -> None:
+        self.application = application
+        self.intake = intake
+
+    def answer(self, request: Request) -> Any:
+        self.application.requests.append(request)
+        return self.application.answer(request)
 
 
 class Wire:
@@ -112,8 +124,8 @@ def test_request_carries_all_its_parts() -> None:
     assert (request.method, request.target, request.path) == ("PUT", b"/a%20b%C3%A9?x=%20", "/a bé")
     assert (request.query, request.body, request.version) == (b"x=%20", b"hi", "1.1")
     assert request.headers == {b"host": b"h", b"x-a": b"1, 2", b"content-length": b"2"}
-    assert request.peer == wire.transport.getPeer()
-    assert request.transport is wire.transport
+    assert request.connection.peer == wire.transport.getPeer()
+    assert request.connection.wire is wire.transport
 
 
 @pytest.mark.parametrize(
@@ -384,8 +396,7 @@ def test_413_is_sent_before_the_body_is_read() -> None:
 def test_a_body_that_nobody_wants_is_not_waited_for(lines: tuple[bytes, ...]) -> None:
     """The request is answered by its head; whoever sends on is heard until it rests, so that it finds the answer."""
     wire = Wire()
-    wire.application.body_limit = lambda method, path: None  # type: ignore[method-assign]
-    assert wire.send(post(b"", *lines)) == reply(b"/", b"close")
+    assert wire.send(post(b"", *lines, path=b"/unread")) == reply(b"/unread", b"close")
     assert wire.application.requests[0].body == b""
     for _ in range(100):
         wire.server.dataReceived(b"x" * 65536)
@@ -402,7 +413,6 @@ def test_a_body_that_nobody_wants_is_not_waited_for(lines: tuple[bytes, ...]) ->
 def test_a_put_that_only_its_end_delimits_is_answered_by_its_head() -> None:
     """xe's uploads have no length."""
     wire = Wire()
-    wire.application.body_limit = lambda method, path: None  # type: ignore[method-assign]
     assert wire.send(b"PUT /import HTTP/1.0\r\n\r\nGET / HTTP/1.1\r\n\r\n") == reply(b"/import", b"close")
     assert wire.closes_when_the_peer_rests()
 
@@ -509,10 +519,10 @@ def test_an_answer_that_cannot_be_sent_is_a_500(answer: object) -> None:
     assert len(failures(events)) == 1
 
 
-def test_a_failing_body_limit_is_a_500_and_closes() -> None:
+def test_a_failing_route_is_a_500_and_closes() -> None:
     """The body's framing was not judged, so the connection cannot go on."""
     wire = Wire()
-    wire.application.body_limit = lambda method, path: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    wire.application.route = lambda method, path: 1 / 0  # type: ignore[method-assign,assignment,return-value]
     with capturedLogs() as events:
         assert wire.send(post(b"hello")).startswith(b"HTTP/1.1 500 ")
     assert len(failures(events)) == 1
@@ -592,109 +602,6 @@ def test_a_million_tiny_fragments_take_many_turns() -> None:
     turns = wire.pull()
     assert b"".join(turns) == reply(b"x" * 300_000)
     assert max(map(len, turns)) < 10_000
-
-
-def test_an_iterator_is_chunked_for_http_1_1() -> None:
-    """One slice a turn."""
-    wire = Wire(lambda request: Response(200, iter([b"abc", b"0123456789"]), b"text/plain"))
-    wire.server.dataReceived(GET)
-    assert wire.pull() == [
-        b"HTTP/1.1 200 OK\r\nconnection: keep-alive\r\ncontent-type: text/plain\r\n"
-        b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
-        b"a\r\n0123456789\r\n",
-        b"0\r\n\r\n",
-    ]
-    assert not wire.closing()
-
-
-def test_an_iterator_is_ended_by_the_close_for_http_1_0() -> None:
-    """Even if the client asked to keep the connection."""
-    wire = Wire(lambda request: Response(200, iter([b"abc", b"def"]), b"text/plain"))
-    wire.server.dataReceived(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
-    assert b"".join(wire.pull()) == b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/plain\r\n\r\nabcdef"
-    assert wire.closing()
-
-
-@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_an_iterator_of_known_length_has_a_content_length(version: bytes) -> None:
-    """The same bytes for both versions."""
-    wire = Wire(lambda request: Response(200, iter([b"abc", b"def"]), b"text/plain", length=6))
-    wire.server.dataReceived(b"GET / HTTP/%b\r\nconnection: keep-alive\r\n\r\n" % version)
-    assert b"".join(wire.pull()) == reply(b"abcdef")
-
-
-def test_an_empty_slice_means_go_on_next_turn() -> None:
-    """A transport with nothing to send does not ask again, so the clock does."""
-    wire = Wire(lambda request: Response(200, iter([b"", b"abc"]), b"text/plain", length=3))
-    wire.server.dataReceived(GET)
-    assert wire.transport.producer is not None
-    wire.transport.producer.resumeProducing()
-    assert wire.take() == b""
-    wire.clock.advance(0)
-    assert wire.take() == reply(b"abc")
-
-
-@pytest.mark.parametrize(("slices", "sent"), [([b"abc"], 3), ([b"abc", b"defgh"], 3)])
-def test_an_iterator_that_breaks_its_length_is_aborted(slices: list[bytes], sent: int) -> None:
-    """The client must not take a wrong answer for a whole one."""
-    wire = Wire(lambda request: Response(200, iter(slices), b"text/plain", length=6))
-    with capturedLogs() as events:
-        wire.server.dataReceived(GET)
-        written = b"".join(wire.pull())
-    assert len(written.partition(b"\r\n\r\n")[2]) == sent
-    assert wire.transport.disconnected
-    assert len(failures(events)) == 1
-
-
-def failing(*slices: bytes) -> Iterator[bytes]:
-    yield from slices
-    raise ZeroDivisionError
-
-
-def test_an_iterator_that_fails_at_once_is_a_500() -> None:
-    """No byte has been sent yet."""
-    wire = Wire(lambda request: Response(200, failing(), b"text/plain"))
-    with capturedLogs() as events:
-        wire.server.dataReceived(GET)
-        assert b"".join(wire.pull()) == reply(b"Internal Server Error\n", status=b"500 Internal Server Error")
-    assert len(failures(events)) == 1
-    assert wire.send(b"HEAD / HTTP/1.1\r\n\r\n") != b""
-
-
-def test_an_iterator_that_fails_later_is_aborted() -> None:
-    """Only the broken framing can tell the client."""
-    wire = Wire(lambda request: Response(200, failing(b"abc"), b"text/plain"))
-    with capturedLogs() as events:
-        wire.server.dataReceived(GET)
-        wire.pull()
-    assert wire.transport.disconnected
-    assert len(failures(events)) == 1
-
-
-class Closeable:
-    """Count the calls of close."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-
-    def __iter__(self) -> "Closeable":
-        return self
-
-    def __next__(self) -> bytes:
-        return b"x"
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-@pytest.mark.parametrize("begin", [b"GET", b"HEAD"])
-def test_an_iterator_not_read_to_its_end_is_closed_once(begin: bytes) -> None:
-    """The client goes away, or HEAD never reads it."""
-    body = Closeable()
-    wire = Wire(lambda request: Response(200, body, b"text/plain"))
-    wire.server.dataReceived(begin + b" / HTTP/1.1\r\n\r\n")
-    wire.server.connectionLost(LOST)
-    assert body.closed == 1
 
 
 def test_pipelined_request_waits_for_a_pulled_answer() -> None:

@@ -9,7 +9,8 @@ from twisted.internet import tcp, unix
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 
-from xapi.http.sending import is_plain, send
+from xapi.http.server import sending
+from xapi.http.server.sending import is_plain, send
 
 
 class Wire:
@@ -31,6 +32,12 @@ class Wire:
 
     def write(self, data: bytes) -> None:
         self._tempDataBuffer.append(data)
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wires count as transports that have nothing above their socket."""
+    monkeypatch.setattr(sending, "PLAIN", (*sending.PLAIN, Wire))
 
 
 @pytest.mark.parametrize(
@@ -60,4 +67,7 @@ def test_only_what_has_nothing_above_its_socket_is_plain() -> None:
     assert is_plain(object.__new__(tcp.Server))
     assert is_plain(object.__new__(unix.Server))
     assert not is_plain(object.__new__(TLSMemoryBIOProtocol))
-    assert not is_plain(StringTransport())
+    transport = StringTransport()
+    assert not is_plain(transport)
+    assert not send(transport, b"hello")
+    assert transport.value() == b"hello"

@@ -26,8 +26,8 @@ from xapi.access.caller import Origin
 from xapi.access.sessions import allowed
 from xapi.datamodel.errors import Fault
 from xapi.http.credentials import session_of, unauthorised
-from xapi.http.exchange import Request, Response, Takeover, error_response
-from xapi.http.sending import is_plain, send
+from xapi.http.server.exchange import Request, Response, Takeover, error_response
+from xapi.http.server.sending import send
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -129,10 +129,7 @@ class Terminal(Protocol):
 
     async def _show(self) -> None:
         async for data in self._stream.follow():
-            if is_plain(self._wire):
-                send(self._wire, data)
-            else:
-                self._wire.write(data)
+            send(self._wire, data)
             if self._drained is not None:
                 await self._drained
         self._close()

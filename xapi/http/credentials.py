@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from xapi.datamodel.errors import Fault
-from xapi.http.exchange import Request, Response
+from xapi.http.server.exchange import Request, Response
 
 if TYPE_CHECKING:
     from xapi.access.caller import Origin

@@ -10,6 +10,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from os import getuid
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from xapi.datamodel.lexical import DecodeError
 from xapi.datamodel.types import STRING
 from xapi.events.batch import Batch, NextEvents, json_event, xml_event
 from xapi.http import console
-from xapi.http.exchange import Request, Response, Takeover
+from xapi.http.server.exchange import UNREAD, Intake, Request, Response, Route
 from xapi.http.unserved import Unserved
 from xapi.wire import jsonrpc, xmlrpc
 from xapi.wire.fragments import RecordOf, Records, Refs
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from xapi.calls.dispatch import Method
+    from xapi.datamodel import HTTPHandler
     from xapi.process.daemon import Daemon
 
 BODY_LIMIT = 300 * 1024
@@ -66,6 +69,14 @@ SHORT = 50
 Answer = Response | Deferred[Response]
 
 
+@dataclass(frozen=True)
+class Declared:
+    """A route of the table."""
+
+    intake: Intake
+    answer: Callable[[Request], Any]
+
+
 class RPC:
     """Answer RPC requests with the messages of a daemon."""
 
@@ -74,31 +85,39 @@ class RPC:
         self._consoles = console.Consoles(daemon)
         self._unserved = Unserved(daemon)
         self._rendering = DeferredLock()
+        calls = Intake(BODY_LIMIT)
+        self._routes = {
+            "json": Declared(calls, self._either),
+            "POST": Declared(calls, self._xml),
+            "OPTIONS": Declared(calls, lambda request: Response(200, b"", b"text/plain", _PREFLIGHT)),
+            "GET": Declared(UNREAD, lambda request: _UNREAD),
+            "HEAD": Declared(UNREAD, lambda request: _UNREAD),
+            "console": Declared(UNREAD, self._console),
+            "other": Declared(UNREAD, lambda request: _NOT_ALLOWED),
+        }
 
-    def body_limit(self, method: str, path: str) -> int | None:
-        """Return how many bytes of body a request may have, None for one that nobody reads."""
-        if path in _CALLED:
-            return BODY_LIMIT
-        return None if method == "PUT" or self._unserved.find(method, path) is not None else BODY_LIMIT
-
-    def respond(self, request: Request) -> Response | Takeover | Deferred[Any]:
-        """Answer one request."""
-        if request.method == "POST":
-            body = request.body
-            if request.path in _JSON_PATHS and (request.path.startswith("/jsonrpc") or body.lstrip()[:1] == b"{"):
-                return self._json(request)
-            if request.path in _CALLED:
-                return self._xml(request)
-        handler = self._unserved.find(request.method, request.path)
+    def route(self, method: str, path: str) -> Route:
+        """Return what answers a request."""
+        if method == "POST" and path in _JSON_PATHS:
+            return self._routes["json"]
+        if path in _CALLED and method in ("POST", "OPTIONS"):
+            return self._routes[method]
+        handler = self._unserved.find(method, path)
         if handler is not None:
-            return Deferred.fromCoroutine(self._unserved.respond(request, handler, origin_of(request)))
-        if request.method == "POST":
-            return self._xml(request)
-        if request.method == "OPTIONS":
-            return Response(200, b"", b"text/plain", _PREFLIGHT)
-        if request.method == "CONNECT" and request.path in console.PATHS:
-            return Deferred.fromCoroutine(self._consoles.respond(request, origin_of(request)))
-        return _UNREAD if request.method in ("GET", "HEAD") else _NOT_ALLOWED
+            return Declared(UNREAD, partial(self._turned_away, handler))
+        if method == "CONNECT" and path in console.PATHS:
+            return self._routes["console"]
+        return self._routes.get(method) or self._routes["other"]
+
+    def _turned_away(self, handler: HTTPHandler, request: Request) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._unserved.respond(request, handler, origin_of(request)))
+
+    def _console(self, request: Request) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self._consoles.respond(request, origin_of(request)))
+
+    def _either(self, request: Request) -> Answer:
+        as_json = request.path.startswith("/jsonrpc") or request.body.lstrip()[:1] == b"{"
+        return self._json(request) if as_json else self._xml(request)
 
     # XML-RPC
 
@@ -284,8 +303,10 @@ def _json_response(body: bytes | list[bytes]) -> Response:
 
 def origin_of(request: Request) -> Origin:
     """Return where a request comes from; a local socket of root or our own user is trusted."""
-    local = isinstance(request.peer, UNIXAddress)
-    return Origin(local and _peer_uid(request.transport) in (0, getuid()), request.headers, request.peer)
+    local = isinstance(request.connection.peer, UNIXAddress)
+    return Origin(
+        local and _peer_uid(request.connection.wire) in (0, getuid()), request.headers, request.connection.peer
+    )
 
 
 def _peer_uid(transport: Any) -> int:

@@ -13,7 +13,7 @@ from xapi.access.sessions import allowed
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.http.credentials import parameter, session_of, unauthorised
-from xapi.http.exchange import Request, Response, error_response
+from xapi.http.server.exchange import Request, Response, error_response
 
 if TYPE_CHECKING:
     from xapi.access.caller import Origin

@@ -13,10 +13,10 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from xapi.hosts import addresses
-from xapi.http import tls
-from xapi.http.budget import Budget, affordable
-from xapi.http.protocol import HTTPFactory
 from xapi.http.rpc import RPC
+from xapi.http.server import tls
+from xapi.http.server.budget import Budget, affordable
+from xapi.http.server.factory import HTTPFactory
 from xapi.inventory import management
 from xapi.process import certificates
 from xapi.process.config import Config, ConfigError, address_of

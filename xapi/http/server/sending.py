@@ -16,13 +16,13 @@ PLAIN = (tcp.Server, unix.Server)
 
 
 def is_plain(wire: Any) -> bool:
-    """Tell whether `send` can be used with a transport."""
+    """Tell whether what a transport is given goes to the socket as it is."""
     return type(wire) in PLAIN
 
 
 def send(wire: Any, data: bytes) -> bool:
-    """Write to a plain transport, at once where the socket takes it; tell whether it has taken all."""
-    if not wire.dataBuffer and not wire._tempDataBuffer and not wire.disconnecting:
+    """Write to a transport, at once where its socket takes it; tell whether that has taken all."""
+    if type(wire) in PLAIN and not wire.dataBuffer and not wire._tempDataBuffer and not wire.disconnecting:
         try:
             sent = wire.socket.send(data)
         except OSError:  # full, or gone: the transport finds out and tells
