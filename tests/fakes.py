@@ -30,10 +30,10 @@ from hypervisor.api import (
     Truth,
 )
 from xapi.calls.call import Call
+from xapi.calls.claim import claim
 from xapi.calls.dispatch import Method
 from xapi.datamodel.errors import Fault
 from xapi.host.storage import LocalStorage
-from xapi.operations.claim import claim
 from xapi.process.daemon import Daemon
 from xapi.storage import vdis
 

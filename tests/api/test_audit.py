@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.api.test_log import PEER, Heard, vm_of
 from tests.conftest import NOW, Pool
-from xapi.log import audit, lines
+from xapi.datamodel import quoting
+from xapi.log import audit
 from xapi.log.audit import Trail
 from xapi.log.files import Nowhere
 from xapi.log.output import Log
@@ -26,7 +27,7 @@ def heard(pool: Pool) -> Heard:
 
 
 def who(pool: Pool, user: str = "'LOCAL_SUPERUSER' 'root'") -> str:
-    return f"('{lines.trackid(pool.session)}' {user}"
+    return f"('{quoting.trackid(pool.session)}' {user}"
 
 
 def after_head(line: str) -> str:

@@ -18,7 +18,7 @@ from hypervisor.api import Shutdown
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
 from xapi.access.caller import Origin
-from xapi.datamodel import errors
+from xapi.datamodel import errors, quoting
 from xapi.log import audit, lines
 from xapi.log.audit import Trail
 from xapi.log.calls import Calls
@@ -91,7 +91,7 @@ def test_a_change_is_a_line(pool: Pool, heard: Heard) -> None:
     vm = vm_of(pool)
     heard.clear()
     pool("VM.set_name_label", vm._ref, "db")
-    session = lines.trackid(pool.session)
+    session = quoting.trackid(pool.session)
     assert heard.said == [
         f'info     VM.set_name_label self=VM "web" ({vm.uuid}) value="db": done in 0 ms, '
         f'"root" from 192.0.2.1 {session}'
@@ -119,7 +119,7 @@ def test_a_json_line_of_a_call_has_all_of_it(pool: Pool, heard: Heard) -> None:
         "time": "2026-01-31T09:05:07.000Z", "level": "info", "logger": "xapi.log.calls", "event": "call",
         "method": "VM.set_is_a_template", "user": "root", "address": "192.0.2.1", "port": 4711, "agent": "test/1.0",
         "arguments": {"self": {"class": "VM", "name": "web", "uuid": vm.uuid}, "value": False}, "seconds": 0.0,
-        "result": "done", "session": lines.trackid(pool.session),
+        "result": "done", "session": quoting.trackid(pool.session),
     }  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def test_a_call_that_is_refused_before_it_begins_is_a_line(pool: Pool, heard: He
             pool.raw(*call)
     assert [line.split(" in ")[0] for line in heard.said] == [
         'info     VM.nonsense: MESSAGE_METHOD_UNKNOWN "VM.nonsense"',
-        f'info     VM.get_all: SESSION_INVALID "{lines.trackid("OpaqueRef:gone")}"',
+        f'info     VM.get_all: SESSION_INVALID "{quoting.trackid("OpaqueRef:gone")}"',
         'info     VM.start: MESSAGE_PARAMETER_COUNT_MISMATCH "VM.start" "3" "0"',
     ]
 
@@ -164,7 +164,7 @@ def test_a_login_says_from_where_and_with_what(pool: Pool, heard: Heard) -> None
     session = pool.raw("session.login_with_password", "root", "xenroot", "1.0", "backup")
     assert heard.said == [
         'info     session.login_with_password uname="root": done in 0 ms, "root" from 192.0.2.1 with "test/1.0" '
-        f'as "backup" {lines.trackid(session)}'
+        f'as "backup" {quoting.trackid(session)}'
     ]
 
 
@@ -184,7 +184,8 @@ def test_a_failed_login_is_a_warning(pool: Pool, heard: Heard) -> None:
 def test_a_logout_is_a_line(pool: Pool, heard: Heard) -> None:
     """Whose session it was is known after its end."""
     pool("session.logout")
-    assert heard.said == [f'info     session.logout: done in 0 ms, "root" from 192.0.2.1 {lines.trackid(pool.session)}']
+    track = quoting.trackid(pool.session)
+    assert heard.said == [f'info     session.logout: done in 0 ms, "root" from 192.0.2.1 {track}']
 
 
 def test_the_local_socket_is_named(pool: Pool, heard: Heard) -> None:
@@ -341,7 +342,7 @@ def test_a_session_that_idles_away_is_a_line(pool: Pool, life: list[str]) -> Non
     """No call ends it."""
     pool.clock.advance(24 * 3600 + 1)
     pool.daemon.sessions.sweep()
-    assert life == [f'info "root"\'s session ends, {lines.trackid(pool.session)}: idle']
+    assert life == [f'info "root"\'s session ends, {quoting.trackid(pool.session)}: idle']
 
 
 # What is never said
@@ -382,7 +383,7 @@ def test_no_secret_is_in_any_line(pool: Pool, secret: str) -> None:
             pool.turn()
     assert heard.kept
     escaped = json.dumps(secret)[1:-1]
-    for shape in {secret, lines.escape(secret), escaped, audit._printable(secret)}:
+    for shape in {secret, quoting.escape(secret), escaped, audit._printable(secret)}:
         assert shape not in heard.everything
 
 

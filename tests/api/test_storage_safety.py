@@ -9,9 +9,9 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from tests.api.storage_pool import MIB, Disks, make_sr
+from xapi.calls.claim import claim
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
-from xapi.operations.claim import claim
 from xapi.storage.unfinished import making
 
 # Suspend images

@@ -53,7 +53,7 @@ HYPERVISOR = rows(
 XAPI = rows(
     """
     __main__: process
-    access: datamodel log store
+    access: datamodel store
     calls: access cancelling datamodel log store wire
     cancelling:
     classes: access calls cancelling datamodel events hosts log networks operations storage store vms wire
@@ -62,7 +62,7 @@ XAPI = rows(
     events: access datamodel store wire
     host: cancelling hypervisor.api hypervisor.arch hypervisor.disks hypervisor.guests hypervisor.host
         hypervisor.split hypervisor.storage hypervisor.toolstack
-    hosts: access calls datamodel operations store vms wire hypervisor.api
+    hosts: access calls datamodel store wire hypervisor.api
     http: access calls datamodel events process wire hypervisor.api
     inventory: datamodel host hosts storage store vms hypervisor.api
     log: access datamodel process store hypervisor.api
@@ -72,7 +72,7 @@ XAPI = rows(
     process: access calls datamodel events host hosts http inventory log networks operations storage store vms
         wire hypervisor.api
     reference: datamodel http tools
-    storage: calls cancelling datamodel hosts log operations store vms hypervisor.api
+    storage: calls cancelling datamodel hosts log store vms hypervisor.api
     store: datamodel
     testing: access process
     tools: calls datamodel http
@@ -81,8 +81,7 @@ XAPI = rows(
     """
 )
 KNOT = frozenset({
-    "access", "calls", "events", "hosts", "http", "inventory", "log", "networks", "operations", "process",
-    "storage", "vms", "wire",
+    "calls", "events", "hosts", "http", "inventory", "log", "networks", "operations", "process", "storage", "vms", "wire",
 })  # fmt: skip
 """Rooms of `xapi` that know each other in circles; none is to join."""
 CIRCLES: tuple[frozenset[str], ...] = ()

@@ -22,6 +22,7 @@ from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 
 from tests.conftest import NOW
+from xapi.datamodel import quoting
 from xapi.log import lines, output
 from xapi.log.files import RotatedFile
 from xapi.log.lines import DEBUG, ERROR, INFO, LEVELS, WARN, Said
@@ -109,7 +110,7 @@ def test_a_json_line_has_the_fields() -> None:
 @given(value=st.text())
 def test_no_text_begins_a_line_or_reaches_the_terminal(form: str, value: str) -> None:
     """Names, errors and headers are others': they are shown, not obeyed."""
-    whole = lines.FORMAT[form]((NOW.timestamp(), INFO, "xapi.test", said, ("name", lines.quoted(value))))
+    whole = lines.FORMAT[form]((NOW.timestamp(), INFO, "xapi.test", said, ("name", quoting.quoted(value))))
     shown = whole.decode()
     assert shown.endswith("\n")
     assert not re.search("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]", shown[:-1])
@@ -132,7 +133,7 @@ def test_a_json_line_keeps_a_text_as_it_was(value: str) -> None:
 
 def test_a_huge_value_is_cut() -> None:
     """The rest of it is a number."""
-    assert lines.quoted("x" * 1_000_200) == '"' + "x" * 200 + '... (1,000,000 more)"'
+    assert quoting.quoted("x" * 1_000_200) == '"' + "x" * 200 + '... (1,000,000 more)"'
 
 
 # What Twisted, the hypervisor and libraries say
@@ -196,7 +197,7 @@ def test_a_reference_is_never_written(log: Log, sink: Kept) -> None:
     logger.failure("it failed", Failure(KeyError(SESSION)))
     shown = "\n".join(written(log, sink))
     assert SESSION not in shown
-    assert shown.count(lines.trackid(SESSION)) == 2
+    assert shown.count(quoting.trackid(SESSION)) == 2
 
 
 # The writer

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -21,8 +21,8 @@ from xapi.access.checks import Checks
 from xapi.access.passwords import NOBODY
 from xapi.datamodel import errors, records
 from xapi.datamodel.lexical import moment
+from xapi.datamodel.quoting import quoted, trackid
 from xapi.datamodel.types import NULL
-from xapi.log.lines import quoted, trackid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from xapi.access.directory import Account, Directory
     from xapi.access.passwords import Passwords
     from xapi.datamodel import Model
-    from xapi.log.audit import Trail
     from xapi.store.memory import Store
 
 log = Logger()
@@ -50,6 +49,14 @@ DIRECTORY_DELAY = 5.0
 def allowed(session: Any, permission: str) -> bool:
     """Tell whether a session has a permission; its case does not matter."""
     return session.is_local_superuser or permission.lower() in session.rbac_permissions
+
+
+class Trail(Protocol):
+    """Who is told of subjects that come and go."""
+
+    def came(self, session: Any, user: str) -> None: ...
+
+    def went(self, session: Any) -> None: ...
 
 
 class Sessions:

@@ -13,7 +13,6 @@ from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
-from xapi.operations.claim import claim
 from xapi.vms.data_sources import Source
 from xapi.vms.metrics import Sampler
 
@@ -65,8 +64,7 @@ def _forget(call: Call, uuid: str, sources: Sources, name: str) -> None:
 async def vm_get_data_sources(call: Call, self: VM) -> list[dict[str, Any]]:
     """Return what is measured of a VM that runs."""
     row = call.db.VM[self]
-    async with claim(call, "data_source_op", row):
-        return _list(call, row.uuid, await call[Sampler].sources(row))
+    return _list(call, row.uuid, await call[Sampler].sources(row))
 
 
 @message("VM.query_data_source")
@@ -82,16 +80,14 @@ async def vm_query_data_source(call: Call, self: VM, data_source: str) -> float:
 async def vm_record_data_source(call: Call, self: VM, data_source: str) -> None:
     """Have something be recorded that is measured of a VM that runs."""
     row = call.db.VM[self]
-    async with claim(call, "data_source_op", row):
-        _record(call, row.uuid, await call[Sampler].sources(row), data_source)
+    _record(call, row.uuid, await call[Sampler].sources(row), data_source)
 
 
 @message("VM.forget_data_source_archives")
 async def vm_forget_data_source_archives(call: Call, self: VM, data_source: str) -> None:
     """Have something not be recorded any more."""
     row = call.db.VM[self]
-    async with claim(call, "data_source_op", row):
-        _forget(call, row.uuid, await call[Sampler].sources(row), data_source)
+    _forget(call, row.uuid, await call[Sampler].sources(row), data_source)
 
 
 # host

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from xapi.calls.call import Call
+from xapi.calls.claim import SHORT, changed, claim, declared
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 from xapi.operations.busy import held
-from xapi.operations.claim import SHORT, changed, claim
 from xapi.storage import device_config, srs, vdis
 from xapi.storage.repository import Storage
 
@@ -48,22 +48,20 @@ def set_device_config(call: Call, self: PBD, value: Mapping[str, str]) -> None:
     device_config.forget_secrets(call.db, before)
 
 
-@message("PBD.plug")
+@message("PBD.plug", patience=SHORT)
 async def plug(call: Call, self: PBD) -> None:
     """Connect an SR to a host; harmless when it is."""
     row: Any = call.db.PBD[self]
-    sr = call.db.SR[row.SR]
-    async with claim(call, "plug", sr, patience=SHORT):
-        await srs.plug(call, sr, row)
+    await srs.plug(call, call.db.SR[row.SR], row)
 
 
-@message("PBD.unplug")
+@message("PBD.unplug", claims_itself=True)
 async def unplug(call: Call, self: PBD) -> None:
     """Disconnect an SR from a host, when nothing there uses its disks; harmless when it is."""
     row: Any = call.db.PBD[self]
     sr = call.db.SR[row.SR]
     await _idle(call, sr)
-    async with claim(call, "unplug", sr, patience=SHORT):
+    async with declared(call, row, patience=SHORT):
         if not row.currently_attached:
             return
         srs.assert_unpluggable(call.db, sr, row)

@@ -8,12 +8,12 @@ from typing import Any
 from twisted.logger import Logger
 
 from xapi.calls.call import Call
+from xapi.calls.claim import SHORT, claim
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.log.guests import named
-from xapi.operations.claim import SHORT, claim
 from xapi.operations.pool import rolling_upgrade
 from xapi.operations.sr import driver
 from xapi.storage import srs, vdis
@@ -110,40 +110,37 @@ def make(
     raise errors.MESSAGE_DEPRECATED()
 
 
-@message("SR.destroy")
+@message("SR.destroy", patience=SHORT)
 async def destroy(call: Call, sr: SR) -> None:
     """Erase an SR without disks, with all its rows."""
     db = call.db
     row: Any = db.SR[sr]
-    async with claim(call, "destroy", row, patience=SHORT):
-        if row.other_config.get("indestructible") == "true":
-            raise errors.SR_INDESTRUCTIBLE(sr)
-        for host in db.host:
-            if host.local_cache_sr == sr:
-                raise errors.SR_IS_CACHE_SR(host._ref)
-        await srs.erase(call, row)
-        with db.atomic():
-            srs.forget(db, row)
+    if row.other_config.get("indestructible") == "true":
+        raise errors.SR_INDESTRUCTIBLE(sr)
+    for host in db.host:
+        if host.local_cache_sr == sr:
+            raise errors.SR_IS_CACHE_SR(host._ref)
+    await srs.erase(call, row)
+    with db.atomic():
+        srs.forget(db, row)
 
 
-@message("SR.forget")
+@message("SR.forget", patience=SHORT)
 async def forget(call: Call, sr: SR) -> None:
     """Drop an SR's rows; the data stay."""
     row = call.db.SR[sr]
-    async with claim(call, "forget", row, patience=SHORT):
-        with call.db.atomic():
-            srs.forget(call.db, row)
+    with call.db.atomic():
+        srs.forget(call.db, row)
 
 
 # Looking
 
 
-@message("SR.scan")
+@message("SR.scan", patience=SHORT)
 async def scan(call: Call, sr: SR) -> None:
     """Bring the rows in line with what the storage holds."""
     row = call.db.SR[sr]
-    async with claim(call, "scan", row, patience=SHORT):
-        await scan_rows(call, row)
+    await scan_rows(call, row)
 
 
 @message("SR.update")

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypervisor.api import Change
 from xapi.calls.call import Call
+from xapi.calls.claim import claim
 from xapi.calls.registry import message
 from xapi.cancelling import to_its_end
 from xapi.datamodel import errors, records
@@ -15,7 +16,6 @@ from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL, Ref
 from xapi.operations import vbd as rules
 from xapi.operations.busy import busy, held
-from xapi.operations.claim import claim
 from xapi.operations.refusal import refusal
 from xapi.storage.repository import Storage
 from xapi.vms import devices, domains, hotplug
@@ -173,27 +173,32 @@ def get_allowed_vbd_devices(call: Call, vm: VM) -> list[str]:
 async def plug(call: Call, self: VBD) -> None:
     """Give the drive to a guest that runs."""
     row: Any = call.db.VBD[self]
-    async with claim(call, "plug", row):
-        vm: Any = call.db.VM[row.VM]
-        if row.type == "Floppy":
-            raise errors.NOT_IMPLEMENTED("VBD of type 'floppy' is not supported")
-        metrics = call.db.VM_metrics.get(vm.metrics)
-        if row.type != "CD" and row.mode == "RO" and metrics is not None and metrics.current_domain_type == "hvm":
-            raise errors.DISK_VBD_MUST_BE_READWRITE_FOR_HVM(self)
-        await hotplug.plug(call, row, domains.disk(row, await _images(call, row)))
+    vm: Any = call.db.VM[row.VM]
+    if row.type == "Floppy":
+        raise errors.NOT_IMPLEMENTED("VBD of type 'floppy' is not supported")
+    metrics = call.db.VM_metrics.get(vm.metrics)
+    if row.type != "CD" and row.mode == "RO" and metrics is not None and metrics.current_domain_type == "hvm":
+        raise errors.DISK_VBD_MUST_BE_READWRITE_FOR_HVM(self)
+    await hotplug.plug(call, row, domains.disk(row, await _images(call, row)))
 
 
 @message("VBD.unplug")
 async def unplug(call: Call, self: VBD) -> None:
     """Ask the guest to let the drive go, and take it away."""
     row: Any = call.db.VBD[self]
-    async with claim(call, "unplug", row):
-        await hotplug.unplug(call, row, domains.disk(row, {}), force=False)
+    await hotplug.unplug(call, row, domains.disk(row, {}), force=False)
 
 
-@message("VBD.unplug_force", "VBD.unplug_force_no_safety_check")
+@message("VBD.unplug_force")
 async def unplug_force(call: Call, self: VBD) -> None:
     """Take the drive away, whatever the guest does with it."""
+    row: Any = call.db.VBD[self]
+    await hotplug.unplug(call, row, domains.disk(row, {}), force=True)
+
+
+@message("VBD.unplug_force_no_safety_check")
+async def unplug_force_unchecked(call: Call, self: VBD) -> None:
+    """Do as `unplug_force` does, whose checks are none that an emulated host needs."""
     row: Any = call.db.VBD[self]
     async with claim(call, "unplug_force", row):
         await hotplug.unplug(call, row, domains.disk(row, {}), force=True)
@@ -211,16 +216,14 @@ async def _images(call: Call, row: Any) -> dict[str, Image]:
 async def pause(call: Call, self: VBD) -> str:
     """Refuse: no driver of storage can change what lies under a drive in use."""
     row: Any = call.db.VBD[self]
-    async with claim(call, "pause", row):
-        raise errors.SR_OPERATION_NOT_SUPPORTED(call.db.VDI[row.VDI].SR)
+    raise errors.SR_OPERATION_NOT_SUPPORTED(call.db.VDI[row.VDI].SR)
 
 
 @message("VBD.unpause")
 async def unpause(call: Call, self: VBD, token: str) -> None:
     """Refuse, as pause does."""
     row: Any = call.db.VBD[self]
-    async with claim(call, "unpause", row):
-        raise errors.SR_OPERATION_NOT_SUPPORTED(call.db.VDI[row.VDI].SR)
+    raise errors.SR_OPERATION_NOT_SUPPORTED(call.db.VDI[row.VDI].SR)
 
 
 # Media
@@ -233,17 +236,16 @@ async def insert(call: Call, vbd: VBD, vdi: VDI) -> None:
     A drive of a running guest that is not plugged yet is plugged with it, as xapi does for PV guests.
     """
     row: Any = call.db.VBD[vbd]
-    async with claim(call, "insert", row):
-        medium: Any = call.db.VDI[vdi]
-        vm: Any = call.db.VM[row.VM]
-        _check_insertable(call, row, vm, medium)
-        _put(call, row, vdi)
-        try:
-            await _follow(call, row, vm)
-        except BaseException:
-            _put(call, row, NULL)
-            await to_its_end(_return_to(call, row))
-            raise
+    medium: Any = call.db.VDI[vdi]
+    vm: Any = call.db.VM[row.VM]
+    _check_insertable(call, row, vm, medium)
+    _put(call, row, vdi)
+    try:
+        await _follow(call, row, vm)
+    except BaseException:
+        _put(call, row, NULL)
+        await to_its_end(_return_to(call, row))
+        raise
 
 
 def _check_insertable(call: Call, row: Any, vm: Any, medium: Any) -> None:
@@ -278,14 +280,13 @@ async def _follow(call: Call, row: Any, vm: Any) -> None:
 async def eject(call: Call, vbd: VBD) -> None:
     """Take the CD out of a drive, which stays plugged."""
     row: Any = call.db.VBD[vbd]
-    async with claim(call, "eject", row):
-        if hotplug.is_plugged(call, row):
-            try:
-                await hotplug.adjust(call, row, Change(medium=domains.disk(row, {})))
-            except BaseException:
-                await to_its_end(_return_to(call, row))
-                raise
-        _put(call, row, NULL)
+    if hotplug.is_plugged(call, row):
+        try:
+            await hotplug.adjust(call, row, Change(medium=domains.disk(row, {})))
+        except BaseException:
+            await to_its_end(_return_to(call, row))
+            raise
+    _put(call, row, NULL)
 
 
 async def _return_to(call: Call, row: Any) -> None:

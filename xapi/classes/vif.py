@@ -20,7 +20,6 @@ from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.networks import networks
 from xapi.networks.networks import Networks
-from xapi.operations.claim import claim
 from xapi.vms import devices, domains, hotplug
 
 VIF = Ref[records.VIF]
@@ -131,26 +130,23 @@ def get_allowed_vif_devices(call: Call, vm: VM) -> list[str]:
 async def plug(call: Call, self: VIF) -> None:
     """Give the card to a guest that runs."""
     row: Any = call.db.VIF[self]
-    async with claim(call, "plug", row):
-        host = call.db.host[call.db.VM[row.VM].resident_on]
-        await call[Networks].join(host, [row])
-        await hotplug.plug(call, row, domains.nic(call.db, row))
+    host = call.db.host[call.db.VM[row.VM].resident_on]
+    await call[Networks].join(host, [row])
+    await hotplug.plug(call, row, domains.nic(call.db, row))
 
 
 @message("VIF.unplug")
 async def unplug(call: Call, self: VIF) -> None:
     """Ask the guest to let the card go, and take it away."""
     row: Any = call.db.VIF[self]
-    async with claim(call, "unplug", row):
-        await hotplug.unplug(call, row, domains.nic(call.db, row), force=False)
+    await hotplug.unplug(call, row, domains.nic(call.db, row), force=False)
 
 
 @message("VIF.unplug_force")
 async def unplug_force(call: Call, self: VIF) -> None:
     """Take the card away, whatever the guest does with it."""
     row: Any = call.db.VIF[self]
-    async with claim(call, "unplug", row):
-        await hotplug.unplug(call, row, domains.nic(call.db, row), force=True)
+    await hotplug.unplug(call, row, domains.nic(call.db, row), force=True)
 
 
 # What a card is held to

@@ -20,7 +20,6 @@ from xapi.datamodel import records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.log.guests import named
-from xapi.operations.claim import claim
 
 Appliance = Ref[records.VM_appliance]
 log = Logger()
@@ -30,32 +29,28 @@ log = Logger()
 async def start(call: Call, self: Appliance, paused: bool) -> None:
     """Start all VMs, those of the lowest order first; a VM's start_delay passes before the next order begins."""
     row = call.db.VM_appliance[self]
-    async with claim(call, "start", row):
-        await _perform(call, row, "VM.start", "Paused" if paused else "Running", paused, False)
+    await _perform(call, row, "VM.start", "Paused" if paused else "Running", paused, False)
 
 
 @message("VM_appliance.clean_shutdown")
 async def clean_shutdown(call: Call, self: Appliance) -> None:
     """Ask the guests to power off, those of the highest order first."""
     row = call.db.VM_appliance[self]
-    async with claim(call, "clean_shutdown", row):
-        await _perform(call, row, "VM.clean_shutdown", "Halted")
+    await _perform(call, row, "VM.clean_shutdown", "Halted")
 
 
 @message("VM_appliance.hard_shutdown")
 async def hard_shutdown(call: Call, self: Appliance) -> None:
     """End all VMs, those of the highest order first."""
     row = call.db.VM_appliance[self]
-    async with claim(call, "hard_shutdown", row):
-        await _perform(call, row, "VM.hard_shutdown", "Halted")
+    await _perform(call, row, "VM.hard_shutdown", "Halted")
 
 
 @message("VM_appliance.shutdown")
 async def shutdown(call: Call, self: Appliance) -> None:
     """Ask the guests to power off, and end those that do not, those of the highest order first."""
     row = call.db.VM_appliance[self]
-    async with claim(call, "shutdown", row):
-        await _perform(call, row, "VM.shutdown", "Halted")
+    await _perform(call, row, "VM.shutdown", "Halted")
 
 
 async def _perform(call: Call, appliance: Any, name: str, wanted: str, *arguments: Any) -> None:

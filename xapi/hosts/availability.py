@@ -6,9 +6,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from xapi.datamodel import errors
-from xapi.datamodel.errors import Fault
-from xapi.operations.refusal import refusal
-from xapi.vms.placement import assert_can_boot_here, is_live
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
@@ -17,6 +14,12 @@ STAYS_DISABLED = "auto_enable"
 """Key of a host's other_config, "false" where a restart does not enable it again; xapi keeps this in a file."""
 _LONGEST_NAME = 255
 _NAME = re.compile(r"[A-Za-z0-9.]([A-Za-z0-9.-]*[A-Za-z0-9.])?")
+
+
+def is_live(db: Store, host: Any) -> bool:
+    """Tell whether a host is there."""
+    metrics = db.host_metrics.get(host.metrics)
+    return metrics is not None and metrics.live
 
 
 def assert_live(db: Store, host: Any) -> None:
@@ -63,21 +66,3 @@ def rename(db: Store, host: Any, hostname: str) -> None:
     domain: Any = db.VM.get(host.control_domain)
     if domain is not None:
         domain.name_label = f"Control domain on host: {hostname}"
-
-
-def staying(db: Store, host: Any) -> dict[str, Fault]:
-    """Return the VMs that cannot leave a host, each with the reason: all, as no guest reaches another host yet."""
-    guests: list[Any] = [vm for ref in host.resident_VMs if not (vm := db.VM[ref]).is_control_domain]
-    others = [other for other in db.host if other.enabled and other is not host]
-    return {vm._ref: _why_it_stays(db, vm, others) for vm in guests}
-
-
-def _why_it_stays(db: Store, vm: Any, others: list[Any]) -> Fault:
-    if not others:
-        return Fault("NO_HOSTS_AVAILABLE", vm._ref)
-    try:
-        for other in others:
-            assert_can_boot_here(db, vm, other, enough_memory=False)
-    except Fault as fault:
-        return fault
-    return refusal(db, vm, "pool_migrate") or errors.NOT_IMPLEMENTED("host.evacuate")

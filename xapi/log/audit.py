@@ -20,9 +20,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from xapi.datamodel.quoting import trackid
 from xapi.datamodel.types import NULL
 from xapi.log.files import RotatedFile
-from xapi.log.lines import INFO, Line, Said, trackid
+from xapi.log.lines import INFO, Line, Said
 from xapi.log.names import Named, Names
 from xapi.log.sentences import where
 from xapi.log.writer import Stream

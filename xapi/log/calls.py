@@ -13,8 +13,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from xapi.datamodel.errors import Fault
+from xapi.datamodel.quoting import REFERENCE, trackid
 from xapi.log import sentences
-from xapi.log.lines import DEBUG, ERROR, INFO, REFERENCE, WARN, Render, Said, trackid
+from xapi.log.lines import DEBUG, ERROR, INFO, WARN, Render, Said
 from xapi.log.names import Named, Names
 
 if TYPE_CHECKING:

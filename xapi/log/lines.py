@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from hashlib import md5
 from typing import Any
 
 import orjson
+
+from xapi.datamodel.quoting import escape, shortened, without_references
 
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40, "critical": 50}
 """debug: what is read, and steps; info: what changes, who comes and goes, what was refused; warn: a failed login, a
@@ -22,12 +23,8 @@ permission that lacks, a guest that crashed; error: what should not happen; crit
 DEBUG, INFO, WARN, ERROR, CRITICAL = LEVELS.values()
 NAMES = {number: name for name, number in LEVELS.items()}
 
-LONGEST = 200
-"""Characters of one value that are written."""
 MOST = 16 * 1024
 """Characters of one line or traceback."""
-
-REFERENCE = re.compile("OpaqueRef:[0-9A-Fa-f-]{8,}")
 
 Said = tuple[str, Mapping[str, Any]]
 """A sentence, and the fields that JSON has besides."""
@@ -62,38 +59,9 @@ def json(line: Line) -> bytes:
 FORMAT: Mapping[str, Callable[[Line], bytes]] = {"text": text, "json": json}
 
 
-def trackid(session: str) -> str:
-    """Return what stands for a session's reference: xapi's hash of it."""
-    return f"trackid={md5(session.encode('utf-8', 'surrogatepass'), usedforsecurity=False).hexdigest()}"
-
-
-def without_references(text: str) -> str:
-    """Return a text with hashes in place of references."""
-    return REFERENCE.sub(lambda match: trackid(match.group()), text) if "OpaqueRef:" in text else text
-
-
 def stamp(seconds: float) -> str:
     """Return a moment as ISO 8601 in UTC, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def shortened(value: str, most: int = LONGEST) -> str:
-    """Return a text, or its beginning and how much is missing."""
-    return value if len(value) <= most else f"{value[:most]}... ({len(value) - most:,} more)"
-
-
-def quoted(value: str) -> str:
-    """Return what somebody has chosen, shortened and in quotes, on one line."""
-    return '"' + escape(shortened(value)).replace('"', r"\"") + '"'
-
-
-def escape(value: str) -> str:
-    r"""Return a text with ``\n``, ``\x1b``, ``\u202e`` and the like for what is not printable."""
-    return value if value.isprintable() else "".join(map(_shown, value))
-
-
-def _shown(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 _HIDDEN = re.compile("[\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xapi.log.lines import REFERENCE, quoted, trackid
+from xapi.datamodel.quoting import REFERENCE, quoted, trackid
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xapi.log.lines import Said, escape, quoted, shortened, trackid
+from xapi.datamodel.quoting import escape, quoted, shortened, trackid
+from xapi.log.lines import Said
 from xapi.log.names import Named
 
 Caller = tuple[str, Any, bytes, str]

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from xapi.access.sessions import Sessions
 from xapi.calls import registry
+from xapi.calls.claim import Refusals
 from xapi.calls.dispatch import Dispatcher, Method
 from xapi.calls.faults import Veil
 from xapi.calls.tasks import Tasks
@@ -90,6 +91,7 @@ class Daemon:
         self.events = add(Events(db, self.sessions, clock))
         self.certificate = add(Certificate())
         add(Kernels(guest_directory))
+        add(Refusals(refusal.refusal))
         self.backends = add(Backends(make_backend, self._attend))
         self.consoles = Consoles(db)
         self.reconciler = add(Reconciler(db, clock, self.backends, self.consoles))

@@ -26,10 +26,10 @@ from twisted.internet.defer import DeferredLock
 
 from hypervisor.api import Description, Effect, Space, StorageFailure
 from hypervisor.api import Storage as HostStorage
+from xapi.calls.claim import SHORT, claim
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.hosts.backends import Backends
-from xapi.operations.claim import SHORT, claim
 from xapi.storage import unfinished, volumes
 from xapi.storage.faults import (
     EXISTS,

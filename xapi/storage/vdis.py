@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
 from hypervisor.api import Description, Effect, Space, StorageFailure
+from xapi.calls.claim import SHORT, claim
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
 from xapi.datamodel.lexical import EPOCH, format_datetime
 from xapi.datamodel.types import NULL
-from xapi.operations.claim import SHORT, claim
 from xapi.storage import volumes
 from xapi.storage.faults import BAD_TYPE, UNIMPLEMENTED, answering, backend_failure
 from xapi.storage.repository import Repository, Storage
@@ -23,16 +23,6 @@ from xapi.storage.unfinished import new_image
 COPIED = ("name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "on_boot")
 """What a snapshot or clone has from its source, with allow_caching and tags."""
 FORMATS = ("vhd", "raw")
-
-
-@asynccontextmanager
-async def held(work: Work, vdi: Any, on_sr: str, operation: str) -> AsyncIterator[None]:
-    """Hold an operation of a VDI, and that of its SR which goes with it."""
-    async with (
-        claim(work, on_sr, work.db.SR[vdi.SR], patience=SHORT),
-        claim(work, operation, vdi, patience=SHORT),
-    ):
-        yield
 
 
 async def prepared(work: Work, vdi: Any) -> Repository:

@@ -9,13 +9,13 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import DomainState, Shutdown
+from xapi.calls.claim import claim
 from xapi.calls.work import Subsystems, Work
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
 from xapi.events.alerts import alert
 from xapi.hosts.backends import Backends
 from xapi.log.guests import named
-from xapi.operations.claim import claim
 from xapi.storage import unfinished
 from xapi.storage.repository import Storage
 from xapi.vms import power

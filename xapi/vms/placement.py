@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
+from xapi.hosts.availability import is_live
 from xapi.vms import memory
 from xapi.vms.domains import domain_kind
 
@@ -62,12 +63,6 @@ def assert_can_boot_here(
     if enough_memory:
         _check_memory(db, vm, host, memory.expected(db) if coming is None else coming)
     _check_pcpus(vm, host)
-
-
-def is_live(db: Store, host: Any) -> bool:
-    """Tell whether a host is there."""
-    metrics = db.host_metrics.get(host.metrics)
-    return metrics is not None and metrics.live
 
 
 def _kind(db: Store, vm: VM) -> str:

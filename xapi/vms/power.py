@@ -1,6 +1,6 @@
 """What changing a VM's power state is made of: steps on a host backend, each undone when a later one fails.
 
-The callers hold the VM's operation; see `xapi.operations.claim`.
+The callers hold the VM's operation; see `xapi.calls.claim`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.logger import Logger
 
 from hypervisor.api import DomainConfig, HostError, Shutdown, Truth
+from xapi.calls.claim import SHORT, Held, changed, claims
 from xapi.calls.faults import shortage
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
@@ -24,7 +25,6 @@ from xapi.events.alerts import alert
 from xapi.hosts.backends import Backends
 from xapi.log.guests import named
 from xapi.networks.networks import Networks
-from xapi.operations.claim import SHORT, Held, changed, claims
 from xapi.storage.faults import backend_failure
 from xapi.storage.repository import Storage
 from xapi.storage.unfinished import Making, durable, making

@@ -23,13 +23,13 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, DomainState, HostError, Power, Truth, disk_name
+from xapi.calls.claim import changed
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import moment
 from xapi.datamodel.types import NULL
 from xapi.log import guests
 from xapi.log.guests import named
-from xapi.operations.claim import changed
 from xapi.vms import guest_metrics
 from xapi.vms.domains import position
 from xapi.vms.truths import Truths

@@ -20,10 +20,10 @@ from xapi.calls.tasks import Tasks
 from xapi.calls.work import Subsystems, Work
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
+from xapi.datamodel.quoting import quoted
 from xapi.datamodel.types import NULL
 from xapi.events.alerts import alert
 from xapi.log.guests import named
-from xapi.log.lines import quoted
 
 log = Logger()
 

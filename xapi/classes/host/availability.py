@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from xapi.calls.call import Call
+from xapi.calls.claim import SHORT
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 from xapi.hosts import availability
 from xapi.hosts.plugins import Plugins
-from xapi.operations.claim import SHORT, claim
 from xapi.storage.device_config import forget_secrets
+from xapi.vms import evacuation
 
 Host = Ref[records.host]
 PIF = Ref[records.PIF]
@@ -33,27 +34,26 @@ def disable(call: Call, host: Host, auto_enable: bool) -> None:
     availability.disable(row, auto_enable=auto_enable)
 
 
-@message("host.enable")
+@message("host.enable", patience=SHORT)
 async def enable(call: Call, host: Host) -> None:
     """Have a host take VMs again."""
     row = call.db.host[host]
     availability.assert_live(call.db, row)
-    async with claim(call, "enable", row, patience=SHORT):
-        with call.db.atomic():
-            availability.enable(row)
+    with call.db.atomic():
+        availability.enable(row)
 
 
 @message("host.get_vms_which_prevent_evacuation")
 def get_vms_which_prevent_evacuation(call: Call, self: Host) -> Reasons:
     """Return the guests of a host that cannot go to another one, each with the error."""
-    reasons = availability.staying(call.db, call.db.host[self])
+    reasons = evacuation.staying(call.db, call.db.host[self])
     return {vm: tuple(fault.description) for vm, fault in reasons.items()}  # type: ignore[misc]
 
 
 @message("host.assert_can_evacuate")
 def assert_can_evacuate(call: Call, host: Host) -> None:
     """Raise CANNOT_EVACUATE_HOST when a guest cannot leave."""
-    reasons = availability.staying(call.db, call.db.host[host]).values()
+    reasons = evacuation.staying(call.db, call.db.host[host]).values()
     if reasons:
         raise errors.CANNOT_EVACUATE_HOST("|".join(",".join(fault.description) for fault in reasons))
 
@@ -112,10 +112,9 @@ def set_power_on_mode(call: Call, self: Host, power_on_mode: str, power_on_confi
 async def power_on(call: Call, host: Host) -> None:
     """Have a plugin switch a host on that is not there."""
     row: Any = call.db.host[host]
-    async with claim(call, "power_on", row):
-        answer = await call[Plugins].call(_POWER_ON, "main", call.caller.session_ref, {"remote_host_uuid": row.uuid})
-        if answer != "True":
-            raise errors.INTERNAL_ERROR("The host failed to power on.")
+    answer = await call[Plugins].call(_POWER_ON, "main", call.caller.session_ref, {"remote_host_uuid": row.uuid})
+    if answer != "True":
+        raise errors.INTERNAL_ERROR("The host failed to power on.")
 
 
 @message("host.get_sched_gran")

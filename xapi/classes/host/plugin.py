@@ -12,7 +12,6 @@ from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 from xapi.hosts.plugins import Plugins
-from xapi.operations.claim import claim
 from xapi.vms import power
 
 Host = Ref[records.host]
@@ -36,9 +35,7 @@ async def call_plugin(call: Call, host: Host, plugin: str, fn: str, args: Mappin
 @message("VM.call_host_plugin")
 async def call_host_plugin(call: Call, vm: VM, plugin: str, fn: str, args: Mapping[str, str]) -> str:
     """Run a function of a plugin on the host that a VM is on."""
-    row: Any = call.db.VM[vm]
-    async with claim(call, "call_plugin", row):
-        return await call[Plugins].call(plugin, fn, call.caller.session_ref, args)
+    return await call[Plugins].call(plugin, fn, call.caller.session_ref, args)
 
 
 @message("host.has_extension")
@@ -70,18 +67,17 @@ async def call_extension(call: Call, host: Host, call_: str) -> str:
 async def call_agent(call: Call, vm: VM, plugin: str, fn: str, args: Mapping[str, str]) -> str:
     """Have a guest's agent do something; its own channels in xenstore carry it, no program is run."""
     row: Any = call.db.VM[vm]
-    async with claim(call, "call_plugin", row):
-        if plugin != _AGENT:
-            raise errors.XENAPI_MISSING_PLUGIN(plugin)
-        _throttle(call, vm)
-        if fn in ("request-rdp-on", "request-rdp-off"):
-            await _request_rdp(call, row, plugin, fn)
-            return ""
-        if fn == "run-script":
-            _check_script(call, args)
-            raise errors.NOT_IMPLEMENTED("run-script")
-        text = f'The requested fn "{fn}" could not be found in plugin "{plugin}".'
-        raise errors.XENAPI_PLUGIN_FAILURE("failed to find fn", text, text)
+    if plugin != _AGENT:
+        raise errors.XENAPI_MISSING_PLUGIN(plugin)
+    _throttle(call, vm)
+    if fn in ("request-rdp-on", "request-rdp-off"):
+        await _request_rdp(call, row, plugin, fn)
+        return ""
+    if fn == "run-script":
+        _check_script(call, args)
+        raise errors.NOT_IMPLEMENTED("run-script")
+    text = f'The requested fn "{fn}" could not be found in plugin "{plugin}".'
+    raise errors.XENAPI_PLUGIN_FAILURE("failed to find fn", text, text)
 
 
 def _throttle(call: Call, vm: str) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
 
 from hypervisor.api import Description
 from xapi.calls.call import Call
+from xapi.calls.claim import SHORT, claim, claims, declared
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import NULL, Ref
-from xapi.operations.claim import SHORT, claim
 from xapi.storage import vdis, volumes
 from xapi.storage.faults import answering
 from xapi.storage.repository import Storage
@@ -50,7 +49,7 @@ async def create(call: Call, args: Mapping[str, Any]) -> VDI:
 async def destroy(call: Call, self: VDI) -> None:
     """Delete a disk with its data."""
     row: Any = call.db.VDI[self]
-    async with vdis.held(call, row, "vdi_destroy", "destroy"):
+    async with claims(call, [("vdi_destroy", call.db.SR[row.SR]), ("destroy", row)], patience=SHORT):
         await call[Storage].repository(call, call.db.SR[row.SR])
         if not row.managed:
             raise errors.VDI_NOT_MANAGED(self)
@@ -59,13 +58,12 @@ async def destroy(call: Call, self: VDI) -> None:
         await call[Storage].remove(call, row)
 
 
-@message("VDI.forget")
+@message("VDI.forget", patience=SHORT)
 async def forget(call: Call, vdi: VDI) -> None:
     """Drop the row; a scan finds the image again."""
     row = call.db.VDI[vdi]
-    async with claim(call, "forget", row, patience=SHORT):
-        with call.db.atomic():
-            volumes.drop(call.db, row)
+    with call.db.atomic():
+        volumes.drop(call.db, row)
 
 
 @message("VDI.introduce")
@@ -112,56 +110,51 @@ async def introduce(
 # Copies
 
 
-@message("VDI.snapshot")
+@message("VDI.snapshot", patience=SHORT)
 async def snapshot(call: Call, vdi: VDI, driver_params: Keys) -> VDI:
     """Keep what a disk holds now as a new one."""
     row: Any = call.db.VDI[vdi]
-    async with vdis.held(call, row, "vdi_snapshot", "snapshot"):
-        try:
-            new: VDI = (await vdis.snapshot(call, row))._ref
-        except errors.Fault as fault:
-            if fault.code == "SR_BACKEND_FAILURE_38":
-                raise errors.UNIMPLEMENTED_IN_SM_BACKEND(row.SR) from fault
-            raise
+    try:
+        new: VDI = (await vdis.snapshot(call, row))._ref
+    except errors.Fault as fault:
+        if fault.code == "SR_BACKEND_FAILURE_38":
+            raise errors.UNIMPLEMENTED_IN_SM_BACKEND(row.SR) from fault
+        raise
     return new
 
 
-@message("VDI.clone")
+@message("VDI.clone", patience=SHORT)
 async def clone(call: Call, vdi: VDI, driver_params: Keys) -> VDI:
     """Make a disk that shares what another holds."""
     row = call.db.VDI[vdi]
-    async with vdis.held(call, row, "vdi_clone", "clone"):
-        new: VDI = (await vdis.clone(call, row))._ref
+    new: VDI = (await vdis.clone(call, row))._ref
     return new
 
 
-@message("VDI.copy")
+@message("VDI.copy", patience=SHORT)
 async def copy(call: Call, vdi: VDI, sr: SR, base_vdi: VDI, into_vdi: VDI) -> VDI:
     """Write all that a disk holds into a new one, or into one that exists; what `base_vdi` saves is written, too."""
     row: Any = call.db.VDI[vdi]
-    async with claim(call, "copy", row, patience=SHORT):
-        if not row.managed:
-            raise errors.VDI_NOT_MANAGED(vdi)
-        other: Any = call.db.VDI.get(into_vdi)
-        if other is None:
-            new: VDI = (await vdis.copy(call, row, call.db.SR[sr]))._ref
-            return new
-        if other.read_only:
-            raise errors.VDI_READONLY(into_vdi)
-        if other.virtual_size < row.virtual_size:
-            raise errors.VDI_TOO_SMALL(into_vdi, str(row.virtual_size))
-        async with claim(call, "copy", other, patience=SHORT):
-            await vdis.copy_into(call, row, other)
-        return into_vdi
+    if not row.managed:
+        raise errors.VDI_NOT_MANAGED(vdi)
+    other: Any = call.db.VDI.get(into_vdi)
+    if other is None:
+        new: VDI = (await vdis.copy(call, row, call.db.SR[sr]))._ref
+        return new
+    if other.read_only:
+        raise errors.VDI_READONLY(into_vdi)
+    if other.virtual_size < row.virtual_size:
+        raise errors.VDI_TOO_SMALL(into_vdi, str(row.virtual_size))
+    async with claim(call, "copy", other, patience=SHORT):
+        await vdis.copy_into(call, row, other)
+    return into_vdi
 
 
-@message("VDI.revert")
+@message("VDI.revert", patience=SHORT)
 async def revert(call: Call, snapshot: VDI) -> None:
     """Set a disk back to a snapshot; no storage here can."""
     row: Any = call.db.VDI[snapshot]
-    async with AsyncExitStack() as held:
-        await held.enter_async_context(vdis.held(call, row, "vdi_revert", "revert_to"))
-        await held.enter_async_context(claim(call, "revert_from", call.db.VDI[row.snapshot_of], patience=SHORT))
+    async with claim(call, "revert_from", call.db.VDI[row.snapshot_of], patience=SHORT):
         await call[Storage].repository(call, call.db.SR[row.SR])
         raise errors.UNIMPLEMENTED_IN_SM_BACKEND(row.SR)
 
@@ -169,28 +162,25 @@ async def revert(call: Call, snapshot: VDI) -> None:
 # Size and settings
 
 
-@message("VDI.resize")
+@message("VDI.resize", patience=SHORT)
 async def resize(call: Call, vdi: VDI, size: int) -> None:
     """Make a disk larger that no VM uses."""
     row = call.db.VDI[vdi]
-    async with vdis.held(call, row, "vdi_resize", "resize"):
-        await vdis.resize(call, row, size)
+    await vdis.resize(call, row, size)
 
 
-@message("VDI.resize_online")
+@message("VDI.resize_online", patience=SHORT)
 async def resize_online(call: Call, vdi: VDI, size: int) -> None:
     """Make a disk larger though a VM uses it."""
     row = call.db.VDI[vdi]
-    async with vdis.held(call, row, "vdi_resize", "resize_online"):
-        await vdis.resize(call, row, size)
+    await vdis.resize(call, row, size)
 
 
-@message("VDI.update")
+@message("VDI.update", patience=SHORT)
 async def update(call: Call, vdi: VDI) -> None:
     """Look at a disk's image anew."""
     row = call.db.VDI[vdi]
-    async with claim(call, "update", row, patience=SHORT):
-        await vdis.look(call, row)
+    await vdis.look(call, row)
 
 
 @message("VDI.set_name_label")
@@ -205,12 +195,12 @@ async def set_name_description(call: Call, self: VDI, value: str) -> None:
     await vdis.describe(call, call.db.VDI[self], name_description=value)
 
 
-@message("VDI.set_on_boot")
+@message("VDI.set_on_boot", claims_itself=True)
 async def set_on_boot(call: Call, self: VDI, value: records.enum_on_boot) -> None:
     """Say whether what is written to a disk lasts until its VM starts again; what it holds now does."""
     row = call.db.VDI[self]
     _assert_halted(call, row)
-    async with vdis.held(call, row, "vdi_set_on_boot", "set_on_boot"):
+    async with declared(call, row, patience=SHORT):
         if value == "reset":
             await vdis.freeze(call, row)
         else:
@@ -237,13 +227,12 @@ def _assert_halted(call: Call, vdi: Any) -> None:
 # What is left of other times, and what only tools ask
 
 
-@message("VDI.force_unlock")
+@message("VDI.force_unlock", patience=SHORT)
 async def force_unlock(call: Call, vdi: VDI) -> None:
     """Refuse: there are no locks to break."""
     row: Any = call.db.VDI[vdi]
-    async with claim(call, "force_unlock", row, patience=SHORT):
-        await call[Storage].repository(call, call.db.SR[row.SR])
-        raise errors.MESSAGE_DEPRECATED()
+    await call[Storage].repository(call, call.db.SR[row.SR])
+    raise errors.MESSAGE_DEPRECATED()
 
 
 @message("VDI.checksum")

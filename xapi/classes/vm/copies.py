@@ -9,6 +9,7 @@ from twisted.logger import Logger
 
 from hypervisor.api import HostError
 from xapi.calls.call import Call
+from xapi.calls.claim import claim, declared
 from xapi.calls.parts import part
 from xapi.calls.registry import message
 from xapi.cancelling import to_its_end
@@ -16,7 +17,6 @@ from xapi.datamodel import errors, records
 from xapi.datamodel.types import NULL, Ref
 from xapi.events.alerts import alert
 from xapi.log.guests import named
-from xapi.operations.claim import claim
 from xapi.operations.sr import driver
 from xapi.storage.repository import Storage
 from xapi.storage.unfinished import making
@@ -34,20 +34,18 @@ VM = Ref[records.VM]
 async def clone(call: Call, vm: VM, new_name: str) -> VM:
     """Make a VM like another, with disks that are quick clones of the other's."""
     row = call.db.VM[vm]
-    async with claim(call, "clone", row):
-        return (await duplicate(call, row, new_name, _of(row, CLONE)))._ref
+    return (await duplicate(call, row, new_name, _of(row, CLONE)))._ref
 
 
 @message("VM.copy")
 async def copy(call: Call, vm: VM, new_name: str, sr: Ref[records.SR]) -> VM:
     """Make a VM like another, with disks that are full copies, on one SR or on those of the other's disks."""
     row = call.db.VM[vm]
-    async with claim(call, "copy", row):
-        where = call.db.SR.get(sr)
-        if where is not None and where.content_type == "iso":
-            raise errors.OPERATION_NOT_ALLOWED("Cannot copy a VM's disks to an ISO SR")
-        how = How("copy", "VDI.copy", sr=NULL if where is None else where._ref)
-        return (await duplicate(call, row, new_name, _of(row, how)))._ref
+    where = call.db.SR.get(sr)
+    if where is not None and where.content_type == "iso":
+        raise errors.OPERATION_NOT_ALLOWED("Cannot copy a VM's disks to an ISO SR")
+    how = How("copy", "VDI.copy", sr=NULL if where is None else where._ref)
+    return (await duplicate(call, row, new_name, _of(row, how)))._ref
 
 
 def _of(row: Any, how: How) -> How:
@@ -55,34 +53,34 @@ def _of(row: Any, how: How) -> How:
     return replace(how, memory=not row.is_a_snapshot)
 
 
-@message("VM.csvm")
+@message("VM.csvm", claims_itself=True)
 async def csvm(call: Call, vm: VM) -> VM:
     """Make a suspended VM like another, as very old clients asked for it."""
     row = call.db.VM[vm]
     _ = call.db.VDI[row.suspend_VDI]
-    async with claim(call, "csvm", row):
+    async with declared(call, row):
         made = await duplicate(call, row, f"{row.name_label}-cloned-suspended", CLONE)
     body = f"VM '{row.name_label}' (uuid: {row.uuid}) cloned (new uuid: {made.uuid})"
     alert(call.db, call.now, "VM_CLONED", "VM", row, body)
     return made._ref
 
 
-@message("VM.snapshot")
+@message("VM.snapshot", claims_itself=True)
 async def snapshot(call: Call, vm: VM, new_name: str, ignore_vdis: tuple[Ref[records.VDI], ...]) -> VM:
     """Keep a VM's record and disks as they are now, whether it runs or not."""
     row = call.db.VM[vm]
-    async with claim(call, "snapshot", row):
+    async with declared(call, row):
         made = await duplicate(call, row, new_name, replace(SNAPSHOT, ignored=frozenset(ignore_vdis)))
     body = f"VM '{row.name_label}' (uuid: {row.uuid}) snapshotted, snapshot name: {new_name}"
     alert(call.db, call.now, "VM_SNAPSHOTTED", "VM", row, body)
     return made._ref
 
 
-@message("VM.checkpoint")
+@message("VM.checkpoint", claims_itself=True)
 async def checkpoint(call: Call, vm: VM, new_name: str) -> VM:
     """Keep a VM's record, disks and memory as they are now."""
     row = call.db.VM[vm]
-    async with claim(call, "checkpoint", row):
+    async with declared(call, row):
         if row.power_state == "Running":
             made = await _checkpoint_running(call, row, new_name)
         else:
@@ -140,12 +138,12 @@ async def _go_on(call: Call, row: Any) -> None:
         raise errors.VM_CHECKPOINT_RESUME_FAILED(row._ref) from error
 
 
-@message("VM.revert")
+@message("VM.revert", claims_itself=True)
 async def revert(call: Call, snapshot: VM) -> None:
     """Make a VM what it was when the snapshot was made; a VM that has gone is made anew."""
     row = call.db.VM[snapshot]
     vm = call.db.VM.get(row.snapshot_of)
-    async with claim(call, "revert", row):
+    async with declared(call, row):
         if vm is None:
             vm = await take_back(call, row, None)
         else:

@@ -8,10 +8,10 @@ from twisted.internet.task import deferLater
 
 from hypervisor.api import Change
 from xapi.calls.call import Call
+from xapi.calls.claim import claim
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
-from xapi.operations.claim import claim
 from xapi.vms import memory
 from xapi.vms.memory import Limits, check_limits, limits
 from xapi.vms.power import backend, told
@@ -34,16 +34,14 @@ async def set_memory_limits(
 ) -> None:
     """Set all four limits of a halted VM."""
     row = call.db.VM[self]
-    async with claim(call, "changing_memory_limits", row):
-        _set_limits(call, row, Limits(static_min, dynamic_min, dynamic_max, static_max))
+    _set_limits(call, row, Limits(static_min, dynamic_min, dynamic_max, static_max))
 
 
 @message("VM.set_memory")
 async def set_memory(call: Call, self: VM, value: int) -> None:
     """Give a halted VM so many bytes, no more and no less."""
     row = call.db.VM[self]
-    async with claim(call, "changing_memory_limits", row):
-        _set_limits(call, row, Limits(row.memory_static_min, value, value, value))
+    _set_limits(call, row, Limits(row.memory_static_min, value, value, value))
 
 
 def _set_limits(call: Call, vm: Any, wanted: Limits) -> None:
@@ -61,7 +59,7 @@ def _later(vm: Any) -> None:
         vm.requires_reboot = True
 
 
-@message("VM.set_memory_static_range")
+@message("VM.set_memory_static_range", claims_itself=True)
 async def set_memory_static_range(call: Call, self: VM, min: int, max: int) -> None:
     """Set the static limits of a halted VM."""
     await _static(call, call.db.VM[self], min, max)
@@ -92,7 +90,7 @@ async def _static(call: Call, vm: Any, least: int, most: int) -> None:
 # Halted or running
 
 
-@message("VM.set_memory_dynamic_range")
+@message("VM.set_memory_dynamic_range", claims_itself=True)
 async def set_memory_dynamic_range(call: Call, self: VM, min: int, max: int) -> None:
     """Set between what the balloon of a VM's guest moves."""
     await _dynamic(call, call.db.VM[self], min, max)
@@ -155,25 +153,22 @@ async def _balloon(call: Call, vm: Any, most: int) -> None:
 @message("VM.set_memory_target_live")
 async def set_memory_target_live(call: Call, self: VM, target: int) -> None:
     """Do nothing but take the operation, as xapi has done since set_memory_dynamic_range took this one's place."""
-    async with claim(call, "changing_memory_live", call.db.VM[self]):
-        pass
 
 
 @message("VM.wait_memory_target_live")
 async def wait_memory_target_live(call: Call, self: VM) -> None:
     """Wait until a guest's balloon has come as far as it was told. Raises VM_MEMORY_TARGET_WAIT_TIMEOUT."""
     row = call.db.VM[self]
-    async with claim(call, "awaiting_memory_live", row):
-        if row.is_control_domain:
-            return  # it has no balloon
-        for _ in range(PATIENCE + 1):
-            state = (await backend(call, row).stat(row.uuid)).state
-            if state is None:
-                raise errors.VM_BAD_POWER_STATE(self, "running", "halted")
-            if abs(state.memory_actual - state.memory_target) <= TOLERANCE:
-                await call[Reconciler].look(row)
-                return
-            await deferLater(call.clock, 1.0)
+    if row.is_control_domain:
+        return  # it has no balloon
+    for _ in range(PATIENCE + 1):
+        state = (await backend(call, row).stat(row.uuid)).state
+        if state is None:
+            raise errors.VM_BAD_POWER_STATE(self, "running", "halted")
+        if abs(state.memory_actual - state.memory_target) <= TOLERANCE:
+            await call[Reconciler].look(row)
+            return
+        await deferLater(call.clock, 1.0)
     raise errors.VM_MEMORY_TARGET_WAIT_TIMEOUT(call.task._ref)
 
 
@@ -191,27 +186,25 @@ def get_cooperative(call: Call, self: VM) -> bool:
 async def set_HVM_shadow_multiplier(call: Call, self: VM, value: float) -> None:
     """Set how much more than the usual a halted VM's page tables take."""
     row = call.db.VM[self]
-    async with claim(call, "changing_shadow_memory", row):
-        _check_multiplier(value)
-        row.HVM_shadow_multiplier = value
+    _check_multiplier(value)
+    row.HVM_shadow_multiplier = value
 
 
 @message("VM.set_shadow_multiplier_live")
 async def set_shadow_multiplier_live(call: Call, self: VM, multiplier: float) -> None:
     """Set how much more than the usual the page tables of a VM that runs take; they are only accounted for."""
     row = call.db.VM[self]
-    async with claim(call, "changing_shadow_memory_live", row):
-        _check_multiplier(multiplier)
-        metrics = call.db.VM_metrics.get(row.metrics)
-        if metrics is not None and metrics.current_domain_type == "pv":
-            return  # it has none, which xapi passes over
-        before = row.memory_overhead
-        with call.db.atomic():
-            row.HVM_shadow_multiplier = multiplier
-            needed = memory.overhead(row) - before
-            free = memory.free(call.db, call.db.host[row.resident_on])
-            if needed > free:
-                raise errors.HOST_NOT_ENOUGH_FREE_MEMORY(str(needed), str(free))
+    _check_multiplier(multiplier)
+    metrics = call.db.VM_metrics.get(row.metrics)
+    if metrics is not None and metrics.current_domain_type == "pv":
+        return  # it has none, which xapi passes over
+    before = row.memory_overhead
+    with call.db.atomic():
+        row.HVM_shadow_multiplier = multiplier
+        needed = memory.overhead(row) - before
+        free = memory.free(call.db, call.db.host[row.resident_on])
+        if needed > free:
+            raise errors.HOST_NOT_ENOUGH_FREE_MEMORY(str(needed), str(free))
 
 
 def _check_multiplier(value: float) -> None:

@@ -8,7 +8,6 @@ from xapi.calls.call import Call
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import NULL, Ref
-from xapi.operations.claim import claim
 from xapi.operations.refusal import allowed_operations, refusal
 from xapi.vms.placement import assert_can_boot_here, possible_hosts
 from xapi.wire.fragments import RecordOf, Refs
@@ -91,8 +90,7 @@ def update_allowed_operations(call: Call, self: VM) -> None:
 async def get_boot_record(call: Call, self: VM) -> RecordOf:
     """Return the VM's record."""
     row = call.db.VM[self]
-    async with claim(call, "get_boot_record", row):
-        return RecordOf(row)
+    return RecordOf(row)
 
 
 # Signals
@@ -101,19 +99,16 @@ async def get_boot_record(call: Call, self: VM) -> RecordOf:
 @message("VM.send_sysrq")
 async def send_sysrq(call: Call, vm: VM, key: str) -> None:
     """Refuse, as xapi does."""
-    async with claim(call, "send_sysrq", call.db.VM[vm]):
-        raise errors.NOT_IMPLEMENTED("send_sysrq")
+    raise errors.NOT_IMPLEMENTED("send_sysrq")
 
 
 @message("VM.send_trigger")
 async def send_trigger(call: Call, vm: VM, trigger: str) -> None:
     """Refuse, as xapi does: no trigger is known."""
-    async with claim(call, "send_trigger", call.db.VM[vm]):
-        raise errors.NOT_IMPLEMENTED("send_trigger")
+    raise errors.NOT_IMPLEMENTED("send_trigger")
 
 
 @message("VM.query_services")
 async def query_services(call: Call, self: VM) -> Any:
     """Refuse, as xapi does: no driver domain is asked."""
-    async with claim(call, "query_services", call.db.VM[self]):
-        raise errors.NOT_IMPLEMENTED("query_services")
+    raise errors.NOT_IMPLEMENTED("query_services")

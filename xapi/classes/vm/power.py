@@ -9,13 +9,13 @@ from twisted.internet.error import TimeoutError as LateError
 
 from hypervisor.api import Shutdown
 from xapi.calls.call import Call
+from xapi.calls.claim import SHORT, declared
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import Ref
 from xapi.events.alerts import alert
 from xapi.hosts.backends import Backends
-from xapi.operations.claim import SHORT, claim
 from xapi.storage.unfinished import making
 from xapi.vms import power
 from xapi.vms.placement import assert_can_boot_here, choose_host
@@ -30,40 +30,38 @@ DEFAULT_SHUTDOWN_DELAY = 1200.0
 # Start
 
 
-@message("VM.start")
+@message("VM.start", patience=SHORT)
 async def start(call: Call, vm: VM, start_paused: bool, force: bool) -> None:
     """Start a halted VM on a host of our choice."""
     row = call.db.VM[vm]
-    async with claim(call, "start", row, patience=SHORT):
-        await power.start(call, row, choose_host(call.db, row), start_paused=start_paused)
+    await power.start(call, row, choose_host(call.db, row), start_paused=start_paused)
 
 
-@message("VM.start_on")
+@message("VM.start_on", patience=SHORT)
 async def start_on(call: Call, vm: VM, host: Host, start_paused: bool, force: bool) -> None:
     """Start a halted VM on one host."""
     row, where = call.db.VM[vm], call.db.host[host]
-    async with claim(call, "start_on", row, patience=SHORT):
-        assert_can_boot_here(call.db, row, where)
-        await power.start(call, row, where, start_paused=start_paused)
+    assert_can_boot_here(call.db, row, where)
+    await power.start(call, row, where, start_paused=start_paused)
 
 
 # Pause
 
 
-@message("VM.pause")
+@message("VM.pause", claims_itself=True)
 async def pause(call: Call, vm: VM) -> None:
     """Hold a running VM where it is."""
     row = call.db.VM[vm]
-    async with claim(call, "pause", row, patience=SHORT):
+    async with declared(call, row, patience=SHORT):
         await power.pause(call, row)
     alert(call.db, call.now, "VM_PAUSED", "VM", row, f"VM '{row.name_label}' (uuid: {row.uuid}) paused")
 
 
-@message("VM.unpause")
+@message("VM.unpause", claims_itself=True)
 async def unpause(call: Call, vm: VM) -> None:
     """Let a paused VM go on."""
     row = call.db.VM[vm]
-    async with claim(call, "unpause", row, patience=SHORT):
+    async with declared(call, row, patience=SHORT):
         await power.unpause(call, row)
     alert(call.db, call.now, "VM_UNPAUSED", "VM", row, f"VM '{row.name_label}' (uuid: {row.uuid}) unpaused")
 
@@ -75,36 +73,33 @@ async def unpause(call: Call, vm: VM) -> None:
 async def clean_shutdown(call: Call, vm: VM) -> None:
     """Ask the guest to power off, and wait until it has."""
     row = call.db.VM[vm]
-    async with claim(call, "clean_shutdown", row):
-        row.ha_always_run = False
-        await power.clean(call, row, Shutdown.POWEROFF)
-        await power.halt(call, row)
+    row.ha_always_run = False
+    await power.clean(call, row, Shutdown.POWEROFF)
+    await power.halt(call, row)
 
 
 @message("VM.hard_shutdown")
 async def hard_shutdown(call: Call, vm: VM) -> None:
     """End the VM's domain at once; a suspended VM loses its memory."""
     row = call.db.VM[vm]
-    async with claim(call, "hard_shutdown", row):
-        await power.cancel_others(call, row)
-        row.ha_always_run = False
-        if row.power_state == "Suspended":
-            await power.discard_suspended(call, row)
-        await power.halt(call, row)
+    await power.cancel_others(call, row)
+    row.ha_always_run = False
+    if row.power_state == "Suspended":
+        await power.discard_suspended(call, row)
+    await power.halt(call, row)
 
 
 @message("VM.shutdown")
 async def shutdown(call: Call, vm: VM) -> None:
     """Ask the guest to power off as long as its VM's shutdown_delay says, then end it."""
     row = call.db.VM[vm]
-    async with claim(call, "shutdown", row):
-        if row.power_state == "Suspended":
-            await power.discard_suspended(call, row)
-        elif row.power_state == "Running":
-            asked = Deferred.fromCoroutine(power.clean(call, row, Shutdown.POWEROFF))
-            with suppress(Fault, LateError):  # it is ended below, whatever it said
-                await asked.addTimeout(row.shutdown_delay or DEFAULT_SHUTDOWN_DELAY, call.clock)
-        await power.halt(call, row)
+    if row.power_state == "Suspended":
+        await power.discard_suspended(call, row)
+    elif row.power_state == "Running":
+        asked = Deferred.fromCoroutine(power.clean(call, row, Shutdown.POWEROFF))
+        with suppress(Fault, LateError):  # it is ended below, whatever it said
+            await asked.addTimeout(row.shutdown_delay or DEFAULT_SHUTDOWN_DELAY, call.clock)
+    await power.halt(call, row)
 
 
 # Reboot
@@ -114,18 +109,16 @@ async def shutdown(call: Call, vm: VM) -> None:
 async def clean_reboot(call: Call, vm: VM) -> None:
     """Ask the guest to reboot, and start it anew on the same host."""
     row = call.db.VM[vm]
-    async with claim(call, "clean_reboot", row):
-        await power.clean(call, row, Shutdown.REBOOT)
-        await power.reboot(call, row)
+    await power.clean(call, row, Shutdown.REBOOT)
+    await power.reboot(call, row)
 
 
 @message("VM.hard_reboot")
 async def hard_reboot(call: Call, vm: VM) -> None:
     """End the VM's domain at once and start it anew on the same host."""
     row = call.db.VM[vm]
-    async with claim(call, "hard_reboot", row):
-        await power.cancel_others(call, row)
-        await power.reboot(call, row)
+    await power.cancel_others(call, row)
+    await power.reboot(call, row)
 
 
 # Suspend
@@ -135,43 +128,39 @@ async def hard_reboot(call: Call, vm: VM) -> None:
 async def suspend(call: Call, vm: VM) -> None:
     """Save the guest's memory into a VDI and end its domain."""
     row = call.db.VM[vm]
-    async with claim(call, "suspend", row):
-        with making(call) as unfinished:
-            vdi = await power.save(call, row)
-            await power.leave(call, row, vdi, unfinished)
-            with call.db.atomic():
-                write_halted(call.db, row, "Suspended")
-                alert(call.db, call.now, "VM_SUSPENDED", "VM", row, f"VM '{row.name_label}' suspended")
+    with making(call) as unfinished:
+        vdi = await power.save(call, row)
+        await power.leave(call, row, vdi, unfinished)
+        with call.db.atomic():
+            write_halted(call.db, row, "Suspended")
+            alert(call.db, call.now, "VM_SUSPENDED", "VM", row, f"VM '{row.name_label}' suspended")
 
 
-@message("VM.resume")
+@message("VM.resume", patience=SHORT)
 async def resume(call: Call, vm: VM, start_paused: bool, force: bool) -> None:
     """Let a suspended VM go on, on a host of our choice."""
     row = call.db.VM[vm]
-    async with claim(call, "resume", row, patience=SHORT):
-        await power.resume(call, row, choose_host(call.db, row), start_paused=start_paused)
+    await power.resume(call, row, choose_host(call.db, row), start_paused=start_paused)
 
 
-@message("VM.resume_on")
+@message("VM.resume_on", patience=SHORT)
 async def resume_on(call: Call, vm: VM, host: Host, start_paused: bool, force: bool) -> None:
     """Let a suspended VM go on, on one host."""
     row, where = call.db.VM[vm], call.db.host[host]
-    async with claim(call, "resume_on", row, patience=SHORT):
-        assert_can_boot_here(call.db, row, where)
-        await power.resume(call, row, where, start_paused=start_paused)
+    assert_can_boot_here(call.db, row, where)
+    await power.resume(call, row, where, start_paused=start_paused)
 
 
 @message("VM.power_state_reset")
 async def power_state_reset(call: Call, vm: VM) -> None:
     """Say that a VM is halted when there is no domain behind it any more."""
     row = call.db.VM[vm]
-    async with claim(call, "power_state_reset", row):
-        if row.is_control_domain:
-            raise errors.CANNOT_RESET_CONTROL_DOMAIN(vm)
-        host = call.db.host.get(row.resident_on)
-        if host is not None and (await call[Backends].of(host).stat(row.uuid)).state is not None:
-            raise errors.DOMAIN_EXISTS(vm, str(row.domid))
-        if row.power_state == "Suspended":
-            await power.discard_suspended(call, row)
-        with call.db.atomic():
-            write_halted(call.db, row)
+    if row.is_control_domain:
+        raise errors.CANNOT_RESET_CONTROL_DOMAIN(vm)
+    host = call.db.host.get(row.resident_on)
+    if host is not None and (await call[Backends].of(host).stat(row.uuid)).state is not None:
+        raise errors.DOMAIN_EXISTS(vm, str(row.domid))
+    if row.power_state == "Suspended":
+        await power.discard_suspended(call, row)
+    with call.db.atomic():
+        write_halted(call.db, row)

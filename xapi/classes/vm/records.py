@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from xapi.calls.call import Call
+from xapi.calls.claim import claim, declared
 from xapi.calls.implicit import constructor_fields
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import NULL, Ref
-from xapi.operations.claim import claim
 from xapi.storage.unfinished import making
 from xapi.vms import provision
 from xapi.vms.copies import (
@@ -132,12 +132,12 @@ def _make_template(call: Call, row: Any) -> None:
     row.is_a_template = True
 
 
-@message("VM.set_is_default_template")
+@message("VM.set_is_default_template", claims_itself=True)
 async def set_is_default_template(call: Call, vm: VM, value: bool) -> None:
     """Make a VM or a template one that comes with the toolstack, or take that from it."""
     row = call.db.VM[vm]
     if value and not row.is_a_template:
-        async with claim(call, "make_into_template", row):
+        async with declared(call, row):
             with call.db.atomic():
                 _make_template(call, row)
                 _set_default(row, value)
@@ -155,18 +155,17 @@ def _set_default(row: Any, value: bool) -> None:
 async def provision_(call: Call, vm: VM) -> None:
     """Make a template a VM, with the disks that it asks for. A failure leaves it a template without them."""
     db, row = call.db, call.db.VM[vm]
-    async with claim(call, "provision", row):
-        config = row.other_config
-        disks = provision.wanted_disks(config[provision.DISKS]) if provision.DISKS in config else []
-        for disk in disks:
-            provision.sr_of(call, disk)
-        if provision.SCRIPT in config:
-            raise errors.PERMISSION_DENIED(f"illegal provision script {config[provision.SCRIPT]}")
-        with making(call) as unfinished:
-            if disks:
-                await provision.make_disks(call, row, disks)
-            kept = {key: value for key, value in row.other_config.items() if key != provision.DISKS}
-            with db.atomic():
-                _install(call, row)
-                row.other_config = kept
-                unfinished.done()
+    config = row.other_config
+    disks = provision.wanted_disks(config[provision.DISKS]) if provision.DISKS in config else []
+    for disk in disks:
+        provision.sr_of(call, disk)
+    if provision.SCRIPT in config:
+        raise errors.PERMISSION_DENIED(f"illegal provision script {config[provision.SCRIPT]}")
+    with making(call) as unfinished:
+        if disks:
+            await provision.make_disks(call, row, disks)
+        kept = {key: value for key, value in row.other_config.items() if key != provision.DISKS}
+        with db.atomic():
+            _install(call, row)
+            row.other_config = kept
+            unfinished.done()

@@ -14,9 +14,9 @@ from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL, Ref
-from xapi.operations.claim import claim
+from xapi.hosts.availability import is_live
 from xapi.vms.domains import xenstore
-from xapi.vms.placement import is_live, unseen_srs
+from xapi.vms.placement import unseen_srs
 from xapi.vms.power import backend, told
 
 VM = Ref[records.VM]
@@ -158,22 +158,19 @@ def copy_bios_strings(call: Call, vm: VM, host: Ref[records.host]) -> None:
 async def set_NVRAM(call: Call, self: VM, value: Mapping[str, str]) -> None:
     """Replace what the firmware keeps of a halted VM."""
     row = call.db.VM[self]
-    async with claim(call, "changing_NVRAM", row):
-        row.NVRAM = value
+    row.NVRAM = value
 
 
 @message("VM.add_to_NVRAM")
 async def add_to_NVRAM(call: Call, self: VM, key: str, value: str) -> None:
     """Add a key to what the firmware keeps of a halted VM."""
-    async with claim(call, "changing_NVRAM", call.db.VM[self]):
-        add_to_map_field(call.db.VM, self, "NVRAM", key, value)
+    add_to_map_field(call.db.VM, self, "NVRAM", key, value)
 
 
 @message("VM.remove_from_NVRAM")
 async def remove_from_NVRAM(call: Call, self: VM, key: str) -> None:
     """Remove a key, if it is there, from what the firmware keeps of a halted VM."""
-    async with claim(call, "changing_NVRAM", call.db.VM[self]):
-        remove_from_map_field(call.db.VM, self, "NVRAM", key)
+    remove_from_map_field(call.db.VM, self, "NVRAM", key)
 
 
 @message("VM.update_secureboot_certificates_on_boot")

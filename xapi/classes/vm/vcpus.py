@@ -10,7 +10,6 @@ from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.lexical import parse_number
 from xapi.datamodel.types import Ref
-from xapi.operations.claim import claim
 from xapi.operations.vm import is_dom0
 from xapi.vms.power import backend, told
 from xapi.vms.reconcile import Reconciler
@@ -24,13 +23,12 @@ _LIVE_RULE = "VCPU values must satisfy: 0 < VCPUs ≤ VCPUs_max"
 async def set_VCPUs_max(call: Call, self: VM, value: int) -> None:
     """Set how many vCPUs a halted VM can have."""
     row = call.db.VM[self]
-    async with claim(call, "changing_VCPUs", row):
-        if value < max(1, row.VCPUs_at_startup):
-            raise errors.INVALID_VALUE(_RULE, str(value))
-        with call.db.atomic():
-            row.VCPUs_max = value
-            if row.is_control_domain and row.power_state == "Running":
-                row.requires_reboot = True
+    if value < max(1, row.VCPUs_at_startup):
+        raise errors.INVALID_VALUE(_RULE, str(value))
+    with call.db.atomic():
+        row.VCPUs_max = value
+        if row.is_control_domain and row.power_state == "Running":
+            row.requires_reboot = True
 
 
 @message("VM.set_VCPUs_at_startup")
@@ -51,24 +49,22 @@ async def set_VCPUs_number_live(call: Call, self: VM, nvcpu: int) -> None:
     A guest of which no vCPU can be plugged, a PV one, is VM_LACKS_FEATURE.
     """
     row = call.db.VM[self]
-    async with claim(call, "changing_VCPUs_live", row):
-        if not 1 <= nvcpu <= row.VCPUs_max:
-            raise errors.INVALID_VALUE(_LIVE_RULE, str(row.VCPUs_max))  # xapi names what would be right
-        with told(row):
-            await backend(call, row).adjust(row.uuid, Change(vcpus=nvcpu))
-        row.VCPUs_at_startup = nvcpu
-        await call[Reconciler].look(row)
+    if not 1 <= nvcpu <= row.VCPUs_max:
+        raise errors.INVALID_VALUE(_LIVE_RULE, str(row.VCPUs_max))  # xapi names what would be right
+    with told(row):
+        await backend(call, row).adjust(row.uuid, Change(vcpus=nvcpu))
+    row.VCPUs_at_startup = nvcpu
+    await call[Reconciler].look(row)
 
 
 @message("VM.add_to_VCPUs_params_live")
 async def add_to_VCPUs_params_live(call: Call, self: VM, key: str, value: str) -> None:
     """Set weight, cap or mask of a VM that runs, for now and for later starts."""
     row = call.db.VM[self]
-    async with claim(call, "changing_VCPUs_live", row):
-        change = _scheduling(row, key, value)
-        with told(row):
-            await backend(call, row).adjust(row.uuid, change)
-        row.VCPUs_params = {**row.VCPUs_params, key: value}
+    change = _scheduling(row, key, value)
+    with told(row):
+        await backend(call, row).adjust(row.uuid, change)
+    row.VCPUs_params = {**row.VCPUs_params, key: value}
 
 
 def _scheduling(vm: Any, key: str, value: str) -> Change:

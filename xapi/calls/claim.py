@@ -1,24 +1,29 @@
 """Holding an operation of objects while it runs: refused by the rules, seen by clients, given back whatever happens.
 
+What a message claims of its own object is said in the schema, and dispatch holds it while the message's function runs;
+a function that has to look around first holds it by `declared`. What else an operation needs it claims by itself.
+
 Who finds an object held by another operation waits until it is free, as clients of xapi are used to; every other
 refusal is told at once. Costs two changes, of which the last can be part of the message's own; none goes to disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
 
 from xapi.datamodel.errors import Fault
-from xapi.operations.refusal import refusal
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
+    from xapi.calls.call import Call
     from xapi.calls.work import Work
+    from xapi.datamodel import Message
     from xapi.store.memory import Store
     from xapi.store.rows import Row
 
@@ -31,6 +36,23 @@ _LOOK = 20.0
 
 Wanted = tuple[str, Any]
 """An operation, and the object that it is done to."""
+
+
+_BESIDE = {"VDI": "SR", "PBD": "SR"}
+"""Objects whose operations are recorded at another one as well, which their field of this name refers to."""
+
+
+class Refusal(Protocol):
+    """Tells why an operation may not start on an object now, or None."""
+
+    def __call__(self, db: Store, row: Any, operation: str, *, strict: bool) -> Fault | None: ...
+
+
+class Refusals:
+    """Which operations may start; a part of the toolstack, since calls know no object's rules."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
 
 
 class Held:
@@ -76,6 +98,42 @@ async def claims(
         held.give_back()
 
 
+def own(message: Message) -> tuple[tuple[str, str], ...]:
+    """Return what a message claims of its own object and of what that lies on, as the schema says: class, operation.
+
+    Its own object is the first parameter. What it claims of others, as a start does of a VM's drives, comes with the
+    steps that need it.
+    """
+    mine, beside = message.class_name, _BESIDE.get(message.class_name)
+    if not message.parameters or message.parameters[0].type.name != f"{mine} ref":
+        return ()
+    split = [(cls, operation) for cls, _, operation in (claim.partition(".") for claim in message.claims)]
+    first = [(cls, operation) for cls, operation in split if cls == mine][:1]
+    return tuple(each for each in split if each in first or each[0] == beside)
+
+
+def declared(
+    call: Call, row: Any, *, strict: bool = True, patience: float = PATIENCE
+) -> AbstractAsyncContextManager[Held]:
+    """Hold what a call's message claims of its own object while inside. Raises the Fault of the first that refuses."""
+    tables, mine = call.db.tables, call.message.class_name
+    wanted = [
+        (operation, row if cls == mine else tables[cls][getattr(row, cls)]) for cls, operation in own(call.message)
+    ]
+    return claims(call, wanted, strict=strict, patience=patience)
+
+
+def claiming(message: Message, function: Callable[..., Awaitable[Any]], patience: float) -> Callable[..., Any]:
+    """Return the function of a message that runs while what the message claims of its own object is held."""
+
+    @wraps(function)
+    async def run(call: Call, *arguments: Any) -> Any:
+        async with declared(call, call.db.tables[message.class_name][arguments[0]], patience=patience):
+            return await function(call, *arguments)
+
+    return run
+
+
 def _hold(work: Work, wanted: Sequence[Wanted], strict: bool) -> Held:
     """Hold all the objects, each by the rules that the others' being held makes."""
     held = Held(work, wanted)
@@ -103,7 +161,7 @@ async def _free(work: Work, wanted: Sequence[Wanted], strict: bool, deadline: fl
 def _refusal(work: Work, row: Any, operation: str, strict: bool) -> Fault | None:
     if not _exists(work.db, row):
         return Fault("HANDLE_INVALID", row._table.name, row._ref)
-    return refusal(work.db, row, operation, strict=strict)
+    return work[Refusals].refusal(work.db, row, operation, strict=strict)
 
 
 def _mover(db: Store, row: Any) -> Callable[[], bool]:
