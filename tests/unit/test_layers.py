@@ -81,7 +81,8 @@ XAPI = rows(
     """
 )
 KNOT = frozenset({
-    "calls", "events", "hosts", "http", "inventory", "log", "networks", "operations", "process", "storage", "vms", "wire",
+    "calls", "events", "hosts", "http", "inventory", "log", "networks", "operations", "process", "storage", "vms",
+    "wire",
 })  # fmt: skip
 """Rooms of `xapi` that know each other in circles; none is to join."""
 CIRCLES: tuple[frozenset[str], ...] = ()
