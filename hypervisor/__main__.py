@@ -11,7 +11,7 @@ from types import FrameType
 
 from hypervisor.api import HostError
 from hypervisor.arch.x86_64.cpu.support import why_no_guests
-from hypervisor.command.options import domain_config, parser
+from hypervisor.command.options import OptionError, domain_config, parser
 
 _INPUT, _OUTPUT, _ERRORS = 0, 1, 2
 _INTERRUPTED = 128 + signal.SIGINT
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if said:
             _say(said)
         return status
-    except HostError as error:
+    except (HostError, OptionError) as error:
         _say(str(error))
         return 1
     except KeyboardInterrupt:

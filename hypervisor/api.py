@@ -2,8 +2,12 @@
 
 A toolstack describes a domain by `DomainConfig` and reads what is true by `DomainState`; it imports nothing
 else of this package, so that another backend, in another process or on another machine, can stand in its
-place. This module imports nothing of it either. Values that are one of several kinds (`Boot`, `Device`, `Uplink`) are
-tagged Structs: written down for another process, each says which it is.
+place. This module imports nothing of it either.
+
+A wire may lie between, so what crosses is plain: frozen values of numbers, text, bytes, enums, tuples and mappings.
+Values that are one of several kinds (`Boot`, `Device`, `Uplink`) are tagged Structs: written down, each says which it
+is. Every call is awaited. What comes by itself comes at the pace of who takes it: an iterator yields when it is asked
+to. A host may be lost while nobody asks anything of it, and come back; see `Listener`.
 """
 
 from __future__ import annotations
@@ -17,10 +21,42 @@ import msgspec
 from msgspec import Struct
 
 
-class HostError(Exception):
-    """A request could not be carried out; what was begun is undone. `code` names the kind, for programs."""
+class Code(Enum):
+    """What went wrong, for programs."""
 
-    def __init__(self, code: str, text: str) -> None:
+    FAILED = "failed"  # nothing that has a code of its own
+    LOST = "lost"  # the host is not reached; what was under way may be done, or not
+    LATE = "late"  # no answer in time; likewise
+    STOPPED = "stopped"  # the host goes down
+    BUSY = "busy"  # the host's process is short of files or threads
+    NO_GUESTS = "no_guests"  # the host has no CPU for guests
+    NO_MEMORY = "no_memory"
+    NO_SPACE = "no_space"  # for a file
+    NO_DOMAIN = "no_domain"
+    EXISTS = "exists"  # such a domain
+    NOT_RUNNING = "not_running"
+    NOT_ACKNOWLEDGED = "not_acknowledged"  # the guest has not heard of what it was asked
+    NOT_SUSPENDED = "not_suspended"
+    NO_VCPU = "no_vcpu"  # more, or fewer, than the domain can have
+    UNSUPPORTED = "unsupported"  # such a kind of guest
+    BAD_KERNEL = "bad_kernel"
+    BOOTLOADER_FAILED = "bootloader_failed"
+    BAD_DISK = "bad_disk"  # what a drive names cannot be opened
+    BAD_IMAGE = "bad_image"  # of a saved domain
+    BAD_ADDRESSES = "bad_addresses"  # of an address service
+    DEVICE_EXISTS = "device_exists"
+    NO_DEVICE = "no_device"
+    NO_CDROM = "no_cdrom"  # the drive takes no CDs
+    DETACH_TIMEOUT = "detach_timeout"  # the guest keeps the device
+    OFF_SCREEN = "off_screen"
+    NO_KEY = "no_key"
+    STORAGE = "storage"  # see `StorageFailure`
+
+
+class HostError(Exception):
+    """A request could not be carried out; what was begun is undone, unless it is LOST or LATE."""
+
+    def __init__(self, code: Code, text: str) -> None:
         super().__init__(text)
         self.code = code
 
@@ -304,18 +340,18 @@ class Truth:
 
 
 class ByteStream(Protocol):
-    """A console, until its domain ends."""
+    """A console, until its domain ends. Raises HostError LOST when its host is lost: it must be asked for anew then."""
 
-    def write(self, data: bytes) -> int:
-        """Type; return how many bytes were taken: none once the domain has ended."""
+    async def write(self, data: bytes) -> int:
+        """Type; return how many bytes were taken, after waiting for room for one. None are once the domain has ended.
 
-    async def room(self) -> bool:
-        """Wait until more can be typed, after `write` did not take all; False when nothing can be any more."""
+        Who is cancelled while it waits has typed nothing.
+        """
 
     def follow(self) -> AsyncIterator[bytes]:
         """Yield what was written lately, then output as it comes, until the domain ends.
 
-        Who takes it too slowly misses the oldest.
+        Who takes it too slowly misses the oldest: no more than is kept for all is kept for it.
         """
 
 
@@ -359,7 +395,10 @@ class Damage:
 
 
 class Screen(Protocol):
-    """A domain's screen, keyboard and pointer. Input tells whether it was taken: not without a driver in the guest."""
+    """A domain's screen, keyboard and pointer, to be asked for anew when its host was lost (HostError LOST).
+
+    Input is put in as it was asked for, in order, and tells whether it was taken: not without a driver in the guest.
+    """
 
     def follow(self) -> AsyncIterator[Damage]:
         """Yield what has changed, at first the whole screen; what changes while nobody waits comes at once.
@@ -372,22 +411,65 @@ class Screen(Protocol):
     async def pixels(self, area: Area) -> bytes:
         """Return a part of the screen, 4 bytes a pixel: blue, green, red and none. Raises HostError for one off it."""
 
-    def key(self, code: int, pressed: bool) -> bool:
+    async def key(self, code: int, pressed: bool) -> bool:
         """Press or release a key or a button of the pointer, by Linux's code. Raises HostError for one of none."""
 
-    def point(self, x: int, y: int, wheel: int = 0) -> bool:
+    async def point(self, x: int, y: int, wheel: int = 0) -> bool:
         """Put the pointer at a place of the screen as it is now, and turn the wheel by steps, up is positive."""
+
+
+class Listener(Protocol):
+    """What a host tells a toolstack by itself. It must not raise, and be quick."""
+
+    def attention(self, uuid: str) -> None:
+        """Hear that something about a domain has changed since it was looked at; what comes together is told once.
+
+        Of what changes while the host is lost nothing is told: `up` means all of it.
+        """
+
+    def up(self, *, restarted: bool) -> None:
+        """Hear that the host is reached, for the first time or again: all its domains are to be looked at.
+
+        One that was `restarted` since it was reached last has none of the domains that it had, and begins its
+        sequence of truths anew.
+        """
+
+    def lost(self) -> None:
+        """Hear that the host is not reached. What was asked of it has failed, all that is asked fails at once (LOST).
+
+        Its domains may live on. Its backend looks for it by itself, until it is `up` or nobody wants it any more.
+        """
+
+
+ANSWER = 30.0
+"""Seconds in which a host answers what waits for no guest and moves no data; then it is LATE."""
+WORK = 600.0
+"""Likewise where kernels are loaded, and domains made, saved or ended."""
 
 
 class Backend(Protocol):
     """What a toolstack asks of one host. Idempotent; state is read with `stat`. Raises HostError.
 
-    A call that is cancelled withdraws what it has asked of the guest.
+    A call that is cancelled withdraws what it has asked of the guest. What is asked of one domain is done in the order
+    in which it was asked. A host that is not in this process may be lost at any moment, or late: then nobody knows
+    whether what was asked is done, and who asked looks when the host is up again.
     """
 
     @property
     def storage(self) -> Storage:
         """The repositories that the host can reach."""
+
+    async def start(self, listener: Listener) -> None:
+        """Reach the host, or bring it up where it is not; from now on `listener` hears of it, and nobody else does.
+
+        Returns when it has been told `up` or `lost`. A host that was started before goes on as it is.
+        """
+
+    async def leave(self) -> None:
+        """Tell nobody anything any more. A host of this process ends; another one goes on, to be started again."""
+
+    async def stop(self) -> None:
+        """End all domains and then the host itself, wherever it is. Nothing can be asked of it afterwards."""
 
     async def stat(self, uuid: str) -> Truth:
         """Return what is true of a domain, also that there is none."""
@@ -395,7 +477,7 @@ class Backend(Protocol):
     async def truths(self) -> Mapping[str, Truth]:
         """Return what is true of each domain that there is, by uuid, in one go."""
 
-    async def domains(self) -> list[str]:
+    async def domains(self) -> tuple[str, ...]:
         """Return the uuids of all domains."""
 
     async def free_memory(self) -> int:
@@ -407,8 +489,8 @@ class Backend(Protocol):
     async def networks(self, plan: tuple[Network, ...]) -> None:
         """Have all of these networks as they are described, or change none; others stay as they are.
 
-        Each comes after those that it lies on. Raises HostError ``unsupported`` for an uplink that the host cannot
-        make, ``bad_addresses`` for a range that is none.
+        Each comes after those that it lies on. Raises HostError UNSUPPORTED for an uplink that the host cannot
+        make, BAD_ADDRESSES for a range that is none.
         """
 
     async def build(self, config: DomainConfig, *, paused: bool = False) -> Truth:
@@ -450,9 +532,6 @@ class Backend(Protocol):
     async def screen(self, uuid: str) -> Screen:
         """Return a domain's screen as it is plugged now. Raises HostError for a domain that has none."""
 
-    def listen(self, attention: Callable[[str], None]) -> None:
-        """Call `attention` with a uuid when something about that domain has changed; calls may coalesce."""
-
 
 # Storage
 
@@ -461,7 +540,7 @@ class StorageFailure(HostError):
     """A request about storage could not be carried out; `number` is XCP's storage manager's for what went wrong."""
 
     def __init__(self, number: int, text: str) -> None:
-        super().__init__("storage", text)
+        super().__init__(Code.STORAGE, text)
         self.number = number
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from hypervisor.api import (
     NIC,
     Boot,
     Change,
+    Code,
     Device,
     DeviceState,
     Disk,
@@ -23,6 +24,7 @@ from hypervisor.api import (
     DomainState,
     Firmware,
     HostError,
+    Listener,
     Network,
     Power,
     Shutdown,
@@ -84,7 +86,8 @@ class FakeBackend:
         self._news: list[Deferred[None]] = []
         self.deaf = False
         """True for guests that take no request."""
-        self._attention: list[Callable[[str], None]] = []
+        self.listener: Listener | None = None
+        self.ended = False
         self._next = 1
         self.sequence = 0
         self.start_time = 1_769_850_000.0
@@ -101,15 +104,24 @@ class FakeBackend:
 
     def _domain(self, uuid: str) -> FakeDomain:
         if uuid not in self.doms:
-            raise HostError("no_domain", uuid)
+            raise HostError(Code.NO_DOMAIN, uuid)
         return self.doms[uuid]
 
     def attention(self, uuid: str) -> None:
-        for heard in self._attention:
-            heard(uuid)
+        if self.listener is not None:
+            self.listener.attention(uuid)
 
-    def listen(self, attention: Callable[[str], None]) -> None:
-        self._attention.append(attention)
+    async def start(self, listener: Listener) -> None:
+        self.listener = listener
+        listener.up(restarted=False)
+
+    async def leave(self) -> None:
+        self.listener = None
+
+    async def stop(self) -> None:
+        await self.leave()
+        self.ended = True
+        self.doms.clear()
 
     def goes_down(self, uuid: str, why: Shutdown) -> None:
         """Let a guest go down by itself."""
@@ -147,8 +159,8 @@ class FakeBackend:
             dict(domain.guest), domain.asked,
         )  # fmt: skip
 
-    async def domains(self) -> list[str]:
-        return list(self.doms)
+    async def domains(self) -> tuple[str, ...]:
+        return tuple(self.doms)
 
     async def free_memory(self) -> int:
         return self.memory - sum(domain.config.memory_max for domain in self.doms.values())
@@ -168,12 +180,16 @@ class FakeBackend:
     async def restore(self, config: DomainConfig, image: str) -> Truth:
         await self._asked("restore")
         if not Path(image).exists():
-            raise HostError("bad_image", f"{image}: No such file or directory")
+            raise HostError(Code.BAD_IMAGE, f"{image}: No such file or directory")
         return await self._make(config, True)
 
     async def _make(self, config: DomainConfig, paused: bool) -> Truth:
+        if self.ended:
+            raise HostError(Code.STOPPED, "ended by the test")
         if config.uuid in self.doms:
-            raise HostError("exists", config.uuid)
+            raise HostError(Code.EXISTS, config.uuid)
+        if config.memory_max > await self.free_memory():
+            raise HostError(Code.NO_MEMORY, f"{config.memory_max} bytes asked for")
         domain = FakeDomain(config, self._next, target=config.memory_target)
         self._next += 1
         for device in config.disks:
@@ -210,10 +226,10 @@ class FakeBackend:
     async def shutdown(self, uuid: str, how: Shutdown) -> None:
         await self._asked("shutdown")
         if self.deaf:
-            raise HostError("not_acknowledged", "deaf")
+            raise HostError(Code.NOT_ACKNOWLEDGED, "deaf")
         domain = self._domain(uuid)
         if domain.state is Power.SHUTDOWN:
-            raise HostError("not_running", uuid)
+            raise HostError(Code.NOT_RUNNING, uuid)
         domain.state, domain.shutdown = Power.SHUTDOWN, how
 
     async def suspend(self, uuid: str, image: str) -> None:
@@ -230,16 +246,16 @@ class FakeBackend:
         await self._asked("plug")
         devices = self._domain(uuid).devices
         if (type(device), device.number) in devices:
-            raise HostError("device_exists", str(device.number))
+            raise HostError(Code.DEVICE_EXISTS, str(device.number))
         devices[type(device), device.number] = device
         return self.truth(uuid)
 
     async def unplug(self, uuid: str, device: Device, force: bool) -> None:
         await self._asked("unplug")
         if self.deaf and not force:
-            raise HostError("detach_timeout", "deaf")
+            raise HostError(Code.DETACH_TIMEOUT, "deaf")
         if self._domain(uuid).devices.pop((type(device), device.number), None) is None:
-            raise HostError("no_device", str(device.number))
+            raise HostError(Code.NO_DEVICE, str(device.number))
 
     async def adjust(self, uuid: str, change: Change) -> None:
         await self._asked("adjust")
@@ -265,7 +281,7 @@ class FakeBackend:
     async def screen(self, uuid: str) -> NoReturn:
         """Refuse: none of these domains has a screen."""
         self._domain(uuid)
-        raise HostError("no_device", "0")
+        raise HostError(Code.NO_DEVICE, "0")
 
 
 def storage_at_once() -> LocalStorage:
@@ -294,16 +310,13 @@ class FakeConsole:
         self._backend._news.append(news)
         await news
 
-    def write(self, data: bytes) -> int:
+    async def write(self, data: bytes) -> int:
+        while not self._backend.room and not self._ended:
+            await self._come()
         taken = b"" if self._ended else data[: self._backend.room]
         self._backend.room -= len(taken)
         self._backend.typed += taken
         return len(taken)
-
-    async def room(self) -> bool:
-        if not self._ended:
-            await self._come()
-        return not self._ended
 
     async def follow(self) -> AsyncIterator[bytes]:
         self._backend.followers += 1

@@ -17,7 +17,7 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from tests.conftest import Pool
-from xapi.host.backend import LocalBackend
+from xapi.host.backend import EmulatedBackend
 from xapi.host.storage import LocalStorage
 from xapi.host.threads import Threads
 
@@ -36,7 +36,7 @@ class RealPool(Pool):
         self._workers = ThreadPool(0, THREADS, "xapi")
         self._workers.start()
         self._seen = time.monotonic()
-        self.real: dict[str, LocalBackend] = {}
+        self.real: dict[str, EmulatedBackend] = {}
         super().__init__(directory)
 
     def callFromThread(self, callable: Callable[..., Any], *args: object, **kwargs: object) -> None:
@@ -50,8 +50,7 @@ class RealPool(Pool):
         if host._ref not in self.real:
             threads = Threads(self._in_thread, self.callFromThread, self.clock.callLater)
             storage = LocalStorage(self._in_thread, self.callFromThread, time.time_ns)
-            self.real[host._ref] = LocalBackend(MEMORY, threads, storage, pcpus=2)
-            self.real[host._ref].start()
+            self.real[host._ref] = EmulatedBackend(MEMORY, threads, storage, pcpus=2)
         return self.real[host._ref]
 
     def turn(self) -> None:
@@ -80,6 +79,5 @@ class RealPool(Pool):
     def close(self) -> None:
         """End all guests and threads."""
         for backend in self.real.values():
-            stopped = self._in_thread(backend.stop)
-            self.outcome(stopped)
+            self.outcome(Deferred.fromCoroutine(backend.stop()))
         self._workers.stop()

@@ -9,7 +9,7 @@ import re
 import stat
 import uuid
 
-from hypervisor.api import NIC, DirectBoot, Disk, DomainConfig, HostError
+from hypervisor.api import NIC, DirectBoot, Disk, DomainConfig
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY
 
 MEMORY = 256 << 20
@@ -22,6 +22,10 @@ _SECTOR = 512
 _VHD = b"conectix"
 _FOREIGN = {b"QFI\xfb": "qcow2", b"vhdxfile": "VHDX", b"KDMV": "VMDK", b"# Disk D": "VMDK", b"<<< Orac": "VDI"}
 """First bytes of image formats that would be taken for raw disks."""
+
+
+class OptionError(Exception):
+    """What the options name cannot be used."""
 
 
 def size(text: str) -> int:
@@ -79,12 +83,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def domain_config(options: argparse.Namespace) -> DomainConfig:
-    """Return the domain that the options describe. Raises HostError for files that cannot be used."""
+    """Return the domain that the options describe. Raises OptionError for files that cannot be used."""
     memory = options.memory or (DEMO_MEMORY if options.demo else MEMORY)
     kernel = str(DEMO_KERNEL) if options.demo else readable(options.kernel, "kernel")
     ramdisk = readable(options.initrd, "initial RAM disk") if options.initrd else ""
     if max(len(options.disk), len(options.net)) > MOST_DEVICES:
-        raise HostError("too_many", f"a guest has at most {MOST_DEVICES} disks and {MOST_DEVICES} cards")
+        raise OptionError(f"a guest has at most {MOST_DEVICES} disks and {MOST_DEVICES} cards")
     return DomainConfig(
         uuid=str(uuid.uuid4()),
         name=options.name,
@@ -105,50 +109,50 @@ def mac(guest: str, number: int) -> str:
 
 
 def readable(path: str, what: str) -> str:
-    """Return the absolute path of a file that can be read. Raises HostError."""
+    """Return the absolute path of a file that can be read. Raises OptionError."""
     try:
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise HostError("bad_file", f"the {what} {path} is no file")
+                raise OptionError(f"the {what} {path} is no file")
     except OSError as error:
-        raise HostError("bad_file", f"the {what} {path} cannot be read: {error.strerror}") from error
+        raise OptionError(f"the {what} {path} cannot be read: {error.strerror}") from error
     return os.path.abspath(path)
 
 
 def disk(number: int, text: str) -> Disk:
-    """Return the disk that FILE[:ro][:raw|:vhd] names. Raises HostError for one that cannot be used."""
+    """Return the disk that FILE[:ro][:raw|:vhd] names. Raises OptionError for one that cannot be used."""
     path, words = text, set[str]()
     while not os.path.lexists(path) and (match := re.fullmatch(r"(.+):(ro|raw|vhd)", path, re.DOTALL)):
         path = match.group(1)
         words.add(match.group(2))
     if not path or {"raw", "vhd"} <= words:
-        raise HostError("bad_disk", f"{text!r} names no disk")
+        raise OptionError(f"{text!r} names no disk")
     form = _format(path)
     read_only = "ro" in words
     if not read_only and not os.access(path, os.W_OK):
-        raise HostError("bad_disk", f"the disk {path} cannot be written; write {path}:ro to read it")
+        raise OptionError(f"the disk {path} cannot be written; write {path}:ro to read it")
     return Disk(number, os.path.abspath(path), next(iter(words & {"raw", "vhd"}), form), read_only)
 
 
 def _format(path: str) -> str:
-    """Tell by its content whether a file is a raw disk or a VHD. Raises HostError."""
+    """Tell by its content whether a file is a raw disk or a VHD. Raises OptionError."""
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISBLK(mode):
-            raise HostError("bad_disk", f"the disk {path} is neither a file nor a block device")
+            raise OptionError(f"the disk {path} is neither a file nor a block device")
         with open(path, "rb") as file:
             head = file.read(_SECTOR)
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - _SECTOR))
             tail = file.read(_SECTOR)
     except OSError as error:
-        raise HostError("bad_disk", f"the disk {path} cannot be read: {error.strerror}") from error
+        raise OptionError(f"the disk {path} cannot be read: {error.strerror}") from error
     for first, kind in _FOREIGN.items():
         if head.startswith(first):
-            raise HostError(
-                "bad_disk", f"the disk {path} is a {kind} image; make it raw with: qemu-img convert -O raw {path} NEW"
+            raise OptionError(
+                f"the disk {path} is a {kind} image; make it raw with: qemu-img convert -O raw {path} NEW"
             )
     if head.startswith(_VHD) or tail.startswith(_VHD):
         return "vhd"
     if not length or length % _SECTOR:
-        raise HostError("bad_disk", f"the disk {path} has {length} bytes, which are not whole sectors of {_SECTOR}")
+        raise OptionError(f"the disk {path} has {length} bytes, which are not whole sectors of {_SECTOR}")
     return "raw"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from hypervisor.api import DomainConfig, HostError
+from hypervisor.api import Code, DomainConfig, HostError
 from hypervisor.arch.x86_64 import entry as entries
 from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.bootloader.boot import Boot
@@ -51,9 +51,9 @@ def _told() -> Iterator[None]:
     try:
         yield
     except NoMemory as error:
-        raise HostError("no_memory", str(error)) from error
+        raise HostError(Code.NO_MEMORY, str(error)) from error
     except (OSError, ValueError, LoadError) as error:
-        raise HostError("failed", str(error)) from error
+        raise HostError(Code.FAILED, str(error)) from error
 
 
 class PVHBuild:
@@ -62,7 +62,7 @@ class PVHBuild:
     def __init__(self, host: Host, config: DomainConfig) -> None:
         vcpus = max(config.vcpus, config.vcpus_max)
         if vcpus > acpi.VCPUS:
-            raise HostError("failed", f"{vcpus} vCPUs asked for, a domain can have {acpi.VCPUS}")
+            raise HostError(Code.FAILED, f"{vcpus} vCPUs asked for, a domain can have {acpi.VCPUS}")
         with _told():
             self.domain = host.create(
                 pvh.ranges(pvh.address_space(config.memory_max)),
@@ -82,7 +82,7 @@ class PVHBuild:
         try:
             image = pvh.build(self.domain.memory, boot.kernel, boot.ramdisk, boot.command_line, vcpus=vcpus)
         except LoadError as error:
-            raise HostError("bad_kernel", str(error)) from error
+            raise HostError(Code.BAD_KERNEL, str(error)) from error
         self.domain.memory_map = [(entry.start, entry.size, entry.kind) for entry in image.memory_map]
         self.domain.params |= {STORE_PFN: image.xenstore, CONSOLE_PFN: image.console}
         self._image = image
@@ -120,7 +120,7 @@ class PVBuild:
         try:
             self._image = pv.build(self.domain.memory, boot.kernel, boot.ramdisk, boot.command_line, ram=self._ram)
         except LoadError as error:
-            raise HostError("bad_kernel", str(error)) from error
+            raise HostError(Code.BAD_KERNEL, str(error)) from error
         return self._image.xenstore, self._image.console
 
     def attach(self, store_port: int, console_port: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hypervisor.api import DomainConfig, HostError
+from hypervisor.api import Code, DomainConfig, HostError
 from hypervisor.xenstore.client import Client
 from hypervisor.xenstore.errors import XenstoreError
 from hypervisor.xenstore.permissions import NONE, READ, Permissions
@@ -50,7 +50,7 @@ def put(store: Client, domid: int, keys: Mapping[str, str]) -> None:
         try:
             store.write(path, value.encode(), Permissions(domid, NONE))
         except (XenstoreError, UnicodeEncodeError) as error:
-            raise HostError("failed", f"{key[:80]!r} cannot be put into xenstore: {error}") from error
+            raise HostError(Code.FAILED, f"{key[:80]!r} cannot be put into xenstore: {error}") from error
 
 
 def plug_vcpus(store: Client, domid: int, online: int, vcpus: int) -> None:

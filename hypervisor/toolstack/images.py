@@ -9,9 +9,10 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from errno import ENOSPC
 from pathlib import Path
 
-from hypervisor.api import DomainConfig, HostError
+from hypervisor.api import Code, DomainConfig, HostError
 from hypervisor.disks.disk import SECTOR
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
@@ -36,11 +37,11 @@ def write(host: Host, domain: Domain, said: Mapping[str, str], path: Path) -> in
         unfinished.rename(path)
     except NotSuspended as error:
         unfinished.unlink(missing_ok=True)
-        raise HostError("not_suspended", str(error)) from error
+        raise HostError(Code.NOT_SUSPENDED, str(error)) from error
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        raise HostError("no_space" if error.errno == 28 else "failed", f"{path}: {error.strerror}") from error
+        raise HostError(Code.NO_SPACE if error.errno == ENOSPC else Code.FAILED, f"{path}: {error.strerror}") from error
     return length
 
 
@@ -52,11 +53,11 @@ def read(host: Host, config: DomainConfig, path: Path) -> tuple[Domain, str, dic
             said = _said(image.config)
             domain = image.build(host, config.uuid, builder.code_cache(config.memory_max))
     except ImageError as error:
-        raise HostError("bad_image", f"{path}: {error}") from error
+        raise HostError(Code.BAD_IMAGE, f"{path}: {error}") from error
     except NoMemory as error:
-        raise HostError("no_memory", str(error)) from error
+        raise HostError(Code.NO_MEMORY, str(error)) from error
     except OSError as error:
-        raise HostError("bad_image", f"{path}: {error.strerror}") from error
+        raise HostError(Code.BAD_IMAGE, f"{path}: {error.strerror}") from error
     return domain, "pv" if image.shape.paravirtual else "pvh", said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from hypervisor.api import Boot, BootLoader, DirectBoot, DomainConfig, Firmware, HostError
+from hypervisor.api import Boot, BootLoader, Code, DirectBoot, DomainConfig, Firmware, HostError
 from hypervisor.bootloader import boot as bootloader
 from hypervisor.bootloader.errors import BootError
 from hypervisor.disks.disk import Disk
@@ -30,7 +30,7 @@ def entry(boot: Boot) -> str:
         return "pvh"
     entered = _ENTRIES.get(boot.kind)
     if entered is None:
-        raise HostError("unsupported", f"guests of kind {boot.kind} cannot be built")
+        raise HostError(Code.UNSUPPORTED, f"guests of kind {boot.kind} cannot be built")
     return entered
 
 
@@ -65,7 +65,7 @@ def _found(config: DomainConfig, repositories: Repositories) -> bootloader.Boot:
             return bootloader.find(boot.order, found[False], found[True], network, memory=config.memory_max)
         except BootError as error:
             if isinstance(boot, BootLoader):
-                raise HostError("bootloader_failed", str(error)) from error
+                raise HostError(Code.BOOTLOADER_FAILED, str(error)) from error
             return bootloader.message(error)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from hypervisor.api import Card, HostError, Network
+from hypervisor.api import Card, Code, HostError, Network
 from hypervisor.network.services import AddressPlan, AddressService
 from hypervisor.network.switch import Switch
 from hypervisor.network.ticker import Ticker
@@ -72,7 +72,7 @@ def _plan(network: Network) -> AddressPlan | None:
     """Return who gives addresses out on a network. Raises HostError for one that cannot be made here."""
     if network.uplink is not None and not isinstance(network.uplink, Card):
         kind = type(network.uplink).__name__
-        raise HostError("unsupported", f"{network.name}: this host makes no network of the kind {kind}")
+        raise HostError(Code.UNSUPPORTED, f"{network.name}: this host makes no network of the kind {kind}")
     addresses = network.addresses
     if addresses is None:
         return None
@@ -84,4 +84,4 @@ def _plan(network: Network) -> AddressPlan | None:
             last=IPv4Address(addresses.last),
         )
     except ValueError as error:
-        raise HostError("bad_addresses", f"{network.name}: {error}") from error
+        raise HostError(Code.BAD_ADDRESSES, f"{network.name}: {error}") from error

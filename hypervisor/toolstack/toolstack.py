@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from hypervisor.api import Change, Device, DomainConfig, HostError, Shutdown, Truth
+from hypervisor.api import Change, Code, Device, DomainConfig, HostError, Shutdown, Truth
 from hypervisor.domains.domain import Domain, State
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
@@ -90,9 +90,9 @@ class Toolstack:
         """Return what undoes the steps of making a domain, unless it ends well. Raises HostError."""
         with self.host.lock:
             if self._stopped:
-                raise HostError("stopped", "the host goes down")
+                raise HostError(Code.STOPPED, "the host goes down")
             if uuid in self.guests or uuid in self._changing:
-                raise HostError("exists", f"domain {uuid} exists already")
+                raise HostError(Code.EXISTS, f"domain {uuid} exists already")
             self._changing.add(uuid)
         undo = ExitStack()
         undo.callback(self._settle, uuid)
@@ -161,7 +161,7 @@ class Toolstack:
         try:
             scheduler.adjust(domain.domid, weight=weight, cap=cap, pcpus=pcpus)
         except ValueError as error:
-            raise HostError("failed", str(error)) from error
+            raise HostError(Code.FAILED, str(error)) from error
 
     # What is true
 
@@ -202,7 +202,7 @@ class Toolstack:
         guest = self.guest(uuid)
         with self.host.lock:
             if guest.domain.state is not State.RUNNING:
-                raise HostError("not_running", f"domain {uuid} does not run")
+                raise HostError(Code.NOT_RUNNING, f"domain {uuid} does not run")
             return guest.control.request(how, acknowledged)
 
     def plug(self, uuid: str, described: Device) -> None:
@@ -241,14 +241,14 @@ class Toolstack:
         xens = domain.memory.size - guest.config.memory_max if guest.kind == "pv" else 0
         more = target + xens - max(guest.target + xens, domain.memory.present * PAGE)
         if more > host.free_memory():
-            raise HostError("no_memory", f"{more} bytes more asked for, {host.free_memory()} are free")
+            raise HostError(Code.NO_MEMORY, f"{more} bytes more asked for, {host.free_memory()} are free")
         host.set_limit(domain, target + xens)
 
     def _plug_vcpus(self, domain: Domain, online: int) -> None:
         """Ask a guest to have so many vCPUs online. Raises HostError for more than it can have."""
         most = len(domain.vcpus) if domain.sharing else 1
         if not 1 <= online <= most:
-            raise HostError("no_vcpu", f"{online} vCPUs asked for, the domain can have {most}")
+            raise HostError(Code.NO_VCPU, f"{online} vCPUs asked for, the domain can have {most}")
         with self.host.lock:
             home.plug_vcpus(self.host.xenstore, domain.domid, online, most)
 
@@ -271,7 +271,7 @@ class Toolstack:
         try:
             resuming.cancel(self.host, guest.domain)
         except ValueError as error:
-            raise HostError("not_suspended", str(error)) from error
+            raise HostError(Code.NOT_SUSPENDED, str(error)) from error
         guest.control.suspends = False
 
     # Ends
@@ -307,7 +307,7 @@ class Toolstack:
         """Return a domain by its uuid. Raises HostError."""
         guest = self.guests.get(uuid)
         if guest is None:
-            raise HostError("no_domain", f"there is no domain {uuid}")
+            raise HostError(Code.NO_DOMAIN, f"there is no domain {uuid}")
         return guest
 
 

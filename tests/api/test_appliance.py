@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import HostError
+from hypervisor.api import Code, HostError
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
 
@@ -147,7 +147,7 @@ def test_progress_is_told_by_orders(pool: Pool, appliance: str) -> None:
 def test_a_second_operation_waits_and_the_tasks_of_vms_go(pool: Pool, appliance: str) -> None:
     """Nothing is left behind."""
     vm = member(pool, appliance)
-    pool.backend.fail["unpause"] = HostError("failed", "by the test")
+    pool.backend.fail["unpause"] = HostError(Code.FAILED, "by the test")
     tasks = set(pool.db.task.rows)
     assert pool.fails("VM_appliance.start", appliance, False)[0] == "OPERATION_PARTIALLY_FAILED"
     assert set(pool.db.task.rows) == tasks

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import NIC, Disk, HostError
+from hypervisor.api import NIC, Code, Disk, HostError
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
 from xapi.datamodel.errors import Fault
@@ -194,7 +194,7 @@ def test_a_disk_that_cannot_be_opened_is_not_plugged(pool: Pool) -> None:
     """The VDI's error, and nothing is left."""
     vm, vdi = running(pool), make_vdi(pool)
     row = drive(pool, vm, vdi)
-    pool.backend.fail["plug"] = HostError("bad_disk", "no VHD")
+    pool.backend.fail["plug"] = HostError(Code.BAD_DISK, "no VHD")
     assert pool.fails("VBD.plug", row._ref) == ["VDI_NOT_AVAILABLE", vdi._ref]
     assert devices_of(row) == (False, {})
 
@@ -352,7 +352,7 @@ def test_a_change_of_medium_that_fails_changes_nothing(pool: Pool, iso: Any, mes
         pool("VBD.insert", *arguments)
         arguments = [row._ref]
     before = (row.VDI, row.empty, plugged(pool, vm, Disk))
-    pool.backend.fail["adjust"] = HostError("failed", "by the test")
+    pool.backend.fail["adjust"] = HostError(Code.FAILED, "by the test")
     assert pool.fails(message, *arguments) == ["INTERNAL_ERROR", "failed: by the test"]
     assert (row.VDI, row.empty, plugged(pool, vm, Disk)) == before
     assert devices_of(row) == (True, {})
@@ -440,7 +440,7 @@ def test_a_card_moves_while_it_is_plugged(pool: Pool) -> None:
     row = card(pool, vm)
     pool("VIF.plug", row._ref)
     old, new = row.network, pool("network.create", {"name_label": "new", "other_config": {}})
-    pool.backend.fail["adjust"] = HostError("failed", "by the test")
+    pool.backend.fail["adjust"] = HostError(Code.FAILED, "by the test")
     assert pool.fails("VIF.move", row._ref, new)[0] == "INTERNAL_ERROR"
     assert row.network == old
     del pool.backend.fail["adjust"]

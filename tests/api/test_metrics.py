@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hypervisor.api import Disk, HostError
+from hypervisor.api import Code, Disk, HostError
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
 
@@ -113,7 +113,7 @@ def test_a_host_that_does_not_answer_is_passed_over(pool: Pool, vm: Any, monkeyp
     """Until it does again."""
 
     async def silent(uuid: str) -> None:
-        raise HostError("failed", "by the test")
+        raise HostError(Code.FAILED, "by the test")
 
     with monkeypatch.context() as patch:
         patch.setattr(pool.backend, "stat", silent)

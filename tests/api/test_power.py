@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import DirectBoot, Display, Firmware, HostError, Power, Shutdown
+from hypervisor.api import Code, DirectBoot, Display, Firmware, HostError, Power, Shutdown
 from tests.conftest import Pool
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
@@ -82,7 +82,7 @@ def test_a_start_that_fails_leaves_nothing(pool: Pool, vm: Any, step: str) -> No
     network = next(iter(pool.db.network))
     with pool.db.atomic():
         pool.db.VIF.create(VM=vm._ref, device="0", MAC="02:00:00:00:00:01", network=network._ref)
-    pool.backend.fail[step] = HostError("failed", "by the test")
+    pool.backend.fail[step] = HostError(Code.FAILED, "by the test")
     assert pool.fails("VM.start", vm._ref, False, False) == ["INTERNAL_ERROR", "failed: by the test"]
     assert (vm.power_state, vm.resident_on, vm.scheduled_to_be_resident_on) == ("Halted", NULL, NULL)
     assert not pool.backend.doms
@@ -94,17 +94,17 @@ def test_a_start_that_fails_leaves_nothing(pool: Pool, vm: Any, step: str) -> No
 
 @pytest.mark.parametrize(
     ("code", "fault"),
-    [("bad_kernel", "BOOTLOADER_FAILED"), ("bootloader_failed", "BOOTLOADER_FAILED"),
-     ("no_memory", "HOST_NOT_ENOUGH_FREE_MEMORY"), ("bad_disk", "SR_BACKEND_FAILURE_46")],
+    [(Code.BAD_KERNEL, "BOOTLOADER_FAILED"), (Code.BOOTLOADER_FAILED, "BOOTLOADER_FAILED"),
+     (Code.NO_MEMORY, "HOST_NOT_ENOUGH_FREE_MEMORY"), (Code.BAD_DISK, "SR_BACKEND_FAILURE_46")],
 )  # fmt: skip
-def test_what_the_host_cannot_do_has_its_error(pool: Pool, vm: Any, code: str, fault: str) -> None:
+def test_what_the_host_cannot_do_has_its_error(pool: Pool, vm: Any, code: Code, fault: str) -> None:
     """As xapi names it."""
     pool.backend.fail["build"] = HostError(code, "text")
     assert pool.fails("VM.start", vm._ref, False, False)[0] == fault
 
 
-@pytest.mark.parametrize("code", ["no_domain", "not_running"])
-def test_a_guest_that_goes_down_before_it_can_be_asked_is_down(pool: Pool, code: str) -> None:
+@pytest.mark.parametrize("code", [Code.NO_DOMAIN, Code.NOT_RUNNING])
+def test_a_guest_that_goes_down_before_it_can_be_asked_is_down(pool: Pool, code: Code) -> None:
     """The call has found it running a moment ago."""
     vm = running(pool)
     pool.backend.fail["shutdown"] = HostError(code, "it went down")
@@ -212,7 +212,7 @@ def test_a_reboot_makes_a_new_domain_on_the_same_host(pool: Pool, name: str) -> 
 def test_a_reboot_that_fails_halts(pool: Pool) -> None:
     """The old domain is gone by then."""
     vm = running(pool)
-    pool.backend.fail["build"] = HostError("bad_kernel", "gone")
+    pool.backend.fail["build"] = HostError(Code.BAD_KERNEL, "gone")
     assert pool.fails("VM.hard_reboot", vm._ref)[0] == "BOOTLOADER_FAILED"
     assert (vm.power_state, vm.resident_on) == ("Halted", NULL)
 
@@ -523,7 +523,7 @@ def test_a_suspend_that_fails_lets_the_guest_go_on(pool: Pool, step: str) -> Non
     """No image is left, and the domain runs."""
     vm = running(pool)
     disks = len(pool.db.VDI)
-    pool.backend.fail[step] = HostError("no_space", "full")
+    pool.backend.fail[step] = HostError(Code.NO_SPACE, "full")
     assert pool.fails("VM.suspend", vm._ref)[0] == "SR_FULL"
     assert (vm.power_state, dict(vm.current_operations), len(pool.db.VDI)) == ("Running", {}, disks)
     assert pool.backend.doms[vm.uuid].shutdown is None
@@ -537,7 +537,7 @@ def test_a_guest_that_was_seen_on_its_way_back_from_a_failed_suspend_is_known_to
     """It is held for a moment before it goes on, and nothing tells when that is over."""
     vm = running(pool)
     domain = pool.backend.doms[vm.uuid]
-    pool.backend.fail["save"] = HostError("no_space", "full")
+    pool.backend.fail["save"] = HostError(Code.NO_SPACE, "full")
     back = pool.backend.held["resume"] = Deferred()
     suspending = pool.start("VM.suspend", pool.session, vm._ref)
     pool.turn()
@@ -585,7 +585,7 @@ def test_a_migration_to_its_own_host_takes_a_guest_into_a_new_domain(pool: Pool)
 def test_a_migration_whose_new_domain_fails_leaves_the_vm_suspended(pool: Pool) -> None:
     """Nothing of the guest is lost."""
     vm = running(pool)
-    pool.backend.fail["restore"] = HostError("no_memory", "none")
+    pool.backend.fail["restore"] = HostError(Code.NO_MEMORY, "none")
     assert pool.fails("VM.pool_migrate", vm._ref, vm.resident_on, {})
     assert (vm.power_state, vm.suspend_VDI in pool.db.VDI) == ("Suspended", True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import HostError, Power, Shutdown
+from hypervisor.api import Code, HostError, Power, Shutdown
 from tests.api.storage_pool import Disks, Threads, fit
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
@@ -301,7 +301,7 @@ def test_a_vm_without_a_domain_is_halted(pool: Pool) -> None:
 def test_a_domain_that_cannot_be_ended_is_ended_later(pool: Pool) -> None:
     """A start failed, and so did its undoing."""
     vm = make_vm(pool)
-    pool.backend.fail |= {"unpause": HostError("failed", "a"), "destroy": HostError("failed", "b")}
+    pool.backend.fail |= {"unpause": HostError(Code.FAILED, "a"), "destroy": HostError(Code.FAILED, "b")}
     assert pool.fails("VM.start", vm._ref, False, False)[0] == "INTERNAL_ERROR"
     pool.backend.fail.clear()
     assert pool.backend.doms

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import HostError, Power
+from hypervisor.api import Code, HostError, Power
 from tests.api.test_power import MIB, alerts, make_vm
 from tests.conftest import NOW, Pool
 from tests.fakes import FakeDisks
@@ -467,7 +467,7 @@ def test_a_checkpoint_cancelled_while_it_saves_lets_the_guest_go_on(pool: Pool, 
 def test_a_guest_that_does_not_go_on_is_halted(pool: Pool, disks: FakeDisks) -> None:
     """With the error that is made for it; the checkpoint is there, and has the memory."""
     vm = running_guest(pool, "root")
-    pool.backend.fail["resume"] = HostError("failed", "by the test")
+    pool.backend.fail["resume"] = HostError(Code.FAILED, "by the test")
     assert pool.fails("VM.checkpoint", vm._ref, "copy") == ["VM_CHECKPOINT_RESUME_FAILED", vm._ref]
     assert (vm.power_state, vm.resident_on, pool.backend.doms) == ("Halted", NULL, {})
     (snap,) = (pool.db.VM[ref] for ref in vm.snapshots)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from twisted.internet.defer import Deferred, fail
 
-from hypervisor.api import HostError, Power, StorageFailure
+from hypervisor.api import Code, HostError, Power, StorageFailure
 from tests.api.storage_pool import MIB, Disks, Threads, fit
 from tests.conftest import Pool
 from tests.property.test_vm_lifecycle import dangling
@@ -63,7 +63,7 @@ class Steps:
         async def step(uuid: Any, *arguments: Any, **named: Any) -> Any:
             number = self._counted(name)
             if number == self.fail_at:
-                raise HostError("failed", f"{name} by the test")
+                raise HostError(Code.FAILED, f"{name} by the test")
             if self._holds(number) and not self.late:
                 await self._hold()
             result = await function(uuid, *arguments, **named)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hypervisor.api import HostError
+from hypervisor.api import Code, HostError
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
 from xapi.datamodel.types import NULL
@@ -145,7 +145,7 @@ def test_a_balloon_that_cannot_be_told_leaves_the_limits(pool: Pool) -> None:
     """As they were."""
     vm = running(pool)
     before = limits(vm), vm.memory_target
-    pool.backend.fail["adjust"] = HostError("failed", "by the test")
+    pool.backend.fail["adjust"] = HostError(Code.FAILED, "by the test")
     assert pool.fails("VM.set_memory_dynamic_min", vm._ref, str(32 * MIB)) == ["INTERNAL_ERROR", "failed: by the test"]
     assert (limits(vm), vm.memory_target) == before
 
@@ -264,7 +264,7 @@ def test_nobody_waits_for_a_guest_that_plugs_no_vcpus(pool: Pool) -> None:
 def test_a_guest_that_cannot_have_another_vcpu_lacks_the_feature(pool: Pool) -> None:
     """A PV guest, whatever VCPUs_max says; its record stays as it was."""
     vm = running(pool, VCPUs_max=4, VCPUs_at_startup=2)
-    pool.backend.fail["adjust"] = HostError("no_vcpu", "3 vCPUs asked for, the domain can have 1")
+    pool.backend.fail["adjust"] = HostError(Code.NO_VCPU, "3 vCPUs asked for, the domain can have 1")
     assert pool.fails("VM.set_VCPUs_number_live", vm._ref, "3") == ["VM_LACKS_FEATURE", vm._ref]
     assert vm.VCPUs_at_startup == 2
 
@@ -383,7 +383,7 @@ def test_a_guest_that_runs_finds_new_xenstore_data(pool: Pool) -> None:
     pool("VM.set_xenstore_data", vm._ref, {"vm-data/a": "1", "other": "2"})
     assert pool.backend.doms[vm.uuid].config.xenstore == {"vm-data/a": "1"}
     assert vm.xenstore_data == {"vm-data/a": "1", "other": "2"}
-    pool.backend.fail["adjust"] = HostError("failed", "by the test")
+    pool.backend.fail["adjust"] = HostError(Code.FAILED, "by the test")
     assert pool.fails("VM.set_xenstore_data", vm._ref, {})[0] == "INTERNAL_ERROR"
     assert vm.xenstore_data == {"vm-data/a": "1", "other": "2"}
 

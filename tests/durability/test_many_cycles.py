@@ -72,9 +72,9 @@ class Client:
 
     async def type(self) -> None:
         stream: Any = await self.pool.make_backend(next(iter(self.pool.db.host))).console(self.vm.uuid)
-        stream.write(b"info\r")
+        await stream.write(b"info\r")
         async for _ in stream.follow():
-            stream.write(b"help\r" * self.rng.randrange(3))
+            await stream.write(b"help\r" * self.rng.randrange(3))
 
     async def look(self) -> None:
         screen: Any = await self.pool.make_backend(next(iter(self.pool.db.host))).screen(self.vm.uuid)

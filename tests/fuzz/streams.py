@@ -125,7 +125,7 @@ class Streams:
         try:
             guest = self._toolstack.restore(config, path)
         except HostError as error:
-            return error.code
+            return error.code.value
         try:
             self._host.unpause(guest.domain)
             guest.console.write(b"info\r")

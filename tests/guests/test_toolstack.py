@@ -16,6 +16,7 @@ from hypervisor.api import (
     Addresses,
     BootLoader,
     Change,
+    Code,
     DirectBoot,
     Disk,
     Display,
@@ -153,7 +154,7 @@ def test_a_guest_is_asked_to_have_other_vcpus_online(toolstack: Toolstack) -> No
     for number in (0, 4):
         with pytest.raises(HostError, match=f"{number} vCPUs") as refused:
             toolstack.adjust(guest.uuid, Change(vcpus=number), lambda: None)
-        assert refused.value.code == "no_vcpu"
+        assert refused.value.code is Code.NO_VCPU
     assert guest.state.vcpus == 1
     with pytest.raises(HostError, match="a domain can have 128"):
         toolstack.build(config(vcpus_max=1 << 40))
@@ -166,7 +167,7 @@ def test_a_pv_guest_has_one_vcpu(toolstack: Toolstack) -> None:
     toolstack.adjust(guest.uuid, Change(vcpus=1), lambda: None)
     with pytest.raises(HostError, match="the domain can have 1") as refused:
         toolstack.adjust(guest.uuid, Change(vcpus=2), lambda: None)
-    assert refused.value.code == "no_vcpu"
+    assert refused.value.code is Code.NO_VCPU
 
 
 def test_a_guest_that_starts_and_stops_vcpus_is_told_of_once(toolstack: Toolstack) -> None:
@@ -211,30 +212,30 @@ def test_a_pv_guest_is_one_like_the_others(toolstack: Toolstack, tmp_path: Path)
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"boot": DirectBoot("/nowhere")}, "bad_kernel"),
-        ({"boot": DirectBoot(__file__)}, "bad_kernel"),
-        ({"boot": DirectBoot(__file__, kind="pv")}, "bad_kernel"),
-        ({"boot": DirectBoot(str(DEMO_KERNEL), kind="hvm")}, "unsupported"),
-        ({"boot": BootLoader()}, "bootloader_failed"),
-        ({"memory_max": 2 << 30}, "no_memory"),
-        ({"disks": (Disk(0, "/nowhere"),)}, "bad_disk"),
-        ({"disks": (Disk(0, __file__, "vhd"),)}, "bad_disk"),
-        ({"disks": (Disk(0, "", "anonymous", size=MIB), Disk(0, "", "anonymous", size=MIB))}, "device_exists"),
-        ({"nics": (NIC(0, "no address", "lan"),)}, "failed"),
-        ({"nics": (NIC(0, "02:00:00:00:00:01", "lan"), NIC(1, "02:00:00:00:00:02", "lan", mtu=1))}, "failed"),
-        ({"display": Display(memory=MIB + 1)}, "failed"),
-        ({"weight": 0}, "failed"),
-        ({"xenstore": {"vm-data/no key": "1"}}, "failed"),
+        ({"boot": DirectBoot("/nowhere")}, Code.BAD_KERNEL),
+        ({"boot": DirectBoot(__file__)}, Code.BAD_KERNEL),
+        ({"boot": DirectBoot(__file__, kind="pv")}, Code.BAD_KERNEL),
+        ({"boot": DirectBoot(str(DEMO_KERNEL), kind="hvm")}, Code.UNSUPPORTED),
+        ({"boot": BootLoader()}, Code.BOOTLOADER_FAILED),
+        ({"memory_max": 2 << 30}, Code.NO_MEMORY),
+        ({"disks": (Disk(0, "/nowhere"),)}, Code.BAD_DISK),
+        ({"disks": (Disk(0, __file__, "vhd"),)}, Code.BAD_DISK),
+        ({"disks": (Disk(0, "", "anonymous", size=MIB), Disk(0, "", "anonymous", size=MIB))}, Code.DEVICE_EXISTS),
+        ({"nics": (NIC(0, "no address", "lan"),)}, Code.FAILED),
+        ({"nics": (NIC(0, "02:00:00:00:00:01", "lan"), NIC(1, "02:00:00:00:00:02", "lan", mtu=1))}, Code.FAILED),
+        ({"display": Display(memory=MIB + 1)}, Code.FAILED),
+        ({"weight": 0}, Code.FAILED),
+        ({"xenstore": {"vm-data/no key": "1"}}, Code.FAILED),
     ],
 )
 def test_a_domain_that_cannot_be_built_leaves_nothing(
-    toolstack: Toolstack, fields: dict[str, object], code: str
+    toolstack: Toolstack, fields: dict[str, object], code: Code
 ) -> None:
     """One clear error, and all steps undone."""
     memory = toolstack.host.free_memory()
     with pytest.raises(HostError) as caught:
         toolstack.build(config(**fields))
-    assert caught.value.code == code
+    assert caught.value.code is code
     assert "\n" not in str(caught.value)
     nothing_is_left(toolstack, memory)
 
@@ -285,7 +286,7 @@ def test_a_damaged_image_leaves_nothing(toolstack: Toolstack, tmp_path: Path, da
     image.write_bytes(damage(sound))
     with pytest.raises(HostError) as caught:
         toolstack.restore(described, image)
-    assert caught.value.code == "bad_image"
+    assert caught.value.code is Code.BAD_IMAGE
     nothing_is_left(toolstack, memory)
     image.write_bytes(sound)
     assert "resumes: 1" in Running(toolstack, described, image).run("info")
@@ -308,7 +309,7 @@ def test_what_an_image_says_of_its_guest_is_what_a_guest_may_say(
     memory = toolstack.host.free_memory()
     with pytest.raises(HostError) as caught:
         toolstack.restore(described, tmp_path / "image")
-    assert caught.value.code == "bad_image"
+    assert caught.value.code is Code.BAD_IMAGE
     nothing_is_left(toolstack, memory)
 
 
@@ -317,7 +318,7 @@ def test_only_a_suspended_domain_is_saved(toolstack: Toolstack, tmp_path: Path) 
     guest = Running(toolstack, config())
     with pytest.raises(HostError) as caught:
         toolstack.save(guest.uuid, tmp_path / "image")
-    assert caught.value.code == "not_suspended"
+    assert caught.value.code is Code.NOT_SUSPENDED
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from hypervisor.api import NIC, Disk, HostError
+from hypervisor.api import NIC, Code, Disk, HostError
 from tests.api.test_devices import card_record, make_vdi, record
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
@@ -156,7 +156,7 @@ def machine(make_pool: Callable[[], Pool]) -> type[RuleBasedStateMachine]:
             for row in rows:
                 if refusal(self.db, row, operation) is None and self.vms[vm].power_state == "Running":
                     before = (row.currently_attached, row.VDI, row.empty)
-                    self.pool.backend.fail[name] = HostError("failed", "by the test")
+                    self.pool.backend.fail[name] = HostError(Code.FAILED, "by the test")
                     self.pool.fails(
                         f"VBD.{operation}", row._ref
                     ) if name != "adjust" or row.currently_attached else None

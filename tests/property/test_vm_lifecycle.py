@@ -12,7 +12,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hypervisor.api import HostError, Power, Shutdown
+from hypervisor.api import Code, HostError, Power, Shutdown
 from tests.api.storage_pool import MIB, Threads, fit
 from tests.conftest import Pool
 from tests.property.follower import Follower, references
@@ -123,7 +123,7 @@ class Lifecycle(RuleBasedStateMachine):
         of_class = row._table.cls.operations.get(operation)
         if of_class is None or of_class.advertised:  # `shutdown` is accepted and never listed
             assert listed == (refused is None), (operation, list(row.allowed_operations), refused)
-        errors = Once() if fail is None else Once({fail: HostError("failed", "by the test")})
+        errors = Once() if fail is None else Once({fail: HostError(Code.FAILED, "by the test")})
         self.pool.backend.fail = errors
         try:
             result = self.pool(name, *params)

@@ -102,7 +102,7 @@ class RealLifecycle(RuleBasedStateMachine):
         if vm.power_state == "Running":
             (backend,) = self.pool.real.values()
             stream: Any = self.pool.outcome(Deferred.fromCoroutine(backend.console(vm.uuid)))
-            stream.write(command.encode() + b"\r")
+            self.pool.outcome(Deferred.fromCoroutine(stream.write(command.encode() + b"\r")))
             self.pool.until(lambda: vm.power_state == "Halted")
             self.settle()
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from hypervisor.api import HostError, StorageFailure
+from hypervisor.api import Code, HostError, StorageFailure
 from tests.api.conftest import Connection
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
 from xapi.calls.faults import Veil, unexpected
 from xapi.datamodel import errors
 from xapi.storage.faults import answering
-from xapi.vms.power import fault_of
+from xapi.vms.faults import fault_of
 
 
 def system(number: int, path: str = "/var/lib/xapi/x.db") -> OSError:
@@ -56,12 +56,35 @@ def test_shortages_are_told_through_what_a_host_backend_makes_of_them(pool: Pool
     """Of a domain and of storage."""
     vm = make_vm(pool)
     try:
-        raise HostError("bad_disk", "x") from system(errno.EMFILE)
+        raise HostError(Code.BAD_DISK, "x") from system(errno.EMFILE)
     except HostError as error:
         assert fault_of(error, vm).description == ["TOO_BUSY"]
     with pytest.raises(errors.Fault, match="TOO_BUSY"), answering():
         raise StorageFailure(46, "x") from system(errno.EMFILE)
-    assert fault_of(HostError("failed", "x"), vm).description == ["INTERNAL_ERROR", "failed: x"]
+    assert fault_of(HostError(Code.FAILED, "x"), vm).description == ["INTERNAL_ERROR", "failed: x"]
+
+
+ERRORS = {
+    Code.LOST: "HOST_OFFLINE", Code.BUSY: "TOO_BUSY", Code.NO_GUESTS: "VM_HVM_REQUIRED", Code.NO_SPACE: "SR_FULL",
+    Code.NO_MEMORY: "HOST_NOT_ENOUGH_FREE_MEMORY", Code.NO_DOMAIN: "VM_BAD_POWER_STATE",
+    Code.NOT_RUNNING: "VM_BAD_POWER_STATE", Code.NOT_ACKNOWLEDGED: "VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT",
+    Code.NOT_SUSPENDED: "VM_FAILED_SUSPEND_ACKNOWLEDGMENT", Code.NO_VCPU: "VM_LACKS_FEATURE",
+    Code.BAD_KERNEL: "BOOTLOADER_FAILED", Code.BOOTLOADER_FAILED: "BOOTLOADER_FAILED",
+    Code.BAD_DISK: "SR_BACKEND_FAILURE_46", Code.STORAGE: "SR_BACKEND_FAILURE_44",
+}  # fmt: skip
+OF_DEVICES = ERRORS | {
+    Code.BAD_DISK: "VDI_NOT_AVAILABLE", Code.DEVICE_EXISTS: "DEVICE_ALREADY_ATTACHED",
+    Code.DETACH_TIMEOUT: "DEVICE_DETACH_TIMEOUT",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", Code)
+def test_whatever_a_host_cannot_do_is_an_error_of_the_api(pool: Pool, code: Code) -> None:
+    """Of a VM, and of a drive of it; what clients can do nothing about has no error of its own."""
+    vm, error = make_vm(pool), HostError(code, "x") if code is not Code.STORAGE else StorageFailure(44, "x")
+    vbd: Any = pool.db.VBD.create(VM=vm._ref)
+    assert fault_of(error, vm).code == ERRORS.get(code, "INTERNAL_ERROR")
+    assert fault_of(error, vm, vbd).code == OF_DEVICES.get(code, "INTERNAL_ERROR")
 
 
 def test_paths_of_the_hosts_own_directories_are_relative() -> None:
@@ -76,7 +99,7 @@ def test_paths_of_the_hosts_own_directories_are_relative() -> None:
 def test_no_answer_tells_where_the_hosts_directories_are(pool: Pool) -> None:
     """Neither XML-RPC, nor JSON-RPC, nor a task."""
     vm = make_vm(pool)
-    pool.backend.fail["build"] = HostError("failed", f"{pool.storage_directory}/sr/a.vhd: broken")
+    pool.backend.fail["build"] = HostError(Code.FAILED, f"{pool.storage_directory}/sr/a.vhd: broken")
     told = ["INTERNAL_ERROR", "failed: sr/a.vhd: broken"]
     wire = Connection(pool)
     assert wire.json("VM.start", pool.session, vm._ref, False, False, version=None)["error"] == told

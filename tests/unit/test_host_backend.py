@@ -1,4 +1,4 @@
-"""The local backend's console and screen on the reactor's thread; the rest of it is tested through the API."""
+"""An emulated host's console and screen on the reactor's thread; the rest of it is tested through the API."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
-from hypervisor.api import Area, Damage, HostError
+from hypervisor.api import Area, Code, Damage, HostError
 from hypervisor.host import Host
 from hypervisor.split.console import HISTORY, TYPED_MOST, Console
 from hypervisor.split.keyboard import BUTTON_LEFT
@@ -116,13 +116,13 @@ def test_the_end_of_the_domain_ends_following_and_typing(guest: Guest) -> None:
     ends = [follow(guest.stream, seen, []), follow(guest.stream, slow, [gate])]
     guest.says(b"a")
     guest.says(b"b")
-    assert guest.stream.write(b"x" * (TYPED_MOST + 1)) == TYPED_MOST
-    room = Deferred.fromCoroutine(guest.stream.room())
+    assert result(guest.stream.write(b"x" * (TYPED_MOST + 1))) == TYPED_MOST
+    waiting = Deferred.fromCoroutine(guest.stream.write(b"y"))
     guest.host.destroy(guest.domain)
     gate.callback(None)
-    assert [each.called for each in ends] == [True, True] and room.result is False
+    assert [each.called for each in ends] == [True, True] and waiting.result == 0
     assert seen == [b"a", b"b"] and b"".join(slow) == b"ab"
-    assert guest.stream.write(b"x") == 0 == guest.console.write(b"x")
+    assert result(guest.stream.write(b"x")) == 0 == guest.console.write(b"x")
     late: list[bytes] = []
     assert follow(guest.stream, late, []).called and late == [b"ab"]
 
@@ -130,18 +130,30 @@ def test_the_end_of_the_domain_ends_following_and_typing(guest: Guest) -> None:
 def test_who_was_refused_hears_of_room(guest: Guest) -> None:
     """And what was taken reaches the guest, whole and in order."""
     typed = bytes(range(256)) * (TYPED_MOST // 256 + 8)
-    taken = guest.stream.write(typed)
-    room = Deferred.fromCoroutine(guest.stream.room())
-    assert (taken, room.called) == (TYPED_MOST, False)
+    taken: int = result(guest.stream.write(typed))
+    rest = Deferred.fromCoroutine(guest.stream.write(typed[taken:]))
+    assert (taken, rest.called) == (TYPED_MOST, False)
     heard = guest.reads()
-    assert len(heard) == 1024 and room.called and room.result is True
-    taken += guest.stream.write(typed[taken:])
+    assert len(heard) == 1024 and rest.called and rest.result == 1024
+    taken += rest.result
     while more := guest.reads():
         heard += more
-    taken += guest.stream.write(typed[taken:])
+    taken += result(guest.stream.write(typed[taken:]))
     while more := guest.reads():
         heard += more
     assert taken == len(typed) and heard == typed
+
+
+def test_who_waits_for_room_and_goes_has_typed_nothing(guest: Guest) -> None:
+    """Those who wait beside it have."""
+    result(guest.stream.write(bytes(TYPED_MOST)))
+    gone, stays = (Deferred.fromCoroutine(guest.stream.write(typed)) for typed in (b"gone", b"stays"))
+    gone.addErrback(lambda failure: failure.type)
+    gone.cancel()
+    heard = b""
+    while more := guest.reads():
+        heard += more
+    assert gone.result is CancelledError and stays.result == 5 and heard == bytes(TYPED_MOST) + b"stays"
 
 
 def test_thousands_of_followers_hear_in_turns_that_are_short(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +220,7 @@ def test_a_screen_is_followed_and_looked_at() -> None:
     front.write("state", 6)
     assert seen[2:] == [Damage(0, 0, ())]
     refused = result(view.pixels(Area(1, 1, 1, 1)))
-    assert refused.check(HostError) and refused.value.code == "off_screen"
+    assert refused.check(HostError) and refused.value.code is Code.OFF_SCREEN
     reading.addErrback(lambda _: None)
     reading.cancel()
     front.connect()
@@ -219,12 +231,11 @@ def test_keys_and_pointer_reach_the_front() -> None:
     """Places are those of the screen as the guest has made it."""
     screen, keys = display_front.Screen().connect(), display_front.Keys()
     view = ScreenView(screen.device, keys.device, at_once())
-    assert not view.key(30, True)
+    assert not result(view.key(30, True))
     keys.connect(request_abs_pointer=1)
-    assert view.key(BUTTON_LEFT, True) and view.point(39, 29, wheel=1)
+    assert result(view.key(BUTTON_LEFT, True)) and result(view.point(39, 29, wheel=1))
     assert keys.take() == [(3, 1, BUTTON_LEFT), (4, 799, 599, -1)]
-    with pytest.raises(HostError):
-        view.key(0x300, True)
+    assert result(view.key(0x300, True)).value.code is Code.NO_KEY
 
 
 @pytest.mark.parametrize("how", ["domain", "forced"])
@@ -246,5 +257,5 @@ def test_a_screen_that_is_taken_away_is_followed_no_more(how: str) -> None:
             front.backend.remove()
     assert reading.called and seen[1] == Damage(0, 0, ())
     assert Deferred.fromCoroutine(run()).called
-    assert not view.key(30, True) and not view.point(1, 1)
-    assert result(view.pixels(Area(0, 0, 1, 1))).value.code == "off_screen"
+    assert not result(view.key(30, True)) and not result(view.point(1, 1))
+    assert result(view.pixels(Area(0, 0, 1, 1))).value.code is Code.OFF_SCREEN

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.api import NIC, DirectBoot, Disk, DomainConfig, HostError
-from hypervisor.command.options import MOST_DEVICES, domain_config, mac, parser
+from hypervisor.api import NIC, DirectBoot, Disk, DomainConfig
+from hypervisor.command.options import MOST_DEVICES, OptionError, domain_config, mac, parser
 from hypervisor.disks import raw, vhd
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY
 
@@ -20,7 +20,7 @@ def config(*arguments: str) -> DomainConfig:
 
 
 def refused(*arguments: str) -> str:
-    with pytest.raises(HostError) as caught:
+    with pytest.raises(OptionError) as caught:
         config(*arguments)
     text = str(caught.value)
     assert text and "\n" not in text

@@ -1,7 +1,8 @@
-"""A host in this process: the emulated hypervisor's toolstack behind the `Backend` protocol.
+"""An emulated host: the hypervisor's toolstack behind the `Backend` protocol, in whatever process it is made.
 
 Here threads meet: what may block runs on the pool of threads, what the hypervisor tells comes back through the
-reactor. Nothing else of `xapi` knows more of the hypervisor than `hypervisor.api`.
+reactor. What any host needs is here, not with who asks: the order of what is done with a domain, and how long a guest
+may take.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from twisted.internet.defer import Deferred, DeferredLock
 from hypervisor.api import (
     DEMO,
     Change,
+    Code,
     Device,
     DirectBoot,
     DomainConfig,
     Firmware,
     HostError,
+    Listener,
     Network,
     Power,
     Shutdown,
@@ -47,9 +50,12 @@ DETACH = 30.0
 """Seconds that a guest has to let a device go."""
 
 
-class LocalBackend:
-    """One emulated host. `network_boot` is what its network offers to domains that boot from it, `cpu_name` what guests
-    find their CPUs called."""
+class EmulatedBackend:
+    """One emulated host, in this process.
+
+    `network_boot` is what its network offers to domains that boot from it, `cpu_name` what guests find their CPUs
+    called.
+    """
 
     def __init__(
         self,
@@ -66,24 +72,32 @@ class LocalBackend:
         self.toolstack.attention = self._heard
         self._threads = threads
         self._network_boot = _kernel(DirectBoot(network_boot)) if network_boot else None
-        self._listeners: list[Callable[[str], None]] = []
+        self._running = False
+        self._listener: Listener | None = None
         self._down: dict[str, list[Deferred[None]]] = {}
         self._locks: dict[str, DeferredLock] = {}
         self._consoles: WeakValueDictionary[Console, ConsoleStream] = WeakValueDictionary()
 
-    def start(self) -> None:
-        """Let guests run."""
-        self.toolstack.start()
+    async def start(self, listener: Listener) -> None:
+        """Let guests run, and tell `listener` of them on the reactor's thread."""
+        self._listener = listener
+        if not self._running:
+            self._running = True
+            self.toolstack.start()
+        listener.up(restarted=False)
 
-    def stop(self) -> None:
-        """End all guests; blocks."""
-        self.toolstack.stop()
+    async def leave(self) -> None:
+        """End: nobody else can reach a host of this process."""
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End all guests, and tell nobody."""
+        self._listener = None
+        if self._running:
+            self._running = False
+            await self._threads.run(self.toolstack.stop)
 
     # News
-
-    def listen(self, attention: Callable[[str], None]) -> None:
-        """Call `attention` on the reactor's thread."""
-        self._listeners.append(attention)
 
     def _heard(self, uuid: str) -> None:
         self._threads.back(self._attend, uuid)
@@ -94,8 +108,8 @@ class LocalBackend:
             for waiting in self._down.pop(uuid, ()):
                 if not waiting.called:
                     waiting.callback(None)
-        for attention in self._listeners:
-            attention(uuid)
+        if self._listener is not None:
+            self._listener.attention(uuid)
 
     # What is true
 
@@ -109,9 +123,9 @@ class LocalBackend:
         truths: Mapping[str, Truth] = await self._threads.run(self.toolstack.truths)
         return truths
 
-    async def domains(self) -> list[str]:
+    async def domains(self) -> tuple[str, ...]:
         """Return the uuids of all domains."""
-        return list(self.toolstack.guests)
+        return tuple(self.toolstack.guests)
 
     async def free_memory(self) -> int:
         """Return bytes that no domain holds or may grow to."""
@@ -199,7 +213,7 @@ class LocalBackend:
             _fire(down)
         down.addCallback(lambda _: _fire(heard))
         try:
-            await self._within(heard, ACKNOWLEDGE, "not_acknowledged", f"the guest has not heard of {how.value}")
+            await self._within(heard, ACKNOWLEDGE, Code.NOT_ACKNOWLEDGED, f"the guest has not heard of {how.value}")
             await down
         finally:
             waiting = [each for each in self._down.pop(uuid, ()) if each is not down]
@@ -219,7 +233,7 @@ class LocalBackend:
 
         return fire
 
-    async def _within(self, done: Deferred[None], seconds: float, code: str, text: str) -> None:
+    async def _within(self, done: Deferred[None], seconds: float, code: Code, text: str) -> None:
         """Wait for something as long as it may take. Raises HostError."""
         late = [False]
 
@@ -243,7 +257,7 @@ class LocalBackend:
         await self.shutdown(uuid, Shutdown.SUSPEND)
         state = (await self.stat(uuid)).state
         if state is None or state.shutdown is not Shutdown.SUSPEND:
-            raise HostError("not_suspended", "the guest went down instead of suspending itself")
+            raise HostError(Code.NOT_SUSPENDED, "the guest went down instead of suspending itself")
         await self._do(uuid, self.toolstack.save, uuid, Path(image))
 
     async def resume(self, uuid: str) -> None:
@@ -264,7 +278,7 @@ class LocalBackend:
             self.toolstack.unplug(uuid, device, self._firing(gone), force=force)
 
         await self._do(uuid, unplug)
-        await self._within(gone, DETACH, "detach_timeout", f"the guest keeps device {device.number}")
+        await self._within(gone, DETACH, Code.DETACH_TIMEOUT, f"the guest keeps device {device.number}")
 
     async def adjust(self, uuid: str, change: Change) -> None:
         """Change a domain that runs."""

@@ -1,4 +1,4 @@
-"""A domain's console on the reactor's thread."""
+"""A domain's console on the reactor's thread of its host's process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TURN = 0.003
 
 
 class ConsoleStream:
-    """`hypervisor.api.ByteStream` of a domain in this process, the same one for all who follow: there may be thousands.
+    """`hypervisor.api.ByteStream` of a domain of this process, the same one for all who follow: there may be thousands.
 
     The domain's thread tells once that there is news. Who follows reads on from where it was, in its turn, so a guest
     that writes without pause costs each of them one wake for all that came meanwhile, and who is slow only reads less
@@ -37,15 +37,11 @@ class ConsoleStream:
         """What was read last: from a place, and to one."""
         console.listen(self._heard)
 
-    def write(self, data: bytes) -> int:
-        """Type; return how many bytes were taken."""
-        return self._console.write(data)
-
-    async def room(self) -> bool:
-        """Wait until more can be typed, after `write` did not take all; False when nothing can be any more."""
-        if not self._console.ended:
+    async def write(self, data: bytes) -> int:
+        """Type; return how many bytes were taken, when there was room for any; none once the domain has ended."""
+        while not (taken := self._console.write(data)) and data and not self._console.ended:
             await self._news()
-        return not self._console.ended
+        return taken
 
     async def follow(self) -> AsyncIterator[bytes]:
         """Yield what was written lately, then output as it comes, until the domain ends."""

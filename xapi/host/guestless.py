@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import count
 from typing import NoReturn
 
-from hypervisor.api import Change, Device, DomainConfig, HostError, Network, Shutdown, Storage, Truth
+from hypervisor.api import Change, Code, Device, DomainConfig, HostError, Listener, Network, Shutdown, Storage, Truth
 
 
 class GuestlessBackend:
@@ -18,11 +18,15 @@ class GuestlessBackend:
         self._why = why
         self._sequence = count(1)
 
-    def stop(self) -> None:
+    async def start(self, listener: Listener) -> None:
+        """Tell `listener` that the host is up; no domain ever changes."""
+        listener.up(restarted=False)
+
+    async def leave(self) -> None:
         """Do nothing: there is nothing to end."""
 
-    def listen(self, attention: Callable[[str], None]) -> None:
-        """Do nothing: no domain ever changes."""
+    async def stop(self) -> None:
+        """Do nothing: there is nothing to end."""
 
     async def stat(self, uuid: str) -> Truth:
         """Return that there is no domain."""
@@ -32,9 +36,9 @@ class GuestlessBackend:
         """Return nothing: there are no domains."""
         return {}
 
-    async def domains(self) -> list[str]:
+    async def domains(self) -> tuple[str, ...]:
         """Return that there are none."""
-        return []
+        return ()
 
     async def free_memory(self) -> int:
         """Return all of the memory."""
@@ -51,52 +55,52 @@ class GuestlessBackend:
         """Do nothing: there is no domain."""
 
     async def build(self, config: DomainConfig, *, paused: bool = False) -> NoReturn:
-        """Raise HostError ``no_guests``."""
-        raise HostError("no_guests", self._why)
+        """Raise HostError NO_GUESTS."""
+        raise HostError(Code.NO_GUESTS, self._why)
 
     async def restore(self, config: DomainConfig, image: str) -> NoReturn:
-        """Raise HostError ``no_guests``."""
-        raise HostError("no_guests", self._why)
+        """Raise HostError NO_GUESTS."""
+        raise HostError(Code.NO_GUESTS, self._why)
 
     def _no(self, uuid: str) -> NoReturn:
-        raise HostError("no_domain", f"there is no domain {uuid}")
+        raise HostError(Code.NO_DOMAIN, f"there is no domain {uuid}")
 
     async def suspend(self, uuid: str, image: str) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def resume(self, uuid: str) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def unpause(self, uuid: str) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def pause(self, uuid: str) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def shutdown(self, uuid: str, how: Shutdown) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def plug(self, uuid: str, device: Device) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def unplug(self, uuid: str, device: Device, force: bool) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def adjust(self, uuid: str, change: Change) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def console(self, uuid: str) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 
     async def screen(self, uuid: str) -> NoReturn:
-        """Raise HostError ``no_domain``."""
+        """Raise HostError NO_DOMAIN."""
         self._no(uuid)

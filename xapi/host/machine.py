@@ -11,7 +11,7 @@ from xapi.host.storage import LocalStorage
 from xapi.host.threads import Threads
 
 if TYPE_CHECKING:
-    from xapi.host.backend import LocalBackend
+    from xapi.host.backend import EmulatedBackend
 
 __all__ = ["load", "make_host", "processor", "why_no_guests"]
 
@@ -23,15 +23,13 @@ def load() -> None:
 
 def make_host(
     memory: int, threads: Threads, storage: LocalStorage, network_boot: str, cpu_name: str = ""
-) -> LocalBackend | GuestlessBackend:
-    """Return a host with some memory, running; `network_boot` is what its network offers to domains that boot so.
+) -> EmulatedBackend | GuestlessBackend:
+    """Return a host with some memory, to be started; `network_boot` is what its network offers to domains that boot so.
 
     `cpu_name` is what guests find their CPUs called, "" for the usual name.
     """
     if why := why_no_guests():
         return GuestlessBackend(memory, storage, why)
-    from xapi.host.backend import LocalBackend
+    from xapi.host.backend import EmulatedBackend
 
-    backend = LocalBackend(memory, threads, storage, network_boot=network_boot, cpu_name=cpu_name)
-    backend.start()
-    return backend
+    return EmulatedBackend(memory, threads, storage, network_boot=network_boot, cpu_name=cpu_name)

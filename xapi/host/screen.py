@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import Area, Damage, HostError
+from hypervisor.api import Area, Code, Damage, HostError
 
 if TYPE_CHECKING:
     from hypervisor.split.framebuffer import Framebuffer
@@ -48,17 +48,17 @@ class ScreenView:
         try:
             found: bytes = await self._threads.run(self._screen.pixels, area.x, area.y, area.width, area.height)
         except ValueError as error:
-            raise HostError("off_screen", str(error)) from error
+            raise HostError(Code.OFF_SCREEN, str(error)) from error
         return found
 
-    def key(self, code: int, pressed: bool) -> bool:
+    async def key(self, code: int, pressed: bool) -> bool:
         """Press or release a key or button. Raises HostError."""
         try:
             return self._keyboard.key(code, pressed)
         except ValueError as error:
-            raise HostError("no_key", str(error)) from error
+            raise HostError(Code.NO_KEY, str(error)) from error
 
-    def point(self, x: int, y: int, wheel: int = 0) -> bool:
+    async def point(self, x: int, y: int, wheel: int = 0) -> bool:
         """Put the pointer somewhere on the screen as it is now, and turn the wheel."""
         shape = self._screen.shape
         return self._keyboard.move_to(x, y, wheel, None if shape is None else (shape.width, shape.height))

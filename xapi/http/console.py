@@ -123,8 +123,11 @@ class Terminal(Protocol):
         working.addBoth(lambda _: self._working.remove(working))
 
     def _failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
+        if failure.check(CancelledError):
+            return
+        if not failure.check(HostError):  # its host is lost
             log.failure("a console failed", failure=failure)
+        if not self._closing:
             self._close()
 
     async def _show(self) -> None:
@@ -156,23 +159,22 @@ class Terminal(Protocol):
         """Type."""
         if self._closing:
             return
-        if self._typed:  # it came before the transport was paused
-            self._typed += data
-            return
-        self._typed = data[self._stream.write(data) :]
-        if self._typed:
-            self._wire.pauseProducing()
+        was_typing = bool(self._typed)  # then it came before the transport was paused
+        self._typed += data
+        if not was_typing:
             self._work(self._type())
+            if self._typed:
+                self._wire.pauseProducing()
+                self._within(PATIENCE)
 
     async def _type(self) -> None:
-        """Type the rest as the guest has room for it, then read on."""
-        self._within(PATIENCE)
-        while self._typed and await self._stream.room():
-            taken = self._stream.write(self._typed)
-            if taken:
-                self._typed = self._typed[taken:]
-                self._within(PATIENCE)
-        if not self._typed:
+        """Type as the guest has room for it, then read on."""
+        while taken := await self._stream.write(self._typed):
+            self._typed = self._typed[taken:]
+            if not self._typed:
+                break
+            self._within(PATIENCE)
+        if self._timer is not None and not self._typed:
             self._in_time()
             self._wire.resumeProducing()
 

@@ -92,7 +92,7 @@ class Daemon:
         self.certificate = add(Certificate())
         add(Kernels(guest_directory))
         add(Refusals(refusal.refusal))
-        self.backends = add(Backends(make_backend, self._attend))
+        self.backends = add(Backends(make_backend, lambda: self.reconciler))
         self.consoles = Consoles(db)
         self.reconciler = add(Reconciler(db, clock, self.backends, self.consoles))
         self.reconciler.follow = lambda vm: lifecycle.follow(self.subsystems, vm)
@@ -123,9 +123,6 @@ class Daemon:
             records = b"".join(map(self.fragments.xml, result)).decode()
             return f"<value><struct>{records}</struct></value>"
         return method.result.xml(result)
-
-    def _attend(self, uuid: str) -> None:
-        self.reconciler.attend(uuid)
 
     def sweep(self) -> None:
         """Forget what is over, and begin what is due."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from xapi.host.machine import load, make_host, why_no_guests
@@ -26,11 +24,10 @@ log = Logger()
 
 
 class Hosts(Stage):
-    """The hosts of a daemon: what they are when it starts, and their end, which is that of the guests on them."""
+    """The hosts of a daemon: what they are when it starts, and what it leaves: no guests in this process."""
 
-    def __init__(self, daemon: Daemon, in_thread: Callable[..., Deferred[Any]]) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._in_thread = in_thread
 
     async def start(self) -> None:
         """Say of the hosts what is so now, and clean up behind guests and operations that have gone."""
@@ -40,10 +37,10 @@ class Hosts(Stage):
         await lifecycle.undo_unfinished(self._daemon.subsystems)
 
     async def stop(self) -> None:
-        """End the work that is under way, then the guests."""
+        """End the work that is under way, then leave the hosts."""
         self._daemon.tasks.end_all()
         for backend in self._daemon.backends.made():
-            await self._in_thread(cast("Any", backend).stop)
+            await backend.leave()
 
 
 def _look_at_the_machine(db: Store) -> None:
@@ -58,7 +55,7 @@ def _look_at_the_machine(db: Store) -> None:
 
 
 def make_backend(store: Store, host: Any, threads: Threads, storage: LocalStorage, config: Config) -> Backend:
-    """Return an emulated host with the memory that its record says, running."""
+    """Return an emulated host with the memory that its record says."""
     metrics = store.host_metrics.get(host.metrics)
     memory = metrics.memory_total if metrics is not None else 0
     return make_host(memory, threads, storage, config.network_boot, host.cpu_info.get("modelname", ""))

@@ -193,7 +193,7 @@ def make_service(
         connections,
         Writing(writer, store, growth, in_thread),
         Reserve(storage.keep_back, filled, config.reserve),
-        Hosts(daemon, in_thread),
+        Hosts(daemon),
         Doing(stop=programs.stop),
         *([Doing(garbage.settle), Timer(garbage.EVERY, garbage.Collector().look, reactor)] if alone else []),
         listeners,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from hypervisor.api import Change, Device, HostError
+from hypervisor.api import Change, Code, Device, HostError
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
-from xapi.datamodel.errors import Fault
 from xapi.hosts.backends import Backends
 from xapi.vms import power
+from xapi.vms.faults import fault_of
 from xapi.vms.reconcile import Reconciler
 
 
@@ -32,7 +32,7 @@ async def plug(work: Work, row: Any, device: Device) -> None:
     try:
         work[Reconciler].write(vm, host, await backend.plug(vm.uuid, device))
     except HostError as error:
-        raise _fault_of(error, vm, row) from error
+        raise fault_of(error, vm, row) from error
     except BaseException:
         with suppress(HostError):
             await to_its_end(backend.unplug(vm.uuid, device, True))
@@ -48,8 +48,8 @@ async def unplug(work: Work, row: Any, device: Device, *, force: bool) -> None:
     try:
         await power.backend(work, vm).unplug(vm.uuid, device, force)
     except HostError as error:
-        if error.code != "no_device":
-            raise _fault_of(error, vm, row) from error
+        if error.code is not Code.NO_DEVICE:
+            raise fault_of(error, vm, row) from error
     finally:
         await to_its_end(work[Reconciler].look(vm))
 
@@ -60,18 +60,5 @@ async def adjust(work: Work, row: Any, change: Change) -> None:
     try:
         await power.backend(work, vm).adjust(vm.uuid, change)
     except HostError as error:
-        if error.code not in ("no_device", "no_domain"):
-            raise _fault_of(error, vm, row) from error
-
-
-def _fault_of(error: HostError, vm: Any, row: Any) -> Fault:
-    name = row._table.name
-    if error.code == "device_exists":
-        return errors.DEVICE_ALREADY_ATTACHED(row._ref)
-    if error.code == "detach_timeout":
-        return errors.DEVICE_DETACH_TIMEOUT(name, row._ref)
-    if error.code == "detach_rejected":
-        return errors.DEVICE_DETACH_REJECTED(name, row._ref, str(error))
-    if error.code == "bad_disk":
-        return errors.VDI_NOT_AVAILABLE(row.VDI)
-    return power.fault_of(error, vm)
+        if error.code not in (Code.NO_DEVICE, Code.NO_DOMAIN):
+            raise fault_of(error, vm, row) from error

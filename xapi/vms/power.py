@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from hypervisor.api import DomainConfig, HostError, Shutdown, Truth
+from hypervisor.api import DomainConfig, Shutdown, Truth
 from xapi.calls.claim import SHORT, Held, changed, claims
-from xapi.calls.faults import shortage
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
@@ -25,11 +24,11 @@ from xapi.events.alerts import alert
 from xapi.hosts.backends import Backends
 from xapi.log.guests import named
 from xapi.networks.networks import Networks
-from xapi.storage.faults import backend_failure
 from xapi.storage.repository import Storage
 from xapi.storage.unfinished import Making, durable, making
 from xapi.vms import guest_metrics
 from xapi.vms.domains import Kernels, describe, domain_kind
+from xapi.vms.faults import told
 from xapi.vms.placement import choose_host
 from xapi.vms.reconcile import Reconciler, lose, write_halted
 
@@ -45,40 +44,6 @@ def backend(work: Work, vm: Any) -> Any:
     if host is None:
         raise errors.VM_BAD_POWER_STATE(vm._ref, "running", vm.power_state.lower())
     return work[Backends].of(host)
-
-
-def fault_of(error: HostError, vm: Any) -> Fault:
-    """Return the API's error for what a host backend could not do."""
-    if (short := shortage(error)) is not None:
-        return short
-    if error.code == "no_memory":
-        return errors.HOST_NOT_ENOUGH_FREE_MEMORY(str(vm.memory_static_max), "0")
-    if error.code in ("not_running", "no_domain"):  # its guest went down by itself, a moment ago
-        return errors.VM_BAD_POWER_STATE(vm._ref, "running", "halted")
-    if error.code == "no_guests":
-        return errors.VM_HVM_REQUIRED(vm._ref)
-    if error.code in ("bad_kernel", "bootloader_failed"):
-        return errors.BOOTLOADER_FAILED(vm._ref, str(error))
-    if error.code == "not_acknowledged":
-        return errors.VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT(vm._ref)
-    if error.code == "not_suspended":
-        return errors.VM_FAILED_SUSPEND_ACKNOWLEDGMENT(vm._ref)
-    if error.code == "no_vcpu":
-        return errors.VM_LACKS_FEATURE(vm._ref)
-    if error.code == "bad_disk":
-        return backend_failure(46, str(error))
-    if error.code == "no_space":
-        return errors.SR_FULL("", str(error))
-    return errors.INTERNAL_ERROR(f"{error.code}: {error}")
-
-
-@contextmanager
-def told(vm: Any) -> Iterator[None]:
-    """Turn what a host backend could not do for a VM into the API's error."""
-    try:
-        yield
-    except HostError as error:
-        raise fault_of(error, vm) from error
 
 
 async def start(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:

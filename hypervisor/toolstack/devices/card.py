@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from hypervisor.api import NIC, DeviceState, HostError
+from hypervisor.api import NIC, Code, DeviceState, HostError
 from hypervisor.network.lock import LockMode
 from hypervisor.network.packets import mac_from_text
 from hypervisor.split.net import NetConfig, NetDevice
@@ -53,7 +53,7 @@ class Card(Plugged[NIC]):
         except ValueError as error:
             if described.network != before.network:
                 self._release(described)
-            raise HostError("failed", f"device {described.number}: {error}") from error
+            raise HostError(Code.FAILED, f"device {described.number}: {error}") from error
         if described.network != before.network:
             self._release(before)
         if described.static_ip != before.static_ip:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from hypervisor.api import DeviceState, Disk, HostError, disk_name
+from hypervisor.api import Code, DeviceState, Disk, HostError, disk_name
 from hypervisor.disks import disk as disks
 from hypervisor.disks import raw, vhd
 from hypervisor.disks.anonymous import AnonymousDisk
@@ -34,7 +34,7 @@ def open_disk(described: Disk, repositories: Repositories, *, read_only: bool = 
             return volume
         return (vhd.open if described.format == "vhd" else raw.open)(path, read_only=read_only)
     except (DiskError, StorageError) as error:
-        raise HostError("bad_disk", str(error)) from error
+        raise HostError(Code.BAD_DISK, str(error)) from error
 
 
 class Drive(Plugged[Disk]):
@@ -69,7 +69,7 @@ class Drive(Plugged[Disk]):
     def change(self, described: Disk, done: Callable[[], None]) -> None:
         """Eject, insert or exchange a CD. Raises HostError."""
         if not self.described.is_cdrom:
-            raise HostError("no_cdrom", f"device {described.number} is no CD drive")
+            raise HostError(Code.NO_CDROM, f"device {described.number} is no CD drive")
         old, self._disk = self._disk, open_disk(described, self.slot.repositories)
         self.described = structs.replace(described, is_cdrom=True)
         self._device.change_medium(self._disk, described.path, lambda: self._close_then(old, done))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
-from hypervisor.api import Device, DeviceState, HostError
+from hypervisor.api import Code, Device, DeviceState, HostError
 from hypervisor.domains.domain import Domain
 from hypervisor.split.block_queue import Execute
 from hypervisor.split.xenbus import Backend, BusState, DeviceClass
@@ -71,7 +71,7 @@ class Plugged(ABC, Generic[Described]):
             freed = threading.Event()
             self.free(freed.set)
             freed.wait()
-            raise HostError("failed", f"device {self.described.number}: {error}") from error
+            raise HostError(Code.FAILED, f"device {self.described.number}: {error}") from error
         self._left = set(self._backs)
 
     def _back(self, device: DeviceClass, number: int) -> Backend:
@@ -123,7 +123,7 @@ class Plugged(ABC, Generic[Described]):
 
     def change(self, described: Described, done: Callable[[], None]) -> None:
         """Make it what is described now; `done` is called when nothing of before is in use. Raises HostError."""
-        raise HostError("failed", f"device {described.number} cannot be changed while it is plugged")
+        raise HostError(Code.FAILED, f"device {described.number} cannot be changed while it is plugged")
 
     def state(self) -> DeviceState | None:
         """Return what is true of it now, under the machine's lock; None for a kind that counts nothing."""

@@ -9,7 +9,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-from hypervisor.api import Device, DeviceState, HostError
+from hypervisor.api import Code, Device, DeviceState, HostError
 from hypervisor.toolstack import devices
 from hypervisor.toolstack.devices.plugged import Plugged, Slot
 
@@ -35,11 +35,11 @@ class Devices:
         """Offer a device to the guest. Raises HostError, with nothing left behind."""
         key = type(described), described.number
         if key in self._plugged:
-            raise HostError("device_exists", f"device {described.number} is plugged already")
+            raise HostError(Code.DEVICE_EXISTS, f"device {described.number} is plugged already")
         try:
             plugged = kinds()[type(described)](self._slot, described)
         except ValueError as error:
-            raise HostError("failed", f"device {described.number}: {error}") from error
+            raise HostError(Code.FAILED, f"device {described.number}: {error}") from error
         plugged.offer()
         self._plugged[key] = plugged
 
@@ -71,7 +71,7 @@ class Devices:
     def _get(self, kind: type[Device], number: int) -> Plugged[Any]:
         plugged = self._plugged.get((kind, number))
         if plugged is None:
-            raise HostError("no_device", f"there is no device {number}")
+            raise HostError(Code.NO_DEVICE, f"there is no device {number}")
         return plugged
 
     def states(self) -> Iterator[DeviceState]:

@@ -13,6 +13,7 @@ from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 from xapi.hosts.plugins import Plugins
 from xapi.vms import power
+from xapi.vms.faults import told
 
 Host = Ref[records.host]
 VM = Ref[records.VM]
@@ -98,7 +99,7 @@ async def _request_rdp(call: Call, row: Any, plugin: str, fn: str) -> None:
             "feature."
         )
         raise errors.XENAPI_PLUGIN_FAILURE("failed to execute fn", text, text)
-    with power.told(row):
+    with told(row):
         wanted = "1" if fn.endswith("-on") else "0"
         await power.backend(call, row).adjust(row.uuid, Change(xenstore={"control/ts": wanted}))
 

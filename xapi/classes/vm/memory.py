@@ -13,8 +13,9 @@ from xapi.calls.registry import message
 from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 from xapi.vms import memory
+from xapi.vms.faults import told
 from xapi.vms.memory import Limits, check_limits, limits
-from xapi.vms.power import backend, told
+from xapi.vms.power import backend
 from xapi.vms.reconcile import Reconciler
 
 VM = Ref[records.VM]

@@ -16,8 +16,9 @@ from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL, Ref
 from xapi.hosts.availability import is_live
 from xapi.vms.domains import xenstore
+from xapi.vms.faults import told
 from xapi.vms.placement import unseen_srs
-from xapi.vms.power import backend, told
+from xapi.vms.power import backend
 
 VM = Ref[records.VM]
 BIOS_ORDER = "BIOS order"

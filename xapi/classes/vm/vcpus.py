@@ -11,7 +11,8 @@ from xapi.datamodel import errors, records
 from xapi.datamodel.lexical import parse_number
 from xapi.datamodel.types import Ref
 from xapi.operations.vm import is_dom0
-from xapi.vms.power import backend, told
+from xapi.vms.faults import told
+from xapi.vms.power import backend
 from xapi.vms.reconcile import Reconciler
 
 VM = Ref[records.VM]
