@@ -16,6 +16,7 @@ from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import EPOCH
 from xapi.datamodel.types import NULL
+from xapi.operations.refusal import objects
 from xapi.vms import sexpr
 from xapi.vms.devices import mac_address
 
@@ -71,19 +72,18 @@ def copied(pool: Pool, message: str, vm: Any, *more: Any) -> Any:
 
 def idle(pool: Pool) -> bool:
     """Tell whether nobody holds anything, and no task is left."""
-    held = [row for table in ("VM", "VDI", "SR", "VBD") for row in pool.db.tables[table] if row.current_operations]
+    held = [row for table in ("VM", "VDI", "SR", "VBD") for row in objects(pool.db, table) if row.current_operations]
     return not held and not len(pool.db.task)
 
 
 def sound(pool: Pool) -> bool:
     """Tell whether every device of a VM, and all metrics, belong to something."""
     db = pool.db
-    owned = {row.metrics for name in ("VM", "VBD", "VIF") for row in db.tables[name]} | {
-        vm.guest_metrics for vm in db.VM
-    }
+    owned: set[str] = {row.metrics for table in (db.VM, db.VBD, db.VIF) for row in table}
+    owned |= {vm.guest_metrics for vm in db.VM}
     tables = ("VM_metrics", "VM_guest_metrics", "VBD_metrics", "VIF_metrics")
     metrics = {row._ref for name in tables for row in db.tables[name]}
-    return metrics <= owned and all(row.VM in db.VM for name in ("VBD", "VIF") for row in db.tables[name])
+    return metrics <= owned and all(row.VM in db.VM for table in (db.VBD, db.VIF) for row in table)
 
 
 # Clone and copy

@@ -41,8 +41,8 @@ class Child:
         for client in range(CLIENTS):
             if f"OpaqueRef:vm{client}" not in store.VM:
                 with store.atomic():
-                    store.VM.create(ref=f"OpaqueRef:vm{client}", name_description="0")
-                    store.VDI.create(ref=f"OpaqueRef:vdi{client}", name_description="0")
+                    store.VM.create(f"OpaqueRef:vm{client}", name_description="0")
+                    store.VDI.create(f"OpaqueRef:vdi{client}", name_description="0")
         with self.opened:
             assert self.opened.flush() is None
             self.tell("ready", 0, 0, store.generation)
@@ -66,8 +66,8 @@ class Child:
         elif action == "make":
             ref = f"OpaqueRef:pair{number}"
             with store.atomic():
-                store.secret.create(ref=ref, uuid=f"{client}-{number}")
-                store.network.create(ref=ref, uuid=f"{client}-{number}")
+                store.secret.create(ref, uuid=f"{client}-{number}")
+                store.network.create(ref, uuid=f"{client}-{number}")
         else:
             with store.atomic():
                 store.VM[f"OpaqueRef:vm{client}"].name_description = str(number)

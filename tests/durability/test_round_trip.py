@@ -100,7 +100,7 @@ def _change(opened: Opened, rng: random.Random, number: int) -> None:
         ref = rng.choice(vms)._ref
         with store.atomic():
             store.VM.delete(ref)
-            store.VM.create(ref=ref, name_label=f"again {number}")
+            store.VM.create(ref, name_label=f"again {number}")
     else:
         store.VBD.create(VM=rng.choice(vms)._ref, userdevice=str(number))
 
@@ -174,11 +174,11 @@ def test_changes_of_one_row_are_joined_to_its_net_effect(url: str) -> None:
     opened = Opened(url)
     store = opened.store
     changes = discard(store)
-    store.secret.create(ref="OpaqueRef:a", value="1", uuid="a")
+    store.secret.create("OpaqueRef:a", value="1", uuid="a")
     store.secret["OpaqueRef:a"].value = "2"
     store.secret.delete("OpaqueRef:a")
-    store.secret.create(ref="OpaqueRef:a", value="3", uuid="b")
-    store.secret.create(ref="OpaqueRef:gone")
+    store.secret.create("OpaqueRef:a", value="3", uuid="b")
+    store.secret.create("OpaqueRef:gone")
     store.secret.delete("OpaqueRef:gone")
     for generation, change in changes:
         opened.writer.write(generation, change)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from xapi import datamodel
 from xapi.datamodel import Field, errors
 from xapi.datamodel.types import NULL, BoolType, EnumType, MapType, RefType, SetType, StringType
-from xapi.operations.refusal import RULES, allowed_operations, register
+from xapi.operations.refusal import RULES, allowed_operations, objects, register
 from xapi.store.memory import Change, Store
 
 SOME = {
@@ -261,7 +261,7 @@ class World:
         return [
             (name, row.allowed_operations, allowed_operations(self.db, row))
             for name in RULES
-            for row in self.db.tables[name]
+            for row in objects(self.db, name)
             if row.allowed_operations != allowed_operations(self.db, row)
         ]
 

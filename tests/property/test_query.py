@@ -29,7 +29,7 @@ def make_store() -> Store:
     sr = store.SR.create(uuid="s", name_label="true")
     for number, label in enumerate(["7", "true", "Halted", "('x')", ""]):
         guest = store.VM.create(
-            ref=f"r{number % 3}" if number < 3 else None,
+            f"r{number % 3}" if number < 3 else None,
             uuid=f"u{number}",
             name_label=label,
             tags=("x",) * (number % 2),
@@ -40,7 +40,7 @@ def make_store() -> Store:
             suspend_SR=sr._ref,
         )
         if number % 2:
-            store.VBD.create(ref=f"d{number}", VM=guest._ref)
+            store.VBD.create(f"d{number}", VM=guest._ref)
     return store
 
 

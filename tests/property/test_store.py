@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 DERIVED = {("VM", "VBDs"): ("VBD", "VM"), ("VM_group", "VMs"): ("VM", "groups"), ("VM", "children"): ("VM", "parent"),
            ("task", "subtasks"): ("task", "subtask_of")}  # fmt: skip
 MEMORY_ONLY = {"task"}
+uuid_of, label_of = attrgetter("uuid"), attrgetter("name_label")
 
 
 def reference(cls: str, number: int) -> str:
@@ -172,8 +174,8 @@ def check(store: Store, model: Model, log: Log) -> None:
                 ref: far(model, cls, ref, derived) for ref in wanted
             }
         if "uuid" in fields:
-            assert all(table.by_uuid(row.uuid) is row for row in table)
-        labels = {row.name_label for row in table} if "name_label" in fields else set()
+            assert all(table.by_uuid(uuid_of(row)) is row for row in table)
+        labels = {label_of(row) for row in table} if "name_label" in fields else set()
         for label in labels | {"a", "b"}:
             assert {row._ref for row in table.by_name_label(label)} == {
                 ref for ref, found in wanted.items() if found.get("name_label") == label

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypedDict
 
 from xapi.datamodel.types import Ref
 from xapi.store.rows import Row, Table
@@ -83,7 +83,13 @@ enum_persistence_backend = Literal["xapi"]
 enum_vtpm_operations = Literal["destroy"]
 enum_vusb_operations = Literal["attach", "plug", "unplug"]
 
+class Claimable(Row):
+    """An object of a class with operations, whichever; `current_operations` has them by the task that holds each."""
+    allowed_operations: tuple[str, ...]
+    current_operations: Mapping[str, str]
+
 class blob(Row):
+    _ref: Ref[_blob]
     uuid: str
     name_label: str
     name_description: str
@@ -93,6 +99,7 @@ class blob(Row):
     public: bool
 
 class Bond(Row):
+    _ref: Ref[_Bond]
     uuid: str
     master: Ref[_PIF]
     slaves: Collection[Ref[_PIF]]
@@ -104,6 +111,7 @@ class Bond(Row):
     other_config: Mapping[str, str]
 
 class Caller(Row):
+    _ref: Ref[_Caller]
     uuid: str
     name_label: str
     name_description: str
@@ -115,6 +123,7 @@ class Caller(Row):
     auto_registered: bool
 
 class Certificate(Row):
+    _ref: Ref[_Certificate]
     uuid: str
     name: str
     type: enum_certificate_type
@@ -126,7 +135,8 @@ class Certificate(Row):
     fingerprint_sha1: str
     fingerprint: str
 
-class Cluster(Row):
+class Cluster(Claimable):
+    _ref: Ref[_Cluster]
     uuid: str
     cluster_hosts: Collection[Ref[_Cluster_host]]
     cluster_stack: str
@@ -145,7 +155,8 @@ class Cluster(Row):
     pending_forget: tuple[str, ...]
     cluster_token: str
 
-class Cluster_host(Row):
+class Cluster_host(Claimable):
+    _ref: Ref[_Cluster_host]
     uuid: str
     cluster: Ref[_Cluster]
     host: Ref[_host]
@@ -159,6 +170,7 @@ class Cluster_host(Row):
     current_operations: Mapping[str, enum_cluster_host_operation]
 
 class console(Row):
+    _ref: Ref[_console]
     uuid: str
     protocol: enum_console_protocol
     location: str
@@ -167,16 +179,19 @@ class console(Row):
     port: int
 
 class crashdump(Row):
+    _ref: Ref[_crashdump]
     uuid: str
     VM: Ref[_VM]
     VDI: Ref[_VDI]
     other_config: Mapping[str, str]
 
 class DR_task(Row):
+    _ref: Ref[_DR_task]
     uuid: str
     introduced_SRs: Collection[Ref[_SR]]
 
 class Driver_variant(Row):
+    _ref: Ref[_Driver_variant]
     uuid: str
     name: str
     driver: Ref[_Host_driver]
@@ -186,6 +201,7 @@ class Driver_variant(Row):
     status: str
 
 class Feature(Row):
+    _ref: Ref[_Feature]
     uuid: str
     name_label: str
     name_description: str
@@ -195,6 +211,7 @@ class Feature(Row):
     version: str
 
 class GPU_group(Row):
+    _ref: Ref[_GPU_group]
     uuid: str
     name_label: str
     name_description: str
@@ -206,7 +223,8 @@ class GPU_group(Row):
     supported_VGPU_types: tuple[Ref[_VGPU_type], ...]
     other_config: Mapping[str, str]
 
-class host(Row):
+class host(Claimable):
+    _ref: Ref[_host]
     uuid: str
     name_label: str
     name_description: str
@@ -291,6 +309,7 @@ class host(Row):
     recommended_guidances: tuple[enum_update_guidances, ...]
 
 class host_cpu(Row):
+    _ref: Ref[_host_cpu]
     uuid: str
     host: Ref[_host]
     number: int
@@ -306,6 +325,7 @@ class host_cpu(Row):
     other_config: Mapping[str, str]
 
 class host_crashdump(Row):
+    _ref: Ref[_host_crashdump]
     uuid: str
     host: Ref[_host]
     timestamp: datetime
@@ -314,6 +334,7 @@ class host_crashdump(Row):
     filename: str
 
 class Host_driver(Row):
+    _ref: Ref[_Host_driver]
     uuid: str
     name: str
     friendly_name: str
@@ -326,6 +347,7 @@ class Host_driver(Row):
     info: str
 
 class host_metrics(Row):
+    _ref: Ref[_host_metrics]
     uuid: str
     live: bool
     memory_total: int
@@ -334,6 +356,7 @@ class host_metrics(Row):
     memory_free: int
 
 class host_patch(Row):
+    _ref: Ref[_host_patch]
     uuid: str
     name_label: str
     name_description: str
@@ -347,9 +370,11 @@ class host_patch(Row):
     filename: str
 
 class LVHD(Row):
+    _ref: Ref[_LVHD]
     uuid: str
 
 class message(Row):
+    _ref: Ref[_message]
     uuid: str
     name: str
     priority: int
@@ -358,7 +383,8 @@ class message(Row):
     timestamp: datetime
     body: str
 
-class network(Row):
+class network(Claimable):
+    _ref: Ref[_network]
     uuid: str
     name_label: str
     name_description: str
@@ -377,6 +403,7 @@ class network(Row):
     current_operations: Mapping[str, enum_network_operations]
 
 class network_sriov(Row):
+    _ref: Ref[_network_sriov]
     uuid: str
     physical_PIF: Ref[_PIF]
     logical_PIF: Ref[_PIF]
@@ -384,6 +411,7 @@ class network_sriov(Row):
     configuration_mode: enum_sriov_configuration_mode
 
 class Observer(Row):
+    _ref: Ref[_Observer]
     uuid: str
     name_label: str
     name_description: str
@@ -394,6 +422,7 @@ class Observer(Row):
     attributes: Mapping[str, str]
 
 class PBD(Row):
+    _ref: Ref[_PBD]
     uuid: str
     host: Ref[_host]
     SR: Ref[_SR]
@@ -402,6 +431,7 @@ class PBD(Row):
     other_config: Mapping[str, str]
 
 class PCI(Row):
+    _ref: Ref[_PCI]
     uuid: str
     host: Ref[_host]
     pci_id: str
@@ -425,6 +455,7 @@ class PCI(Row):
     physical_function: Ref[_PCI]
 
 class PGPU(Row):
+    _ref: Ref[_PGPU]
     uuid: str
     host: Ref[_host]
     PCI: Ref[_PCI]
@@ -440,6 +471,7 @@ class PGPU(Row):
     dom0_access: enum_pci_dom0_access
 
 class PIF(Row):
+    _ref: Ref[_PIF]
     uuid: str
     device: str
     host: Ref[_host]
@@ -478,6 +510,7 @@ class PIF(Row):
     device_name: str
 
 class PIF_metrics(Row):
+    _ref: Ref[_PIF_metrics]
     uuid: str
     last_updated: datetime
     other_config: Mapping[str, str]
@@ -492,7 +525,8 @@ class PIF_metrics(Row):
     io_read_kbs: float
     io_write_kbs: float
 
-class pool(Row):
+class pool(Claimable):
+    _ref: Ref[_pool]
     uuid: str
     name_label: str
     name_description: str
@@ -563,6 +597,7 @@ class pool(Row):
     policy_no_vendor_device: bool
 
 class pool_patch(Row):
+    _ref: Ref[_pool_patch]
     uuid: str
     name_label: str
     name_description: str
@@ -576,6 +611,7 @@ class pool_patch(Row):
     filename: str
 
 class pool_update(Row):
+    _ref: Ref[_pool_update]
     uuid: str
     name_label: str
     name_description: str
@@ -589,6 +625,7 @@ class pool_update(Row):
     other_config: Mapping[str, str]
 
 class PUSB(Row):
+    _ref: Ref[_PUSB]
     uuid: str
     description: str
     host: Ref[_host]
@@ -605,6 +642,7 @@ class PUSB(Row):
     path: str
 
 class PVS_cache_storage(Row):
+    _ref: Ref[_PVS_cache_storage]
     uuid: str
     host: Ref[_host]
     site: Ref[_PVS_site]
@@ -613,6 +651,7 @@ class PVS_cache_storage(Row):
     VDI: Ref[_VDI]
 
 class PVS_proxy(Row):
+    _ref: Ref[_PVS_proxy]
     uuid: str
     VIF: Ref[_VIF]
     site: Ref[_PVS_site]
@@ -620,6 +659,7 @@ class PVS_proxy(Row):
     status: enum_pvs_proxy_status
 
 class PVS_server(Row):
+    _ref: Ref[_PVS_server]
     uuid: str
     site: Ref[_PVS_site]
     addresses: tuple[str, ...]
@@ -627,6 +667,7 @@ class PVS_server(Row):
     last_port: int
 
 class PVS_site(Row):
+    _ref: Ref[_PVS_site]
     uuid: str
     name_label: str
     name_description: str
@@ -636,6 +677,7 @@ class PVS_site(Row):
     cache_storage: Collection[Ref[_PVS_cache_storage]]
 
 class Rate_limit(Row):
+    _ref: Ref[_Rate_limit]
     uuid: str
     name_label: str
     name_description: str
@@ -644,6 +686,7 @@ class Rate_limit(Row):
     callers: Collection[Ref[_Caller]]
 
 class Repository(Row):
+    _ref: Ref[_Repository]
     uuid: str
     name_label: str
     name_description: str
@@ -657,6 +700,7 @@ class Repository(Row):
     up_to_date: bool
 
 class role(Row):
+    _ref: Ref[_role]
     uuid: str
     name_label: str
     name_description: str
@@ -664,17 +708,20 @@ class role(Row):
     is_internal: bool
 
 class SDN_controller(Row):
+    _ref: Ref[_SDN_controller]
     uuid: str
     protocol: enum_sdn_controller_protocol
     address: str
     port: int
 
 class secret(Row):
+    _ref: Ref[_secret]
     uuid: str
     value: str
     other_config: Mapping[str, str]
 
 class session(Row):
+    _ref: Ref[_session]
     uuid: str
     this_host: Ref[_host]
     is_local_superuser: bool
@@ -693,6 +740,7 @@ class session(Row):
     this_user: Ref[_user]
 
 class SM(Row):
+    _ref: Ref[_SM]
     uuid: str
     name_label: str
     name_description: str
@@ -710,7 +758,8 @@ class SM(Row):
     other_config: Mapping[str, str]
     capabilities: tuple[str, ...]
 
-class SR(Row):
+class SR(Claimable):
+    _ref: Ref[_SR]
     uuid: str
     name_label: str
     name_description: str
@@ -736,12 +785,14 @@ class SR(Row):
     default_vdi_visibility: bool
 
 class subject(Row):
+    _ref: Ref[_subject]
     uuid: str
     subject_identifier: str
     roles: tuple[Ref[_role], ...]
     other_config: Mapping[str, str]
 
-class task(Row):
+class task(Claimable):
+    _ref: Ref[_task]
     uuid: str
     name_label: str
     name_description: str
@@ -766,6 +817,7 @@ class task(Row):
     stunnelpid: int
 
 class tunnel(Row):
+    _ref: Ref[_tunnel]
     uuid: str
     access_PIF: Ref[_PIF]
     transport_PIF: Ref[_PIF]
@@ -774,6 +826,7 @@ class tunnel(Row):
     other_config: Mapping[str, str]
 
 class USB_group(Row):
+    _ref: Ref[_USB_group]
     uuid: str
     name_label: str
     name_description: str
@@ -782,12 +835,14 @@ class USB_group(Row):
     other_config: Mapping[str, str]
 
 class user(Row):
+    _ref: Ref[_user]
     uuid: str
     short_name: str
     fullname: str
     other_config: Mapping[str, str]
 
-class VBD(Row):
+class VBD(Claimable):
+    _ref: Ref[_VBD]
     uuid: str
     VM: Ref[_VM]
     VDI: Ref[_VDI]
@@ -813,13 +868,15 @@ class VBD(Row):
     metrics: Ref[_VBD_metrics]
 
 class VBD_metrics(Row):
+    _ref: Ref[_VBD_metrics]
     uuid: str
     io_read_kbs: float
     io_write_kbs: float
     last_updated: datetime
     other_config: Mapping[str, str]
 
-class VDI(Row):
+class VDI(Claimable):
+    _ref: Ref[_VDI]
     uuid: str
     name_label: str
     name_description: str
@@ -854,6 +911,7 @@ class VDI(Row):
     parent: Ref[_VDI]
 
 class VGPU(Row):
+    _ref: Ref[_VGPU]
     uuid: str
     VM: Ref[_VM]
     device: str
@@ -868,6 +926,7 @@ class VGPU(Row):
     compatibility_metadata: Mapping[str, str]
 
 class VGPU_type(Row):
+    _ref: Ref[_VGPU_type]
     uuid: str
     vendor_name: str
     model_name: str
@@ -888,7 +947,8 @@ class VGPU_type(Row):
     internal_config: Mapping[str, str]
     compatible_types_on_pgpu: tuple[Ref[_VGPU_type], ...]
 
-class VIF(Row):
+class VIF(Claimable):
+    _ref: Ref[_VIF]
     uuid: str
     VM: Ref[_VM]
     network: Ref[_network]
@@ -921,6 +981,7 @@ class VIF(Row):
     metrics: Ref[_VIF_metrics]
 
 class VIF_metrics(Row):
+    _ref: Ref[_VIF_metrics]
     uuid: str
     other_config: Mapping[str, str]
     last_updated: datetime
@@ -928,13 +989,15 @@ class VIF_metrics(Row):
     io_write_kbs: float
 
 class VLAN(Row):
+    _ref: Ref[_VLAN]
     uuid: str
     tag: int
     tagged_PIF: Ref[_PIF]
     untagged_PIF: Ref[_PIF]
     other_config: Mapping[str, str]
 
-class VM(Row):
+class VM(Claimable):
+    _ref: Ref[_VM]
     uuid: str
     name_label: str
     name_description: str
@@ -1029,7 +1092,8 @@ class VM(Row):
     is_snapshot_from_vmpp: bool
     recommended_guidances: tuple[enum_update_guidances, ...]
 
-class VM_appliance(Row):
+class VM_appliance(Claimable):
+    _ref: Ref[_VM_appliance]
     uuid: str
     name_label: str
     name_description: str
@@ -1038,6 +1102,7 @@ class VM_appliance(Row):
     current_operations: Mapping[str, enum_vm_appliance_operation]
 
 class VM_group(Row):
+    _ref: Ref[_VM_group]
     uuid: str
     name_label: str
     name_description: str
@@ -1045,6 +1110,7 @@ class VM_group(Row):
     VMs: Collection[Ref[_VM]]
 
 class VM_guest_metrics(Row):
+    _ref: Ref[_VM_guest_metrics]
     uuid: str
     os_version: Mapping[str, str]
     networks: Mapping[str, str]
@@ -1063,6 +1129,7 @@ class VM_guest_metrics(Row):
     disks: Mapping[str, str]
 
 class VM_metrics(Row):
+    _ref: Ref[_VM_metrics]
     uuid: str
     start_time: datetime
     install_time: datetime
@@ -1084,6 +1151,7 @@ class VM_metrics(Row):
     VCPUs_utilisation: Mapping[int, float]
 
 class VMPP(Row):
+    _ref: Ref[_VMPP]
     uuid: str
     name_label: str
     name_description: str
@@ -1106,6 +1174,7 @@ class VMPP(Row):
     recent_alerts: tuple[str, ...]
 
 class VMSS(Row):
+    _ref: Ref[_VMSS]
     uuid: str
     name_label: str
     name_description: str
@@ -1117,7 +1186,8 @@ class VMSS(Row):
     last_run_time: datetime
     VMs: Collection[Ref[_VM]]
 
-class VTPM(Row):
+class VTPM(Claimable):
+    _ref: Ref[_VTPM]
     uuid: str
     VM: Ref[_VM]
     is_unique: bool
@@ -1128,7 +1198,8 @@ class VTPM(Row):
     allowed_operations: tuple[enum_vtpm_operations, ...]
     current_operations: Mapping[str, enum_vtpm_operations]
 
-class VUSB(Row):
+class VUSB(Claimable):
+    _ref: Ref[_VUSB]
     uuid: str
     VM: Ref[_VM]
     USB_group: Ref[_USB_group]
@@ -1136,6 +1207,324 @@ class VUSB(Row):
     other_config: Mapping[str, str]
     allowed_operations: tuple[enum_vusb_operations, ...]
     current_operations: Mapping[str, enum_vusb_operations]
+
+class Caller_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    user_agent: str
+    client_ip: str
+    last_access: datetime
+    groups: tuple[str, ...]
+    rate_limit: Ref[_Rate_limit]
+    auto_registered: bool
+
+class console_record(TypedDict, total=False):
+    uuid: str
+    protocol: enum_console_protocol
+    location: str
+    VM: Ref[_VM]
+    other_config: Mapping[str, str]
+
+class network_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    tags: tuple[str, ...]
+    VIFs: Collection[Ref[_VIF]]
+    PIFs: Collection[Ref[_PIF]]
+    MTU: int
+    bridge: str
+    managed: bool
+    assigned_ips: Mapping[Ref[_VIF], str]
+    default_locking_mode: enum_network_default_locking_mode
+    purpose: tuple[enum_network_purpose, ...]
+    other_config: Mapping[str, str]
+    blobs: Mapping[str, Ref[_blob]]
+    allowed_operations: tuple[enum_network_operations, ...]
+    current_operations: Mapping[str, enum_network_operations]
+
+class Observer_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    enabled: bool
+    hosts: tuple[Ref[_host], ...]
+    components: tuple[str, ...]
+    endpoints: tuple[str, ...]
+    attributes: Mapping[str, str]
+
+class PBD_record(TypedDict, total=False):
+    uuid: str
+    host: Ref[_host]
+    SR: Ref[_SR]
+    device_config: Mapping[str, str]
+    currently_attached: bool
+    other_config: Mapping[str, str]
+
+class PVS_cache_storage_record(TypedDict, total=False):
+    uuid: str
+    host: Ref[_host]
+    site: Ref[_PVS_site]
+    SR: Ref[_SR]
+    size: int
+    VDI: Ref[_VDI]
+
+class Rate_limit_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    burst_size: float
+    fill_rate: float
+    callers: Collection[Ref[_Caller]]
+
+class secret_record(TypedDict, total=False):
+    uuid: str
+    value: str
+    other_config: Mapping[str, str]
+
+class subject_record(TypedDict, total=False):
+    uuid: str
+    subject_identifier: str
+    roles: tuple[Ref[_role], ...]
+    other_config: Mapping[str, str]
+
+class user_record(TypedDict, total=False):
+    uuid: str
+    short_name: str
+    fullname: str
+    other_config: Mapping[str, str]
+
+class VBD_record(TypedDict, total=False):
+    uuid: str
+    VM: Ref[_VM]
+    VDI: Ref[_VDI]
+    empty: bool
+    type: enum_vbd_type
+    mode: enum_vbd_mode
+    bootable: bool
+    userdevice: str
+    device: str
+    currently_attached: bool
+    unpluggable: bool
+    allowed_operations: tuple[enum_vbd_operations, ...]
+    current_operations: Mapping[str, enum_vbd_operations]
+    other_config: Mapping[str, str]
+    qos_algorithm_type: str
+    qos_algorithm_params: Mapping[str, str]
+    qos_supported_algorithms: tuple[str, ...]
+    storage_lock: bool
+    runtime_properties: Mapping[str, str]
+    status_code: int
+    status_detail: str
+    metrics: Ref[_VBD_metrics]
+
+class VDI_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    type: enum_vdi_type
+    tags: tuple[str, ...]
+    SR: Ref[_SR]
+    virtual_size: int
+    physical_utilisation: int
+    location: str
+    missing: bool
+    managed: bool
+    VBDs: Collection[Ref[_VBD]]
+    read_only: bool
+    sharable: bool
+    on_boot: enum_on_boot
+    allow_caching: bool
+    is_tools_iso: bool
+    is_a_snapshot: bool
+    snapshot_of: Ref[_VDI]
+    snapshots: Collection[Ref[_VDI]]
+    snapshot_time: datetime
+    cbt_enabled: bool
+    allowed_operations: tuple[enum_vdi_operations, ...]
+    current_operations: Mapping[str, enum_vdi_operations]
+    other_config: Mapping[str, str]
+    xenstore_data: Mapping[str, str]
+    sm_config: Mapping[str, str]
+    metadata_of_pool: Ref[_pool]
+    metadata_latest: bool
+    crash_dumps: Collection[Ref[_crashdump]]
+    storage_lock: bool
+    parent: Ref[_VDI]
+
+class VIF_record(TypedDict, total=False):
+    uuid: str
+    VM: Ref[_VM]
+    network: Ref[_network]
+    device: str
+    currently_attached: bool
+    MAC: str
+    MAC_autogenerated: bool
+    MTU: int
+    locking_mode: enum_vif_locking_mode
+    ipv4_allowed: tuple[str, ...]
+    ipv6_allowed: tuple[str, ...]
+    trunks: tuple[int, ...]
+    ipv4_configuration_mode: enum_vif_ipv4_configuration_mode
+    ipv4_addresses: tuple[str, ...]
+    ipv4_gateway: str
+    ipv6_configuration_mode: enum_vif_ipv6_configuration_mode
+    ipv6_addresses: tuple[str, ...]
+    ipv6_gateway: str
+    qos_algorithm_type: str
+    qos_algorithm_params: Mapping[str, str]
+    qos_supported_algorithms: tuple[str, ...]
+    allowed_operations: tuple[enum_vif_operations, ...]
+    current_operations: Mapping[str, enum_vif_operations]
+    other_config: Mapping[str, str]
+    runtime_properties: Mapping[str, str]
+    status_code: int
+    status_detail: str
+    metrics: Ref[_VIF_metrics]
+
+class VM_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    tags: tuple[str, ...]
+    power_state: enum_vm_power_state
+    allowed_operations: tuple[enum_vm_operations, ...]
+    current_operations: Mapping[str, enum_vm_operations]
+    resident_on: Ref[_host]
+    blocked_operations: Mapping[enum_vm_operations, str]
+    domid: int
+    requires_reboot: bool
+    is_a_template: bool
+    is_default_template: bool
+    is_a_snapshot: bool
+    is_control_domain: bool
+    memory_static_max: int
+    memory_dynamic_max: int
+    memory_dynamic_min: int
+    memory_static_min: int
+    memory_overhead: int
+    HVM_shadow_multiplier: float
+    VCPUs_max: int
+    VCPUs_at_startup: int
+    VCPUs_params: Mapping[str, str]
+    domain_type: enum_domain_type
+    HVM_boot_params: Mapping[str, str]
+    platform: Mapping[str, str]
+    bios_strings: Mapping[str, str]
+    NVRAM: Mapping[str, str]
+    secureboot_certificates_state: enum_vm_secureboot_certificates_state
+    PV_bootloader: str
+    PV_kernel: str
+    PV_ramdisk: str
+    PV_args: str
+    PV_bootloader_args: str
+    PV_legacy_args: str
+    VBDs: Collection[Ref[_VBD]]
+    VIFs: Collection[Ref[_VIF]]
+    VGPUs: Collection[Ref[_VGPU]]
+    VUSBs: Collection[Ref[_VUSB]]
+    VTPMs: Collection[Ref[_VTPM]]
+    attached_PCIs: Collection[Ref[_PCI]]
+    consoles: Collection[Ref[_console]]
+    has_vendor_device: bool
+    hardware_platform_version: int
+    snapshots: Collection[Ref[_VM]]
+    snapshot_of: Ref[_VM]
+    snapshot_time: datetime
+    snapshot_info: Mapping[str, str]
+    snapshot_metadata: str
+    parent: Ref[_VM]
+    children: Collection[Ref[_VM]]
+    snapshot_schedule: Ref[_VMSS]
+    is_vmss_snapshot: bool
+    suspend_VDI: Ref[_VDI]
+    suspend_SR: Ref[_SR]
+    actions_after_shutdown: enum_on_normal_exit
+    actions_after_reboot: enum_on_normal_exit
+    actions_after_crash: enum_on_crash_behaviour
+    actions_after_softreboot: enum_on_softreboot_behavior
+    affinity: Ref[_host]
+    scheduled_to_be_resident_on: Ref[_host]
+    groups: tuple[Ref[_VM_group], ...]
+    ha_restart_priority: str
+    appliance: Ref[_VM_appliance]
+    order: int
+    start_delay: int
+    shutdown_delay: int
+    pending_guidances: tuple[enum_update_guidances, ...]
+    pending_guidances_recommended: tuple[enum_update_guidances, ...]
+    pending_guidances_full: tuple[enum_update_guidances, ...]
+    metrics: Ref[_VM_metrics]
+    guest_metrics: Ref[_VM_guest_metrics]
+    other_config: Mapping[str, str]
+    xenstore_data: Mapping[str, str]
+    recommendations: str
+    user_version: int
+    version: int
+    reference_label: str
+    generation_id: str
+    blobs: Mapping[str, Ref[_blob]]
+    domarch: str
+    last_booted_record: str
+    last_boot_CPU_flags: Mapping[str, str]
+    crash_dumps: Collection[Ref[_crashdump]]
+    transportable_snapshot_id: str
+    memory_target: int
+    HVM_boot_policy: str
+    PCI_bus: str
+    ha_always_run: bool
+    protection_policy: Ref[_VMPP]
+    is_snapshot_from_vmpp: bool
+
+class VM_appliance_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    VMs: Collection[Ref[_VM]]
+    allowed_operations: tuple[enum_vm_appliance_operation, ...]
+    current_operations: Mapping[str, enum_vm_appliance_operation]
+
+class VM_group_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    placement: enum_placement_policy
+    VMs: Collection[Ref[_VM]]
+
+class VMPP_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    VMs: Collection[Ref[_VM]]
+    is_policy_enabled: bool
+    backup_type: enum_vmpp_backup_type
+    backup_frequency: enum_vmpp_backup_frequency
+    backup_schedule: Mapping[str, str]
+    backup_retention_value: int
+    backup_last_run_time: datetime
+    is_backup_running: bool
+    archive_target_type: enum_vmpp_archive_target_type
+    archive_target_config: Mapping[str, str]
+    archive_frequency: enum_vmpp_archive_frequency
+    archive_schedule: Mapping[str, str]
+    archive_last_run_time: datetime
+    is_archive_running: bool
+    is_alarm_enabled: bool
+    alarm_config: Mapping[str, str]
+    recent_alerts: tuple[str, ...]
+
+class VMSS_record(TypedDict, total=False):
+    uuid: str
+    name_label: str
+    name_description: str
+    enabled: bool
+    type: enum_vmss_type
+    frequency: enum_vmss_frequency
+    schedule: Mapping[str, str]
+    retained_snapshots: int
+    last_run_time: datetime
+    VMs: Collection[Ref[_VM]]
 
 _blob = blob
 _Bond = Bond

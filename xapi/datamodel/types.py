@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -55,17 +55,17 @@ class Type:
 
     name: str
     annotation: str
-    empty: Any
+    empty: object
     """The value of a field that has neither a default nor a given value."""
 
     def __repr__(self) -> str:
         return f"<Type {self.name}>"
 
-    def decode(self, value: Any) -> Any:
+    def decode(self, value: object) -> object:
         """Return the value in memory for a wire value. Raises DecodeError."""
         raise NotImplementedError
 
-    def plain(self, value: Any) -> Any:
+    def plain(self, value: Any) -> object:
         """Return what orjson shall print."""
         return value
 
@@ -78,16 +78,16 @@ class Type:
         return self._render(value)
 
     @cached_property
-    def _render(self) -> Callable[[Any], str]:
+    def _render(self) -> Callable[[object], str]:
         source = f"lambda v: '<value>' + {self.xml_source('v')} + '</value>'"
-        render: Callable[[Any], str] = eval(source, SOURCE_NAMES)
+        render: Callable[[object], str] = eval(source, SOURCE_NAMES)
         return render
 
     def stored(self, value: Any) -> str:
         """Return the text that query expressions compare."""
         return str(value)
 
-    def from_json(self, value: Any) -> Any:
+    def from_json(self, value: object) -> object:
         """Return the value in memory for one read back from a JSON column or a schema default."""
         return self.decode(value)
 
@@ -95,15 +95,17 @@ class Type:
 class StringType(Type):
     name, annotation, empty = "string", "str", ""
 
-    def decode(self, value: Any) -> str:
+    def decode(self, value: object) -> str:
         if type(value) is str:
             return UNPRINTABLE.sub("", value)
         if value is None:  # <nil/>: PyPI XenAPI sends it for None
             return ""
         raise DecodeError(f"expected a string, got {_met(value)}")
 
-    def from_json(self, value: Any) -> str:
-        return value  # type: ignore[no-any-return]  # it was decoded before it was stored
+    def from_json(self, value: object) -> str:
+        if type(value) is str:  # it was decoded before it was stored
+            return value
+        raise DecodeError(f"expected a string, got {_met(value)}")
 
     def xml_source(self, variable: str) -> str:
         return f"escaped({variable})"
@@ -113,7 +115,7 @@ class IntType(Type):
     name, annotation, empty = "int", "int", 0
     _decimal = re.compile(r"[+-]?\d{1,19}", re.ASCII)
 
-    def decode(self, value: Any) -> int:
+    def decode(self, value: object) -> int:
         if type(value) is str:
             if not self._decimal.fullmatch(value.strip()):
                 raise DecodeError(f"expected an int, got {value[:40]!r}")
@@ -131,7 +133,7 @@ class IntType(Type):
 class BoolType(Type):
     name, annotation, empty = "bool", "bool", False
 
-    def decode(self, value: Any) -> bool:
+    def decode(self, value: object) -> bool:
         if type(value) is bool:
             return value
         raise DecodeError(f"expected a boolean, got {_met(value)}")
@@ -139,17 +141,17 @@ class BoolType(Type):
     def xml_source(self, variable: str) -> str:
         return f"('<boolean>1</boolean>' if {variable} else '<boolean>0</boolean>')"
 
-    def stored(self, value: Any) -> str:
+    def stored(self, value: object) -> str:
         return "true" if value else "false"
 
 
 class FloatType(Type):
     name, annotation, empty = "float", "float", 0.0
 
-    def decode(self, value: Any) -> float:
+    def decode(self, value: object) -> float:
         if type(value) is float:
             return value
-        if type(value) in (int, str):
+        if type(value) is int or type(value) is str:
             try:
                 return float(value)
             except (ValueError, OverflowError):
@@ -159,30 +161,30 @@ class FloatType(Type):
     def xml_source(self, variable: str) -> str:
         return f"f'<double>{{{variable}:.16g}}</double>'"
 
-    def stored(self, value: Any) -> str:
+    def stored(self, value: float) -> str:
         return format_float(value)
 
-    def from_json(self, value: Any) -> float:
+    def from_json(self, value: object) -> float:
         return math.nan if value is None else self.decode(value)  # JSON has no nan
 
 
 class DateTimeType(Type):
     name, annotation, empty = "datetime", "datetime", EPOCH
 
-    def decode(self, value: Any) -> datetime:
+    def decode(self, value: object) -> datetime:
         if type(value) is datetime:
             return value
         if type(value) is str:
             return parse_datetime(value.strip())
         raise DecodeError(f"expected a date, got {_met(value)}")
 
-    def plain(self, value: Any) -> str:
+    def plain(self, value: datetime) -> str:
         return format_datetime(value)
 
     def xml_source(self, variable: str) -> str:
         return f"'<dateTime.iso8601>' + format_datetime({variable}) + '</dateTime.iso8601>'"
 
-    def stored(self, value: Any) -> str:
+    def stored(self, value: datetime) -> str:
         return format_datetime(value)
 
 
@@ -201,7 +203,7 @@ class EnumType(Type):
         self.empty = values[0]
         self.annotation = f"enum_{enum}"
 
-    def decode(self, value: Any) -> str:
+    def decode(self, value: object) -> str:
         if type(value) is not str:
             raise DecodeError(f"expected a value of {self.enum}, got {_met(value)}")
         if value in self.values:
@@ -223,7 +225,7 @@ class RefType(Type):
         self.target = target
         self.annotation = f"Ref[{target}]"
 
-    def decode(self, value: Any) -> str:
+    def decode(self, value: object) -> str:
         if isinstance(value, str):
             return NULL if value in ("", NULL) else value  # clients send '' for null
         if value is None:
@@ -235,20 +237,20 @@ class RefType(Type):
 
 
 class SetType(Type):
-    empty: tuple[Any, ...] = ()
+    empty: tuple[object, ...] = ()
 
     def __init__(self, item: Type) -> None:
         self.name = f"{item.name} set"
         self.item = item
         self.annotation = f"tuple[{item.annotation}, ...]"
 
-    def decode(self, value: Any) -> tuple[Any, ...]:
-        if type(value) in (list, tuple):
+    def decode(self, value: object) -> tuple[object, ...]:
+        if type(value) is list or type(value) is tuple:
             decode = self.item.decode
             return tuple([decode(item) for item in value])
         raise DecodeError(f"expected an array, got {_met(value)}")
 
-    def from_json(self, value: Any) -> tuple[Any, ...]:
+    def from_json(self, value: object) -> tuple[object, ...]:
         if type(value) is not list:
             raise DecodeError(f"expected an array, got {_met(value)}")
         if isinstance(self.item, StringType | RefType):
@@ -258,7 +260,7 @@ class SetType(Type):
         read = self.item.from_json
         return tuple([read(item) for item in value])
 
-    def plain(self, value: Any) -> list[Any]:
+    def plain(self, value: Collection[object]) -> list[object]:
         plain = self.item.plain
         return [plain(item) for item in value]
 
@@ -271,12 +273,12 @@ class SetType(Type):
             f" if {variable} else '<array><data></data></array>')"
         )
 
-    def stored(self, value: Any) -> str:
+    def stored(self, value: Collection[object]) -> str:
         return "(" + " ".join(f"'{self.item.stored(item)}'" for item in value) + ")"
 
 
 class MapType(Type):
-    empty: Mapping[Any, Any] = {}
+    empty: Mapping[object, object] = {}
 
     def __init__(self, key: Type, value: Type) -> None:
         self.name = f"({key.name} -> {value.name}) map"
@@ -284,13 +286,13 @@ class MapType(Type):
         self.value = value
         self.annotation = f"Mapping[{key.annotation}, {value.annotation}]"
 
-    def decode(self, value: Any) -> dict[Any, Any]:
+    def decode(self, value: object) -> dict[object, object]:
         if type(value) is dict:
             key, item = self.key.decode, self.value.decode
             return {key(k): item(v) for k, v in value.items()}
         raise DecodeError(f"expected a struct, got {_met(value)}")
 
-    def from_json(self, value: Any) -> dict[Any, Any]:
+    def from_json(self, value: object) -> dict[object, object]:
         if type(value) is not dict:
             raise DecodeError(f"expected a struct, got {_met(value)}")
         if isinstance(self.key, StringType) and isinstance(self.value, StringType):
@@ -300,7 +302,7 @@ class MapType(Type):
         key, item = self.key.decode, self.value.from_json
         return {key(k): item(v) for k, v in value.items()}
 
-    def plain(self, value: Any) -> dict[str, Any]:
+    def plain(self, value: Mapping[object, object]) -> dict[str, object]:
         plain = self.value.plain
         return {self.key.stored(k): plain(v) for k, v in value.items()}
 
@@ -315,7 +317,7 @@ class MapType(Type):
             f" if {variable} else '<struct></struct>')"
         )
 
-    def stored(self, value: Any) -> str:
+    def stored(self, value: Mapping[object, object]) -> str:
         pairs = (f"('{self.key.stored(k)}' '{self.value.stored(v)}')" for k, v in value.items())
         return "(" + " ".join(pairs) + ")"
 
@@ -330,12 +332,12 @@ class OptionType(Type):
         self.item = item
         self.annotation = f"{item.annotation} | None"
 
-    def decode(self, value: Any) -> Any:
+    def decode(self, value: object) -> object:
         if type(value) is list and len(value) <= 1:
             return self.item.decode(value[0]) if value else None
         raise DecodeError(f"expected an array of at most one value, got {_met(value)}")
 
-    def plain(self, value: Any) -> list[Any]:
+    def plain(self, value: object) -> list[object]:
         return [] if value is None else [self.item.plain(value)]
 
     def xml_source(self, variable: str) -> str:
@@ -358,7 +360,7 @@ class RecordType(Type):
     references to classes that come later.
     """
 
-    empty: Mapping[str, Any] = {}
+    empty: Mapping[str, object] = {}
 
     def __init__(self, target: str, members: Mapping[str, Type]) -> None:
         self.name = f"{target} record"
@@ -366,7 +368,7 @@ class RecordType(Type):
         self.members = members
         self.annotation = "Mapping[str, Any]"
 
-    def decode(self, value: Any) -> dict[str, Any]:
+    def decode(self, value: object) -> dict[str, object]:
         if type(value) is not dict:
             raise DecodeError(f"expected a struct, got {_met(value)}")
         members = self.members
@@ -379,17 +381,17 @@ class RecordType(Type):
                     raise DecodeError(f"{self.target}.{name}: {error}") from None
         return record
 
-    def plain(self, value: Any) -> dict[str, Any]:
+    def plain(self, value: Mapping[str, object]) -> dict[str, object]:
         return {name: _inside(self.members[name]).plain(item) for name, item in value.items() if item is not None}
 
-    def _members_xml(self, value: Mapping[str, Any]) -> str:
+    def _members_xml(self, value: Mapping[str, object]) -> str:
         parts = []
         for name, item in value.items():
             if item is not None:
                 parts.append(f"<member><name>{name}</name>{_inside(self.members[name]).xml(item)}</member>")
         return "<struct>" + "".join(parts) + "</struct>"
 
-    def xml(self, value: Any) -> str:
+    def xml(self, value: Mapping[str, object]) -> str:
         return f"<value>{self._members_xml(value)}</value>"
 
     def xml_source(self, variable: str) -> str:
@@ -401,17 +403,17 @@ class RecordType(Type):
 class VoidType(Type):
     name, annotation, empty = "void", "None", None
 
-    def decode(self, value: Any) -> None:
+    def decode(self, value: object) -> None:
         raise DecodeError("nothing has this type")
 
-    def plain(self, value: Any) -> str:
+    def plain(self, value: object) -> str:
         return ""
 
     def xml_source(self, variable: str) -> str:
         return "''"
 
 
-SOURCE_NAMES: dict[str, Any] = {"escaped": escaped, "format_datetime": format_datetime}
+SOURCE_NAMES: dict[str, object] = {"escaped": escaped, "format_datetime": format_datetime}
 """The names that expressions from `Type.xml_source` use."""
 
 STRING = StringType()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -20,7 +20,7 @@ class Event(NamedTuple):
 
     generation: int
     operation: str
-    table: Table[Any]
+    table: Table[Row]
     ref: str
     row: Row | None
 

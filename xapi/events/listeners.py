@@ -252,7 +252,7 @@ class Registration:
         self.since = since
 
 
-def _class_events(table: Table[Any], since: int) -> Iterable[Event]:
+def _class_events(table: Table[Row], since: int) -> Iterable[Event]:
     for row in reversed(table.changes):
         if row._modified <= since:
             break
@@ -265,7 +265,7 @@ def _class_events(table: Table[Any], since: int) -> Iterable[Event]:
             yield Event(grave.deleted, "del", table, grave.ref, None)
 
 
-def _object_events(table: Table[Any], ref: str, since: int) -> Iterable[Event]:
+def _object_events(table: Table[Row], ref: str, since: int) -> Iterable[Event]:
     row = table.get(ref)
     if row is not None:
         if row._modified > since:

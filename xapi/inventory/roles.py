@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 from xapi.datamodel import Model, permission_uuid
 from xapi.store.memory import Store
@@ -22,11 +21,11 @@ def load(store: Store) -> None:
 
 
 @cache
-def _values(model: Model) -> Mapping[str, Mapping[str, Any]]:
+def _values(model: Model) -> Mapping[str, Mapping[str, object]]:
     """Return the fields of each by its reference."""
     ranks = {role: rank for rank, role in enumerate(model.roles)}
     held: dict[str, list[str]] = {role: [] for role in ranks}
-    values: dict[str, Mapping[str, Any]] = {}
+    values: dict[str, Mapping[str, object]] = {}
     for permission, (least, everyone) in model.permissions.items():
         label = permission.lower()
         uuid = permission_uuid(label)

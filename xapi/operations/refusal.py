@@ -10,7 +10,7 @@ Everything follows from rows: no clock, no host is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
@@ -21,23 +21,36 @@ from xapi.operations.sources import Guests, Source, either, when
 from xapi.store.memory import Derivation, Store
 from xapi.store.rows import Row
 
+if TYPE_CHECKING:
+    from xapi.datamodel.records import Claimable
+    from xapi.store.rows import Table
 
-class Rules(NamedTuple):
+R = TypeVar("R", bound=Row)
+R_contra = TypeVar("R_contra", bound=Row, contravariant=True)
+
+
+class Refuse(Protocol[R_contra]):
+    """Returns why an operation of an object may not start, or None."""
+
+    def __call__(self, db: Store, row: R_contra, operation: str, /, *, strict: bool, called: bool) -> Fault | None: ...
+
+
+class Rules(NamedTuple, Generic[R]):
     """What is known of the operations of one class."""
 
-    refuse: Callable[..., Fault | None]
+    refuse: Refuse[R]
     sources: Callable[[Store, Guests], Mapping[str, Source]]
-    allowed: Callable[[Store, Any], tuple[str, ...]] | None = None
+    allowed: Callable[[Store, R], tuple[str, ...]] | None = None
     """A quicker way to the list than asking for each operation of the enum (`xapi.operations.alike`)."""
     unlisted: frozenset[str] = frozenset()
 
 
-def _never(db: Store, row: Any, operation: str, *, strict: bool, called: bool) -> Fault | None:
+def _never(db: Store, row: Row, operation: str, *, strict: bool, called: bool) -> Fault | None:
     """Refuse nothing."""
     return None
 
 
-RULES: Mapping[str, Rules] = {
+RULES: Mapping[str, Rules[Any]] = {
     "VM": Rules(vm.refuse, vm.sources, vm.allowed),
     "VBD": Rules(vbd.refuse, vbd.sources, vbd.allowed),
     "VIF": Rules(vif.refuse, vif.sources, vif.allowed),
@@ -56,7 +69,13 @@ RULES: Mapping[str, Rules] = {
 """Every class that has allowed_operations but task, whose list `xapi.calls.tasks` knows."""
 
 
-def refusal(db: Store, row: Any, operation: str, *, strict: bool = True, called: bool = True) -> Fault | None:
+def objects(db: Store, name: str) -> Table[Claimable]:
+    """Return the objects of a class that has rules."""
+    table: Table[Claimable] = getattr(db, name)
+    return table
+
+
+def refusal(db: Store, row: Row, operation: str, *, strict: bool = True, called: bool = True) -> Fault | None:
     """Return the fault for an operation that may not start now, or None.
 
     `strict` also asks for what a guest needs to cope; pool_migrate with force does without. With
@@ -69,12 +88,12 @@ def refusal(db: Store, row: Any, operation: str, *, strict: bool = True, called:
     return fault
 
 
-def allowed_operations(db: Store, row: Any) -> tuple[str, ...]:
+def allowed_operations(db: Store, row: Row) -> tuple[str, ...]:
     """Return the operations that an object advertises now, in the order of the enum."""
     return _listing(row._table.name)(db, row)
 
 
-def permitted(db: Store, row: Any) -> tuple[str, ...]:
+def permitted(db: Store, row: Row) -> tuple[str, ...]:
     """Return the operations that the rules alone would let an object advertise now, in the order of the enum."""
     rules = RULES[row._table.name]
     if rules.allowed is not None:
@@ -90,7 +109,7 @@ def permitted(db: Store, row: Any) -> tuple[str, ...]:
     )
 
 
-def _listing(name: str) -> Callable[[Store, Any], tuple[str, ...]]:
+def _listing(name: str) -> Callable[[Store, Row], tuple[str, ...]]:
     """Return what makes the lists of a class."""
     allowed, absent = RULES[name].allowed or permitted, frozenset(unserved()[name])
     if name in AMONG_HOSTS:
@@ -104,7 +123,7 @@ def _otherwise(db: Store, name: str) -> Callable[[Row], Iterable[str]]:
     the other way round, when a host comes or goes."""
 
     def reach(host: Row) -> Iterable[str]:
-        rows = db.tables[name].rows
+        rows = objects(db, name).rows
         if len(db.host) == 1:
             return list(rows)
         return [ref for ref, row in rows.items() if not AMONG_HOSTS[name].isdisjoint(row.allowed_operations)]
@@ -123,5 +142,5 @@ def register(db: Store) -> None:
             db.derive(Derivation(name, "allowed_operations", _listing(name), sources))
     with db.atomic():
         for name in RULES:
-            for row in db.tables[name]:
+            for row in objects(db, name):
                 row.allowed_operations = allowed_operations(db, row)

@@ -22,7 +22,7 @@ from xapi.operations.sources import Guests, Source, own, when
 if TYPE_CHECKING:
     from xapi.datamodel.records import VM, VM_guest_metrics, VM_metrics, host, pool
     from xapi.store.memory import Store
-    from xapi.store.rows import Table
+    from xapi.store.rows import R, Table
 
 STATES = ("Halted", "Paused", "Suspended", "Running")
 MOVING = frozenset({"suspend", "checkpoint", "pool_migrate", "migrate_send"})
@@ -248,7 +248,7 @@ def _advertised() -> Iterable[str]:
 allowed = listing(_advertised, _facts, _refuse)
 
 
-def _valid(table: Table[Any], ref: str, named: bool) -> str:
+def _valid(table: Table[R], ref: str, named: bool) -> str:
     """Return a reference, '' where it leads to nothing."""
     if ref == NULL or ref not in table.rows:
         return ""

@@ -22,11 +22,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xapi.datamodel import Model, errors
 from xapi.datamodel.records import Tables
-from xapi.store.rows import Grave, Row, Table
+from xapi.store.rows import Grave, R, Row, Table
 from xapi.store.uuids import Uuids
 
 GRAVES = 50_000
@@ -40,7 +40,7 @@ class Change(NamedTuple):
     ref: str
     action: str
     """insert, update or delete"""
-    values: dict[str, Any]
+    values: dict[str, object]
 
 
 class Journal(Protocol):
@@ -60,8 +60,12 @@ class Derivation:
 
     table: str
     field: str
-    compute: Callable[[Store, Any], Any]
+    compute: Callable[[Store, Any], object]
     sources: Mapping[str, Callable[[Any, Collection[str]], Iterable[str]]]
+
+
+LogEntry = tuple[str, Row, str, object]
+"""What was done to which row, to which field of it, and what that held before."""
 
 
 class _Transaction:
@@ -70,13 +74,13 @@ class _Transaction:
     __slots__ = ("log", "touched")
 
     def __init__(self) -> None:
-        self.log: list[tuple[str, Row, str, Any]] = []
+        self.log: list[LogEntry] = []
         self.touched: dict[Row, set[str]] = {}
 
 
 class _Pending(NamedTuple):
     generation: int
-    log: list[tuple[str, Row, str, Any]]
+    log: list[LogEntry]
 
 
 class Store(Tables):
@@ -121,17 +125,19 @@ class Store(Tables):
         self._derivations: dict[str, list[Derivation]] = {}
         self._unmet: dict[str, dict[tuple[Row, str], None]] = {}
         """References to objects that are not there, with the rows and fields that hold them."""
-        self.tables: dict[str, Table[Any]] = {}
+        self.tables: dict[str, Table[Row]] = {}
         for cls in model.stored:
             self.tables[cls.name] = Table(self, cls)
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            table = self.__dict__["tables"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-        self.__dict__[name] = table
-        return table
+    if not TYPE_CHECKING:  # which knows the tables, and refuses any other name
+
+        def __getattr__(self, name: str) -> Table[Row]:
+            try:
+                table = self.__dict__["tables"][name]
+            except KeyError:
+                raise AttributeError(name) from None
+            self.__dict__[name] = table
+            return table
 
     def derive(self, derivation: Derivation) -> None:
         """Register a derived field. The rows that exist already get it at their next change."""
@@ -143,12 +149,12 @@ class Store(Tables):
         for table in self.tables.values():
             row = table.rows.get(ref)
             if row is not None:
-                return cast("Row", row)
+                return row
         return None
 
     # Loading, before the first change.
 
-    def load(self, table: Table[Any], rows: Iterable[Row]) -> None:
+    def load(self, table: Table[R], rows: Iterable[R]) -> None:
         """Take rows as they come from the database; follow with `loaded()`."""
         for row in rows:
             table.rows[row._ref] = row
@@ -199,7 +205,7 @@ class Store(Tables):
         finally:
             self._transaction = None
 
-    def _assign(self, row: Row, name: str, value: Any) -> None:
+    def _assign(self, row: Row, name: str, value: object) -> None:
         table = row._table
         if name not in table.fit:
             raise AttributeError(f"{table.name}.{name} follows from {table.cls.fields[name].inverse}: assign that")
@@ -213,7 +219,7 @@ class Store(Tables):
                 self._assign(row, name, value)
             return
         if name == "uuid" and value in (table._by_uuid or ()):
-            raise errors.DB_UNIQUENESS_CONSTRAINT_VIOLATION(table.name, name, value)
+            raise errors.DB_UNIQUENESS_CONSTRAINT_VIOLATION(table.name, name, str(value))
         transaction.log.append(("update", row, name, old))
         table.put(row, name, value)
         self._touch(row, name)
@@ -239,7 +245,7 @@ class Store(Tables):
         with self.atomic():
             self._touch(row)
 
-    def _undo(self, log: list[tuple[str, Row, str, Any]], mark: int) -> None:
+    def _undo(self, log: list[LogEntry], mark: int) -> None:
         while len(log) > mark:
             action, row, name, old = log.pop()
             table = row._table
@@ -268,7 +274,7 @@ class Store(Tables):
                     self._assign(target, name, value)
                     todo.append((target, {name}))
 
-    def _computed(self, derivation: Derivation, target: Row) -> Any:
+    def _computed(self, derivation: Derivation, target: Row) -> object:
         try:
             return derivation.compute(self, target)
         except (ArithmeticError, ValueError) as error:  # such as the product of two numbers that are both allowed
@@ -320,7 +326,7 @@ class Store(Tables):
                 if len(graves) > GRAVES:
                     self.oldest = max(self.oldest, graves.popleft().deleted)
 
-    def _changes(self, log: list[tuple[str, Row, str, Any]]) -> list[Change]:
+    def _changes(self, log: list[LogEntry]) -> list[Change]:
         """Return what the journal must know: one change a row, with its newest values."""
         first: dict[Row, str] = {}
         names: dict[Row, set[str]] = {}
@@ -411,7 +417,7 @@ class Store(Tables):
         self._tell_soon()
         self.unsettled()
 
-    def _take_back(self, lost: list[_Pending]) -> list[tuple[str, Row, str, Any]]:
+    def _take_back(self, lost: list[_Pending]) -> list[LogEntry]:
         """Undo changes as one new generation; return what was derived anew."""
         self._transaction = transaction = _Transaction()
         try:

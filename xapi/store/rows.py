@@ -28,15 +28,17 @@ class Row:
     """
 
     __slots__ = ("_created", "_json", "_modified", "_ref", "_xml")
-    _table: ClassVar[Table[Any]]
-    _ref: Ref[Any]
+    _table: ClassVar[Table[Row]]
+    _ref: Ref[Row]
     _created: int
     _modified: int
     _xml: bytes | None
     _json: bytes | None
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._table.store._assign(self, name, value)
+    if not TYPE_CHECKING:  # which would take it for leave to assign any name
+
+        def __setattr__(self, name: str, value: object) -> None:
+            self._table.store._assign(self, name, value)
 
     def __repr__(self) -> str:
         return f"<{self._table.name} {self._ref}>"
@@ -81,7 +83,7 @@ class Table(Generic[R]):
         slotted = type(cls.name, (Row,), slots)
         self._class = cast("type[R]", slotted)
         # The slots' own setters, past Row.__setattr__.
-        self.set: dict[str, Callable[[Any, Any], None]] = {
+        self.set: dict[str, Callable[[Row, object], None]] = {
             name: getattr(slotted, name).__set__ for name in (*cls.fields, *Row.__slots__)
         }
         self.fit = {field.name: fitting(field.type) for field in cls.fields.values() if not field.derived}
@@ -128,7 +130,7 @@ class Table(Generic[R]):
         """Return the objects of this name, oldest first."""
         return list((self._by_label or {}).get(label, ()))
 
-    def create(self, ref: str | None = None, **values: Any) -> R:
+    def create(self, ref: str | None = None, /, **values: object) -> R:
         """Make an object; fields not given have their defaults, uuid and reference are new ones."""
         unknown = values.keys() - self.cls.fields.keys()
         if unknown or any(self.cls.fields[name].derived for name in values):
@@ -148,14 +150,14 @@ class Table(Generic[R]):
             self.store._create(row)
         return row
 
-    def fitted(self, name: str, value: Any) -> Any:
+    def fitted(self, name: str, value: object) -> object:
         """Return a value as the field holds it. Raises VALUE_NOT_SUPPORTED."""
         try:
             return self.fit[name](value)
         except Unfit as error:
             raise errors.VALUE_NOT_SUPPORTED(f"{self.name}.{name}", f"{value!s:.80}", str(error)) from None
 
-    def make(self, ref: str, values: Mapping[str, Any]) -> R:
+    def make(self, ref: str, values: Mapping[str, object]) -> R:
         """Return a row that is not in the table yet, for `create` and for loading."""
         row = self._class.__new__(self._class)
         put = self.set
@@ -218,7 +220,7 @@ class Table(Generic[R]):
             if not same:
                 del self._by_label[row.name_label]
 
-    def put(self, row: R, name: str, value: Any) -> None:
+    def put(self, row: R, name: str, value: object) -> None:
         """Write one slot with all that hangs on it, unlogged."""
         if name not in self._indexed:
             self.set[name](row, value)

@@ -165,7 +165,7 @@ def _python_type(kind: Type) -> type:
     return dict if isinstance(kind, MapType) else _SCALARS[type(kind)][1]
 
 
-def loader(table: Table[Any]) -> Callable[[Iterable[Sequence[Any]]], Iterator[Row]]:
+def loader(table: Table[Row]) -> Callable[[Iterable[Sequence[Any]]], Iterator[Row]]:
     """Return a function from SQL rows, `_ref` and then `kept_fields`, to rows of a table in memory.
 
     It is generated source, straight-line code a class: twice as fast as `Table.make` a row, which a start

@@ -11,18 +11,26 @@ import sys
 from pathlib import Path
 
 from xapi import datamodel
-from xapi.datamodel import ErrorCode, Field, Model, load
-from xapi.datamodel.types import RefType, SetType, Type
+from xapi.datamodel import Class, ErrorCode, Field, Model, load
+from xapi.datamodel.types import RecordType, RefType, SetType, Type
 
 _RECORDS_HEAD = '''\
 """The objects of the store, one class each. Written by `python -m xapi.tools.stubs`; do not edit."""
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypedDict
 
 from xapi.datamodel.types import Ref
 from xapi.store.rows import Row, Table
+
+'''
+
+_CLAIMABLE = '''\
+class Claimable(Row):
+    """An object of a class with operations, whichever; `current_operations` has them by the task that holds each."""
+    allowed_operations: tuple[str, ...]
+    current_operations: Mapping[str, str]
 
 '''
 
@@ -45,16 +53,27 @@ def records(model: Model) -> str:
     for enum in model.enums.values():
         values = ", ".join(json.dumps(value.name) for value in enum.values)
         parts.append(f"enum_{enum.name} = Literal[{values}]\n")
-    parts.append("\n")
+    parts.append("\n" + _CLAIMABLE)
     for cls in model.stored:
+        base = "Claimable" if "current_operations" in cls.fields else "Row"
         fields = "\n".join(f"    {field.name}: {_annotation(field)}" for field in cls.fields.values())
-        parts.append(f"class {cls.name}(Row):\n{fields}\n\n")
+        parts.append(f"class {cls.name}({base}):\n    _ref: Ref[_{cls.name}]\n{fields}\n\n")
+    for cls in _made_of_records(model):
+        fields = "\n".join(f"    {field.name}: {_annotation(field)}" for field in cls.record_fields)
+        parts.append(f"class {cls.name}_record(TypedDict, total=False):\n{fields}\n\n")
     # Fields named like classes (PIF.VLAN, VTPM.VM) would hide them inside a class body.
     parts += [f"_{cls.name} = {cls.name}\n" for cls in model.stored]
     parts += [f"class _{name}(Row): ...\n" for name in _values_referred_to(model)]
     parts.append("\nclass Tables:\n")
     parts += [f"    {cls.name}: Table[_{cls.name}]\n" for cls in model.stored]
     return "".join(parts)
+
+
+def _made_of_records(model: Model) -> list[Class]:
+    """Return the classes of which a client may give a record."""
+    parameters = (parameter.type for message in model.messages for parameter in message.parameters)
+    taken = {kind.target for kind in parameters if isinstance(kind, RecordType)}
+    return [cls for cls in model.stored if cls.name in taken]
 
 
 def _values_referred_to(model: Model) -> list[str]:
