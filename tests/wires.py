@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IAddress, IPushProducer, ITransport
-from twisted.internet.protocol import Protocol
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
+from twisted.internet.interfaces import IAddress, IProtocolFactory, IPushProducer, IStreamClientEndpoint, ITransport
+from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -178,3 +178,34 @@ def joined(
     pair = Pair(made[0], made[1], clock)
     pair.turn()
     return made[0], made[1], pair
+
+
+@implementer(IStreamClientEndpoint)
+class InMemory:
+    """An endpoint whose connections are in memory; nobody listens there while it `refuses`."""
+
+    def __init__(self, factory: ServerFactory, clock: Clock) -> None:
+        self.factory = factory
+        self.clock = clock
+        self.refuses = False
+        self.pairs: list[Pair] = []
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
+        """Connect at once, or fail."""
+        if self.refuses:
+            return fail(ConnectionRefusedError())
+        near, far = factory.buildProtocol(UNIXAddress(b"memory")), self.factory.buildProtocol(None)
+        assert near is not None and far is not None
+        self.pairs.append(Pair(cast("Protocol", near), cast("Protocol", far), self.clock))
+        return succeed(near)
+
+    def turn(self) -> None:
+        """Let all arrive that can."""
+        for pair in self.pairs:
+            pair.turn()
+
+    def cut(self) -> None:
+        """Lose all connections."""
+        pairs, self.pairs = self.pairs, []
+        for pair in pairs:
+            pair.cut()

@@ -34,13 +34,19 @@ class Broken(Exception):
 class Errors:
     """Kinds of errors that both ends know, told by what their constructors take.
 
-    The attribute of that name is sent, or the error's text where there is none. `lost` makes of `Lost` what
-    callers are to see.
+    The attribute of that name is sent, or the error's text where there is none. `lost` and `late` make what callers
+    are to see of a connection that is lost, and of an answer that does not come.
     """
 
-    def __init__(self, kinds: Iterable[type[Exception]] = (), lost: Callable[[Lost], Exception] = lambda lost: lost):
+    def __init__(
+        self,
+        kinds: Iterable[type[Exception]] = (),
+        lost: Callable[[Lost], Exception] = lambda lost: lost,
+        late: Callable[[str], Exception] = TimeoutError,
+    ) -> None:
         self._kinds = {kind.__name__: (kind, *_constructor(kind)) for kind in kinds}
         self.lost = lost
+        self.late = late
 
     def failed(self, number: int, error: BaseException) -> Failed | None:
         """Return what is said of an error, None for one that is a fault of the program."""

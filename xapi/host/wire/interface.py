@@ -22,7 +22,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-_encoder = msgspec.msgpack.Encoder()
+
+def _plain(value: Any) -> Any:
+    """Return what msgspec knows in place of a mapping of another kind, such as a view of one."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} cannot be carried")
+
+
+encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+"""Return a value as it is carried."""
 
 
 class Kind(Enum):
@@ -65,7 +74,7 @@ class Method:
         for name, interface in self.objects.items():
             if values[name] is not None:
                 values[name] = send(interface, values[name])
-        return _encoder.encode(tuple(values.values()))
+        return encode(tuple(values.values()))
 
     def read_arguments(self, data: bytes, receive: Callable[[Interface, int], Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments of a call, by place and by name. Raises msgspec.MsgspecError."""
@@ -84,7 +93,7 @@ class Method:
 
     def write_answer(self, value: Any) -> bytes:
         """Return what is answered or yielded."""
-        return _encoder.encode(value)
+        return encode(value)
 
     def read_answer(self, data: bytes) -> Any:
         """Return what was answered or yielded. Raises msgspec.MsgspecError."""

@@ -43,14 +43,15 @@ def served(protocol: type, line: Line, name: str = "") -> Any:
 
 def proxy(interface: Interface, line: Line, address: str | int) -> Any:
     """Return what stands for an object; one that was sent is released when it is used no more."""
-    made = _class_of(interface)(line, address)
+    made = class_of(interface)(line, address)
     if isinstance(address, int):
         weakref.finalize(made, line.released, address).atexit = False
     return made
 
 
 @cache
-def _class_of(interface: Interface) -> type[Proxy]:
+def class_of(interface: Interface) -> type[Proxy]:
+    """Return the class of what stands for objects of an interface."""
     members: dict[str, Any] = {name: _method(method) for name, method in interface.methods.items()}
     members |= {name: _part(name, part) for name, part in interface.parts.items()}
     return type(f"Remote{interface.name}", (Proxy,), members)
