@@ -151,7 +151,7 @@ class Station:
             self.endpoint.close()
 
 
-class Machine:
+class Guest:
     """A Linux and ways to plug NICs into it."""
 
     def __init__(self, linux: Any, number: int) -> None:
@@ -211,34 +211,34 @@ def station(net: Net) -> Iterator[Station]:
 
 
 @pytest.fixture(scope="module")
-def booted(make_linux: Callable[[], Any]) -> list[Machine]:
-    return [Machine(make_linux().boot(), number) for number in (1, 2)]
+def booted(make_linux: Callable[[], Any]) -> list[Guest]:
+    return [Guest(make_linux().boot(), number) for number in (1, 2)]
 
 
 @pytest.fixture
-def machines(booted: list[Machine]) -> Iterator[list[Machine]]:
+def guests(booted: list[Guest]) -> Iterator[list[Guest]]:
     """Two Linuxes for all tests here; what a test plugged goes with it."""
     yield booted
-    for machine in booted:
-        while machine.backends:
-            machine.unplug(force=True)
+    for guest in booted:
+        while guest.backends:
+            guest.unplug(force=True)
 
 
 @pytest.fixture
-def machine(machines: list[Machine]) -> Machine:
-    return machines[0]
+def guest(guests: list[Guest]) -> Guest:
+    return guests[0]
 
 
-def test_gets_an_address_a_name_and_answers(machine: Machine, net: Net, station: Station) -> None:
+def test_gets_an_address_a_name_and_answers(guest: Guest, net: Net, station: Station) -> None:
     """DHCP, DNS and echoes of every size, both ways."""
-    device = machine.plug(net)
-    address = machine.dhcp()
+    device = guest.plug(net)
+    address = guest.dhcp()
     assert [str(lease.address) for lease in net.service.leases()] == [address]
-    assert "169.254.0.1" in machine.run("nslookup host.internal")
+    assert "169.254.0.1" in guest.run("nslookup host.internal")
     for size in (0, 56, 1472, 1473, 9000):
-        machine.run(f"ping -c 1 -s {size} {STATION}")
+        guest.run(f"ping -c 1 -s {size} {STATION}")
         assert station.ping(address, size)
-    line = machine.run("ip link set eth0 down; grep eth0 /proc/net/dev").split(":")[1].split()
+    line = guest.run("ip link set eth0 down; grep eth0 /proc/net/dev").split(":")[1].split()
     counters = device.counters
     assert (counters.rx_errors, counters.tx_errors, counters.rx_dropped) == (0, 0, 0)
     assert (counters.rx_packets, counters.tx_packets) == (int(line[1]), int(line[9]))
@@ -247,14 +247,14 @@ def test_gets_an_address_a_name_and_answers(machine: Machine, net: Net, station:
 
 
 @pytest.mark.parametrize("offloads", [EVERY_OFFLOAD, PLAIN], ids=["able", "plain"])
-def test_a_file_is_fetched_both_ways(machine: Machine, net: Net, offloads: Offloads) -> None:
+def test_a_file_is_fetched_both_ways(guest: Guest, net: Net, offloads: Offloads) -> None:
     """4 MiB with checksums. The far side gets large segments if it takes them, else small ones, complete."""
     station = net.station(offloads)
-    machine.plug(net)
-    address = machine.dhcp()
-    machine.serve()
+    guest.plug(net)
+    address = guest.dhcp()
+    guest.serve()
     station.serve(PATTERN)
-    sums = machine.run(f"wget -q -O - http://{STATION}/ | md5sum; md5sum < /tmp/www/f").split()
+    sums = guest.run(f"wget -q -O - http://{STATION}/ | md5sum; md5sum < /tmp/www/f").split()
     assert sums[0] == hashlib.md5(PATTERN).hexdigest()
     assert hashlib.md5(station.fetch(address, "/f")).hexdigest() == sums[2]
     segments = [frame for frame in station.got if is_tcp(frame)]
@@ -269,14 +269,14 @@ def test_a_file_is_fetched_both_ways(machine: Machine, net: Net, offloads: Offlo
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_two_guests_leave_each_others_segments_whole(machines: list[Machine], net: Net, version: int) -> None:
+def test_two_guests_leave_each_others_segments_whole(guests: list[Guest], net: Net, version: int) -> None:
     """Between two that can, nothing is cut and no checksum made, in IPv4 and IPv6."""
-    for number, each in enumerate(machines):
+    for number, each in enumerate(guests):
         each.plug(net)
         each.dhcp()
         each.run("echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad")
         each.run(f"ip -6 addr add fd00::{number + 1}/64 dev eth0")
-    one, two = machines
+    one, two = guests
     one.serve()
     address = "[fd00::1]" if version == 6 else one.dhcp()
     port = next(backend.device.port for backend in one.backends if isinstance(backend.device, NetDevice))
@@ -284,89 +284,89 @@ def test_two_guests_leave_each_others_segments_whole(machines: list[Machine], ne
     kind = ETHERTYPE_IPV6 if version == 6 else ETHERTYPE_IPV4
     large = [frame for origin, frame in net.crossed if origin is port and frame.data[12:14] == kind and frame.gso_size]
     assert sum(len(frame.data) for frame in large) > SIZE // 2
-    for each in machines:
+    for each in guests:
         device = each.backends[0].device
         assert isinstance(device, NetDevice)
         counters = device.counters
         assert counters.rx_errors == counters.tx_errors == counters.rx_dropped == 0
-    received = machines[1].backends[0].device.counters  # type: ignore[attr-defined]
+    received = guests[1].backends[0].device.counters  # type: ignore[attr-defined]
     assert received.rx_bytes > SIZE and received.rx_bytes / received.rx_packets > 3000
 
 
-def test_nics_come_and_go_while_the_guest_runs(machine: Machine, net: Net, station: Station) -> None:
+def test_nics_come_and_go_while_the_guest_runs(guest: Guest, net: Net, station: Station) -> None:
     """Hot plug, unplug with consent and without, a second NIC beside the first."""
     for force in (False, True, False):
-        machine.plug(net, 0)
-        machine.plug(net, 1)
-        assert machine.dhcp(0) != machine.dhcp(1)
-        machine.unplug(force)
-        assert machine.run("ls /sys/class/net").split() == ["eth0", "lo"]
-        machine.run(f"ping -c 1 {STATION}")
-        machine.unplug(force)
-        assert "eth" not in machine.run("ls /sys/class/net")
+        guest.plug(net, 0)
+        guest.plug(net, 1)
+        assert guest.dhcp(0) != guest.dhcp(1)
+        guest.unplug(force)
+        assert guest.run("ls /sys/class/net").split() == ["eth0", "lo"]
+        guest.run(f"ping -c 1 {STATION}")
+        guest.unplug(force)
+        assert "eth" not in guest.run("ls /sys/class/net")
     assert len(net.switch.ports) == 2
 
 
-def test_a_nic_torn_out_in_the_middle_of_traffic(machine: Machine, net: Net, station: Station) -> None:
+def test_a_nic_torn_out_in_the_middle_of_traffic(guest: Guest, net: Net, station: Station) -> None:
     """The guest goes on, and another one works."""
-    device = machine.plug(net)
-    machine.dhcp()
+    device = guest.plug(net)
+    guest.dhcp()
     station.serve(PATTERN)
-    machine.run(f"(while wget -q -O /dev/null http://{STATION}/; do :; done) >/dev/null 2>&1 &")
+    guest.run(f"(while wget -q -O /dev/null http://{STATION}/; do :; done) >/dev/null 2>&1 &")
     deadline = time.monotonic() + SECONDS
     while device.counters.rx_bytes < MIB and time.monotonic() < deadline:
-        machine.run("true")
-    machine.unplug(force=True)
-    machine.run("killall wget")
+        guest.run("true")
+    guest.unplug(force=True)
+    guest.run("killall wget")
     assert device.port.switch is None and device.counters.rx_bytes >= MIB
-    machine.plug(net)
-    machine.dhcp()
-    machine.run(f"ping -c 1 {STATION}")
+    guest.plug(net)
+    guest.dhcp()
+    guest.run(f"ping -c 1 {STATION}")
 
 
-def test_a_driver_that_comes_back_connects_again(machine: Machine, net: Net, station: Station) -> None:
+def test_a_driver_that_comes_back_connects_again(guest: Guest, net: Net, station: Station) -> None:
     """As after kexec: Closed, Initialising, new rings."""
-    device = machine.plug(net)
-    machine.dhcp()
-    machine.run("echo vif-0 > /sys/bus/xen/drivers/vif/unbind")
+    device = guest.plug(net)
+    guest.dhcp()
+    guest.run("echo vif-0 > /sys/bus/xen/drivers/vif/unbind")
     assert not device.connected and device.port.switch is None
-    machine.run("echo vif-0 > /sys/bus/xen/drivers/vif/bind")
-    machine.linux.wait_for("[ -e /sys/class/net/eth0 ]")
-    machine.dhcp()
-    machine.run(f"ping -c 1 {STATION}")
+    guest.run("echo vif-0 > /sys/bus/xen/drivers/vif/bind")
+    guest.linux.wait_for("[ -e /sys/class/net/eth0 ]")
+    guest.dhcp()
+    guest.run(f"ping -c 1 {STATION}")
 
 
-def test_a_rate_limit_holds_and_loses_nothing(machine: Machine, net: Net, station: Station) -> None:
+def test_a_rate_limit_holds_and_loses_nothing(guest: Guest, net: Net, station: Station) -> None:
     """4 MiB at 2 MiB/s take two seconds, less the credit saved up; what was asked for comes whole."""
-    device = machine.plug(net)
-    address = machine.dhcp()
-    machine.serve()
+    device = guest.plug(net)
+    address = guest.dhcp()
+    guest.serve()
     device.change(replace(device.config, kbps=2048))
     began = time.monotonic()
     data = station.fetch(address, "/f")
     assert 1.7 < time.monotonic() - began < 30
-    assert hashlib.md5(data).hexdigest() == machine.run("md5sum < /tmp/www/f").split()[0]
+    assert hashlib.md5(data).hexdigest() == guest.run("md5sum < /tmp/www/f").split()[0]
     assert device.counters.throttled > 0 and device.counters.tx_dropped == 0
 
 
-def test_jumbo_frames(machine: Machine, net: Net) -> None:
+def test_jumbo_frames(guest: Guest, net: Net) -> None:
     """Of 9000 bytes, in several slots, not cut and not fragmented."""
     station = net.station(PLAIN, 9000)
-    machine.plug(net, mtu=9000)
-    address = machine.dhcp()
-    machine.run("ip link set mtu 9000 dev eth0")
-    machine.run(f"ping -c 1 -s 8972 {STATION}")
+    guest.plug(net, mtu=9000)
+    address = guest.dhcp()
+    guest.run("ip link set mtu 9000 dev eth0")
+    guest.run(f"ping -c 1 -s 8972 {STATION}")
     assert station.ping(address, 8972)
     assert max(len(frame.data) for frame in station.got) == 9014
     station.close()
 
 
 def test_a_guest_greets_its_neighbours_when_it_is_moved(
-    machine: Machine, net: Net, toolstack: Toolstack, ticker: Ticker
+    guest: Guest, net: Net, toolstack: Toolstack, ticker: Ticker
 ) -> None:
     """Its address is announced on the new network, where it goes on."""
-    device = machine.plug(net)
-    address = machine.dhcp()
+    device = guest.plug(net)
+    address = guest.dhcp()
     other = Net(toolstack.host, ticker)
     station = other.station()
     device.change(replace(device.config, network="other"), other.switch)
@@ -377,6 +377,6 @@ def test_a_guest_greets_its_neighbours_when_it_is_moved(
         for port, frame in list(other.crossed)
     ):
         assert time.monotonic() < deadline
-        machine.run("true")
+        guest.run("true")
     station.close()
     other.close()
