@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import random
 import shutil
@@ -18,6 +17,7 @@ from twisted.internet.task import Clock
 
 from hypervisor.memory.guest_memory import Memory
 from tests.fakes import FakeBackend
+from tests.journal import Journal
 from xapi import datamodel
 from xapi.access.caller import Origin
 from xapi.access.passwords import CHEAP, Passwords
@@ -25,7 +25,7 @@ from xapi.datamodel.errors import Fault
 from xapi.inventory import declaration, fresh
 from xapi.log.calls import Calls
 from xapi.process.daemon import Daemon, make_store
-from xapi.store.memory import Change, Store
+from xapi.store.memory import Store
 from xapi.store.tables import kept_fields, persistent
 from xapi.vms import lifecycle
 
@@ -44,27 +44,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-class InstantJournal:
-    """A journal that keeps changes in a list; a test can hold it back or let it fail."""
-
-    def __init__(self) -> None:
-        self.changes: list[tuple[int, list[Change]]] = []
-        self.store: Store | None = None
-        self.held = False
-
-    def write(self, generation: int, changes: list[Change]) -> None:
-        self.changes.append((generation, changes))
-        if not self.held:
-            assert self.store is not None
-            self.store._call_soon(functools.partial(self.store.written, generation))
-
-
-def in_memory(clock: Clock, journal: InstantJournal | None = None) -> Store:
-    """Return an empty store on a clock."""
-    journal = journal or InstantJournal()
-    store = make_store(datamodel.load(), journal, lambda tell: clock.callLater(0, tell))
-    journal.store = store
-    return store
+def in_memory(clock: Clock, journal: Journal | None = None) -> Store:
+    """Return a store on a clock with nothing but roles; what changes is durable in the next turn."""
+    journal = journal or Journal(clock)
+    journal.store = make_store(datamodel.load(), journal, lambda tell: clock.callLater(0, tell))
+    return journal.store
 
 
 class Pool:
@@ -74,7 +58,7 @@ class Pool:
         self.backends: dict[str, FakeBackend] = {}
         self.clock = Clock()
         self.clock.rightNow = NOW.timestamp()
-        self.journal = InstantJournal()
+        self.journal = Journal(self.clock)
         self.db = in_memory(self.clock, self.journal)
         fresh.populate(self.db, declaration.Declaration(), rng=random.Random(1), now=NOW)
         self.turn()
@@ -105,7 +89,7 @@ class Pool:
     def crashed(self, directory: Path) -> Pool:
         """Return what is on disk now, copied to a directory, without its daemon: `begin` makes it."""
         after: Pool = object.__new__(Pool)
-        after.backends, after.clock, after.journal = {}, self.clock, InstantJournal()
+        after.backends, after.clock, after.journal = {}, self.clock, Journal(self.clock)
         after.passwords, after.origin = self.passwords, self.origin
         after.guests, after.storage_directory = self.guests, directory
         shutil.copytree(self.storage_directory, directory)

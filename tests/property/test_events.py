@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from tests.journal import Journal
 from xapi import datamodel
 from xapi.access.sessions import Sessions
 from xapi.datamodel.errors import Fault
@@ -19,7 +20,7 @@ from xapi.datamodel.types import NULL
 from xapi.events.batch import Batch
 from xapi.events.listeners import Events
 from xapi.store import memory
-from xapi.store.memory import Change, Store
+from xapi.store.memory import Store
 from xapi.store.rows import Row
 from xapi.wire.fragments import Fragments
 
@@ -27,16 +28,6 @@ MODEL = datamodel.load()
 REFUSAL = Fault("OUT_OF_SPACE", "db")
 CLASSES = ("VM", "VBD", "VM_group", "task")
 SUBSCRIPTIONS = (("*",), ("vm",), ("VBD", "vm_group"), ("task",), ("vm/OpaqueRef:VM-0",), ("vm/OpaqueRef:VM-0", "vbd"))
-
-
-class HeldJournal:
-    """A journal that writes when the test says so."""
-
-    def __init__(self) -> None:
-        self.written: list[int] = []
-
-    def write(self, generation: int, changes: list[Change]) -> None:
-        self.written.append(generation)
 
 
 class EndlessSessions:
@@ -97,7 +88,8 @@ class World:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.journal = HeldJournal()
+        self.journal = Journal()
+        self.journal.held = True
         self.store = Store(MODEL, self.journal, lambda tell: self.clock.callLater(0, tell))
         self.events = Events(self.store, cast("Sessions", EndlessSessions()), self.clock)
         self.fragments = Fragments(self.store)
@@ -162,12 +154,12 @@ class World:
     def flush(self, count: int) -> None:
         """Let some of what the journal has been given be durable."""
         for _ in range(count):
-            if self.journal.written:
-                self.store.written(self.journal.written.pop(0))
+            if self.journal.changes:
+                self.store.written(self.journal.changes.pop(0)[0])
 
     def fail(self) -> None:
         """Let the journal fail: nothing that is not durable has happened."""
-        self.journal.written.clear()
+        self.journal.changes.clear()
         self.store.failed(REFUSAL)
 
     def recover(self) -> None:
@@ -211,7 +203,7 @@ def follow(program: list[tuple[Any, ...]], graves: int) -> None:
             world.step(step)
         world.recover()
         for _ in range(3):  # an answer that was under way, perhaps EVENTS_LOST, and what came after
-            world.flush(len(world.journal.written))
+            world.flush(len(world.journal.changes))
             world.turn()
             world.clock.advance(10)
             world.turn()

@@ -7,32 +7,22 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.journal import store_at_once
 from tests.property.follower import references
-from xapi import datamodel
 from xapi.datamodel.types import NULL, MapType, RefType, SetType, Type
 from xapi.inventory.declaration import NIC, SR, VDI, VM, Declaration, Disk, Host, HostNIC, Network, Pool
 from xapi.inventory.fresh import populate
 from xapi.inventory.scale import grow
 from xapi.inventory.templates import default_templates, read_size
-from xapi.store.memory import Change, Store
+from xapi.store.memory import Store
 from xapi.vms.devices import mac_address
 from xapi.vms.memory import memory_overhead
 
 NOW = datetime(2026, 1, 31, 9, 5, 7, tzinfo=UTC)
 
 
-class Journal:
-    """A disk that has written at once."""
-
-    store: Store
-
-    def write(self, generation: int, changes: list[Change]) -> None:
-        self.store.written(generation)
-
-
 def populated(declared: Declaration, seed: int) -> Store:
-    journal = Journal()
-    store = journal.store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
+    store = store_at_once()
     populate(store, declared, rng=random.Random(seed), now=NOW)
     return store
 

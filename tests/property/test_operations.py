@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.journal import Journal
 from xapi import datamodel
 from xapi.datamodel import Field, errors
 from xapi.datamodel.types import NULL, BoolType, EnumType, MapType, RefType, SetType, StringType
 from xapi.operations.refusal import RULES, allowed_operations, objects, register
-from xapi.store.memory import Change, Store
+from xapi.store.memory import Store
 
 SOME = {
     "pool": 1,
@@ -140,17 +141,6 @@ TURNS: Mapping[str, Mapping[tuple[str, str], Any]] = {
     },
 }
 """Pools that are out of the ordinary: what their objects are like; ... is a reference to something."""
-
-
-class Journal:
-    """A disk that has written at once, or keeps one waiting."""
-
-    store: Store
-    held = False
-
-    def write(self, generation: int, changes: list[Change]) -> None:
-        if not self.held:
-            self.store.written(generation)
 
 
 class World:

@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xapi import datamodel
+from tests.journal import store_at_once
 from xapi.datamodel import errors, records
-from xapi.store.memory import Change, Store
+from xapi.store.memory import Store
 from xapi.store.query import select
 
 Side = tuple[str, str]
@@ -16,15 +16,8 @@ Tree = tuple[Any, ...]
 """Its kind, then what it is made of: trees, sides, or a constant."""
 
 
-class NoJournal:
-    """Keep nothing: these tests read only."""
-
-    def write(self, generation: int, changes: list[Change]) -> None:
-        """Forget the changes."""
-
-
 def make_store() -> Store:
-    store = Store(datamodel.load(), NoJournal(), call_soon=lambda call: None)
+    store = store_at_once()
     host = store.host.create(uuid="h", name_label="7")
     sr = store.SR.create(uuid="s", name_label="true")
     for number, label in enumerate(["7", "true", "Halted", "('x')", ""]):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.journal import store_at_once
 from xapi import datamodel
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import DecodeError
@@ -28,7 +29,6 @@ from xapi.datamodel.types import (
     StringType,
     Type,
 )
-from xapi.store.memory import Store
 from xapi.wire import jsonrpc
 from xapi.wire import xmlrpc as codec
 from xapi.wire.fragments import Fragments
@@ -168,14 +168,7 @@ def test_every_type_is_seen_by_other_readers(data: st.DataObject) -> None:
     assert "<i8>" not in encoded and "<string>" not in encoded
 
 
-class Nowhere:
-    """A journal that keeps nothing."""
-
-    def write(self, generation: int, changes: Any) -> None:
-        """Forget the changes."""
-
-
-STORE = Store(MODEL, Nowhere(), lambda tell: None)
+STORE = store_at_once()
 FRAGMENTS = Fragments(STORE)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from tests.conftest import NOW, InstantJournal, in_memory
+from tests.conftest import NOW, in_memory
+from tests.journal import Journal
 from xapi.hosts import addresses
 from xapi.hosts.addresses import Endpoint, Interface
 from xapi.inventory import declaration, fresh, management
@@ -75,9 +76,9 @@ def test_a_certificate_is_for_every_address_that_is_listened_at(outside: None) -
 # Rows
 
 
-def installed(text: str = "") -> tuple[Store, InstantJournal]:
+def installed(text: str = "") -> tuple[Store, Journal]:
     """Return a fresh pool of a declaration."""
-    journal = InstantJournal()
+    journal = Journal()
     store = in_memory(Clock(), journal)
     declared = declaration.parse_declaration(text, "test")
     fresh.populate(store, declared, rng=random.Random(1), now=NOW)

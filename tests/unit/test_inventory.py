@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
+from tests.journal import store_at_once
 from xapi import datamodel
 from xapi.datamodel import permission_uuid
 from xapi.datamodel.types import NULL
@@ -22,7 +23,7 @@ from xapi.inventory.declaration import Declaration, DeclarationError, parse_decl
 from xapi.inventory.fresh import populate, upgrade
 from xapi.inventory.storage import DRIVERS
 from xapi.inventory.templates import default_templates, newest_set
-from xapi.store.memory import Change, Store
+from xapi.store.memory import Store
 from xapi.store.rows import Row, Table
 from xapi.vms import devices, memory
 
@@ -32,20 +33,10 @@ NOW = datetime(2026, 1, 31, 9, 5, 7, tzinfo=UTC)
 needs_facts = pytest.mark.skipif(not FACTS.is_dir(), reason="the table of facts is not on this machine")
 
 
-class Journal:
-    """A disk that has written at once."""
-
-    store: Store
-
-    def write(self, generation: int, changes: list[Change]) -> None:
-        self.store.written(generation)
-
-
 def empty() -> Store:
-    journal = Journal()
-    journal.store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
-    roles.load(journal.store)
-    return journal.store
+    store = store_at_once()
+    roles.load(store)
+    return store
 
 
 def fresh(declared: Declaration | None = None, seed: int = 1) -> Store:

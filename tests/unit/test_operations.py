@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import Pool
+from tests.journal import store_at_once
 from xapi import datamodel
 from xapi.calls import registry
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
 from xapi.operations.refusal import RULES, allowed_operations, objects, permitted, refusal, register
 from xapi.operations.serving import unserved
-from xapi.store.memory import Change, Store
+from xapi.store.memory import Store
 from xapi.store.rows import Row
 
 Given = Mapping[str, Mapping[str, Any]]
@@ -101,28 +102,13 @@ def resolve(value: Any) -> Any:
     return value
 
 
-class Journal:
-    """A disk that has written at once."""
-
-    store: Store
-
-    def write(self, generation: int, changes: list[Change]) -> None:
-        self.store.written(generation)
-
-
-def empty() -> Store:
-    journal = Journal()
-    journal.store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
-    return journal.store
-
-
 def world(*given: Given) -> Store:
     """Return a store with the objects that are always there and those given, later fields before earlier."""
     objects = {name: dict(fields) for name, fields in ALWAYS.items()}
     for more in given:
         for name, fields in more.items():
             objects.setdefault(name, {}).update(fields)
-    db = empty()
+    db = store_at_once()
     for name, class_name in CLASSES.items():
         if name in objects:
             db.tables[class_name].create(f"OpaqueRef:{name}", **{k: resolve(v) for k, v in objects[name].items()})

@@ -19,8 +19,8 @@ from hypervisor.arch.x86_64.paravirtual.area import Area
 from hypervisor.arch.x86_64.processor import processor
 from hypervisor.host import Host
 from hypervisor.loader import pv
+from tests.journal import store_at_once
 from tests.x86_64 import cpu_of
-from xapi import datamodel
 from xapi.inventory import fresh, processors
 from xapi.inventory.declaration import Declaration
 from xapi.inventory.declaration import Host as DeclaredHost
@@ -29,19 +29,9 @@ from xapi.store.memory import Store
 NAME = "Zilog Z80 @ 4 MHz"
 
 
-class _Discard:
-    """A journal that keeps nothing."""
-
-    store: Store
-
-    def write(self, generation: int, changes: Any) -> None:
-        self.store.written(generation)
-
-
 def populated(*names: str) -> Store:
     hosts = tuple(DeclaredHost(f"host{at}", cpu_model=name) for at, name in enumerate(names))
-    journal = _Discard()
-    journal.store = store = Store(datamodel.load(), journal, call_soon=lambda tell: None)
+    store = store_at_once()
     fresh.populate(store, Declaration(hosts=hosts), rng=random.Random(1), now=datetime(2026, 1, 1, tzinfo=UTC))
     return store
 

@@ -5,25 +5,18 @@ from typing import Any
 
 import pytest
 
-from xapi import datamodel
+from tests.journal import store_at_once
 from xapi.datamodel import errors, records
 from xapi.store import query
-from xapi.store.memory import Change, Store
+from xapi.store.memory import Store
 from xapi.store.query import select
 from xapi.store.rows import Table
-
-
-class NoJournal:
-    """Keep nothing: these tests read only."""
-
-    def write(self, generation: int, changes: list[Change]) -> None:
-        """Forget the changes."""
 
 
 @pytest.fixture
 def store() -> Store:
     """An empty pool."""
-    return Store(datamodel.load(), NoJournal(), call_soon=lambda call: None)
+    return store_at_once()
 
 
 def vm(store: Store, label: str, **values: Any) -> records.VM:

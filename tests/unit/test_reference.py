@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import InstantJournal
+from tests.journal import Journal
 from xapi import datamodel
 from xapi.calls.dispatch import prepare
 from xapi.datamodel import Model
@@ -232,7 +232,7 @@ class Variables(dict[str, Any]):
 
 def test_every_example_calls_its_message_with_values_that_it_takes(model: Model) -> None:
     """Python's and JSON's examples decode to the same arguments, over XML-RPC as it is written on the wire."""
-    examples, store = Examples(model), make_store(model, InstantJournal(), lambda tell: None)
+    examples, store = Examples(model), make_store(model, Journal(), lambda tell: None)
     methods = prepare(model, store, {})
     for message in model.messages:
         example, method = examples.of(message), methods[message.full_name]
