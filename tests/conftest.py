@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from xapi import datamodel
 from xapi.access.caller import Origin
 from xapi.access.passwords import CHEAP, Passwords
 from xapi.datamodel.errors import Fault
+from xapi.hosts.plugins import Finished, Plugins
 from xapi.inventory import declaration, fresh
 from xapi.log.calls import Calls
+from xapi.process.config import BUDGET
 from xapi.process.daemon import Daemon, make_store
 from xapi.store.memory import Store
 from xapi.store.tables import kept_fields, persistent
@@ -79,10 +81,13 @@ class Pool:
             self.passwords,
             maybeDeferred,
             pool_secret="pool-secret",
+            directory_path=None,
+            fragment_budget=BUDGET,
             make_backend=self.make_backend,
             guest_directory=self.guests,
             storage_directory=self.storage_directory,
-            calls=calls,
+            plugins=Plugins(self.guests, self.guests, self.run_plugin),
+            calls=calls or Calls(self.db, self.clock.seconds),
         )
         self.session = self.login()
 
@@ -101,6 +106,10 @@ class Pool:
         lifecycle.renew_metrics(after.db)
         after.db.loaded()
         return after
+
+    async def run_plugin(self, path: Path, arguments: Sequence[str], sent: bytes) -> Finished:
+        """Run no program: those are of a pool in a process (`tests.clients.daemon`)."""
+        raise AssertionError(f"{path} was to be run")
 
     def make_backend(self, host: Any) -> FakeBackend:
         """Return the fake behind a host; there is one for each."""

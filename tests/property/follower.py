@@ -16,7 +16,7 @@ class Follower:
     def __init__(self, pool: Pool, classes: Collection[str]) -> None:
         self.pool = pool
         self.classes = list(classes)
-        self.fragments = Fragments(pool.db)
+        self.fragments = Fragments(pool.db, 1 << 20)
         self.view: dict[tuple[str, str], bytes] = {}
         self.token = ""
         self.follow()

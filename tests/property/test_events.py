@@ -92,7 +92,7 @@ class World:
         self.journal.held = True
         self.store = Store(MODEL, self.journal, lambda tell: self.clock.callLater(0, tell))
         self.events = Events(self.store, cast("Sessions", EndlessSessions()), self.clock)
-        self.fragments = Fragments(self.store)
+        self.fragments = Fragments(self.store, 1 << 20)
         self.listeners = [Listener(self, subscription) for subscription in SUBSCRIPTIONS]
         self.births = 0
         self.problems: list[Any] = []

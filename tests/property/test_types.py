@@ -169,7 +169,7 @@ def test_every_type_is_seen_by_other_readers(data: st.DataObject) -> None:
 
 
 STORE = store_at_once()
-FRAGMENTS = Fragments(STORE)
+FRAGMENTS = Fragments(STORE, 1 << 20)
 
 
 @settings(deadline=None)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from xapi.datamodel import errors
-
 if TYPE_CHECKING:
     from hypervisor.api import Backend
 
@@ -35,7 +33,7 @@ class Backends:
         self._made: dict[str, Backend] = {}
 
     def of(self, host: Any) -> Backend:
-        """Return a host's backend. Raises HOST_OFFLINE where nothing acts for a host."""
+        """Return a host's backend."""
         backend = self._made.get(host._ref)
         if backend is None:
             backend = self._made[host._ref] = self._make(host)
@@ -69,8 +67,3 @@ class _Ear:
 
     def lost(self) -> None:
         self._was_lost = True
-
-
-def nowhere(host: Any) -> Backend:
-    """Stand for the backends of a pool that has none."""
-    raise errors.HOST_OFFLINE(host._ref)

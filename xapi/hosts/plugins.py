@@ -56,11 +56,6 @@ Run = Callable[[Path, Sequence[str], bytes], Awaitable[Finished]]
 """Runs a program with arguments and standard input to its end."""
 
 
-async def run_nothing(path: Path, arguments: Sequence[str], sent: bytes) -> Finished:
-    """Stand for what runs programs in a daemon that runs none."""
-    raise errors.NOT_IMPLEMENTED(str(path))
-
-
 class Plugins:
     """The programs of two directories."""
 

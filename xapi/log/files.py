@@ -16,6 +16,10 @@ BYTES, KEPT = 16 << 20, 5
 """A log file is rotated before it grows over so many bytes, and so many old ones are kept."""
 
 
+class LogError(Exception):
+    """A log or an audit trail cannot be written; the text is one line for people."""
+
+
 class Sink(Protocol):
     """Take whole lines, on the writer's thread."""
 

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 from xapi.log import audit, output
 from xapi.log.audit import Trail
 from xapi.log.calls import Calls
-from xapi.log.files import Nowhere
+from xapi.log.files import LogError, Nowhere
 from xapi.log.lines import DEBUG
 from xapi.log.output import Log
-from xapi.process.config import ConfigError
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
 
 
 class Keeping:
-    """Where a daemon's calls are told: the process's log, if it has one, and the trail's file. Raises ConfigError."""
+    """Where a daemon's calls are told: the process's log, if it has one, and the trail's file. Raises LogError."""
 
     def __init__(self, store: Store, seconds: Callable[[], float], trail: Path) -> None:
         started = output.current()
@@ -30,7 +29,7 @@ class Keeping:
         try:
             self._stream = audit.stream(trail)
         except OSError as error:
-            raise ConfigError(f"{trail}: {error.strerror}") from error
+            raise LogError(f"{trail}: {error.strerror}") from error
         self._writer.add(self._stream)
         kept = Trail(store, seconds, partial(self._writer.put, self._stream))
         self.calls = Calls(store, seconds, log.put, every=log.level <= DEBUG, trail=kept)

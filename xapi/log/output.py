@@ -28,10 +28,9 @@ from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogBeginne
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xapi.log.files import Descriptor, RotatedFile, Sink
+from xapi.log.files import Descriptor, LogError, RotatedFile, Sink
 from xapi.log.lines import CRITICAL, DEBUG, ERROR, FORMAT, INFO, LEVELS, WARN, Render, Said
 from xapi.log.writer import Stream, Writer
-from xapi.process.config import ConfigError
 
 OURS = ("xapi", "hypervisor", "__main__")
 """Whose information is the operator's; what others say is noise unless it is a warning."""
@@ -120,7 +119,7 @@ class _Bridge(logging.Handler):
 def open_log(level: str = "info", form: str = "text", file: Path | None = None) -> Log:
     """Return the process's log, which hears `logging` from now on and is an observer of `twisted.logger`'s events.
 
-    It goes to standard error, or to a file that is rotated. Raises ConfigError for a file that cannot be written.
+    It goes to standard error, or to a file that is rotated. Raises LogError for a file that cannot be written.
     """
     log = Log(level, form, _sink(file), _now)
     bridge = _Bridge(log)
@@ -151,7 +150,7 @@ def _sink(file: Path | None) -> Sink:
     try:
         return RotatedFile(file, crashes=True)
     except OSError as error:
-        raise ConfigError(f"log file {file}: {error.strerror}") from error
+        raise LogError(f"log file {file}: {error.strerror}") from error
 
 
 def _now() -> float:
@@ -173,7 +172,7 @@ def _failed(log: Log, otherwise: Callable[..., Any], kind: type[BaseException], 
 
 
 def start(level: str = "info", form: str = "text", file: Path | None = None) -> Log:
-    """Send all that is said in this process from a level on to standard error, or to a file. Raises ConfigError."""
+    """Send all that is said in this process from a level on to standard error, or to a file. Raises LogError."""
     log = open_log(level, form, file)
     globalLogBeginner.beginLoggingTo([log], redirectStandardIO=False)
     return log

@@ -16,14 +16,13 @@ from xapi.calls.faults import Veil
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Subsystems
 from xapi.events.listeners import Events
-from xapi.hosts.backends import Backends, nowhere
+from xapi.hosts.backends import Backends
 from xapi.hosts.certificate import Certificate
-from xapi.hosts.plugins import Plugins, run_nothing
+from xapi.hosts.plugins import Plugins
 from xapi.inventory import roles
 from xapi.log.calls import Calls
 from xapi.networks.networks import Networks
 from xapi.operations import refusal
-from xapi.process.config import BUDGET
 from xapi.storage.repository import Storage
 from xapi.store.memory import Store
 from xapi.vms import lifecycle, memory
@@ -69,13 +68,13 @@ class Daemon:
         in_thread: Callable[..., Deferred[Any]],
         *,
         pool_secret: str,
-        directory_path: Path | None = None,
-        fragment_budget: int = BUDGET,
-        make_backend: Callable[[Any], Backend] = nowhere,
-        guest_directory: Path = Path("/boot/guest"),
-        storage_directory: Path = Path("/var/run/sr-mount"),
-        plugins: Plugins | None = None,
-        calls: Calls | None = None,
+        directory_path: Path | None,
+        fragment_budget: int,
+        make_backend: Callable[[Any], Backend],
+        guest_directory: Path,
+        storage_directory: Path,
+        plugins: Plugins,
+        calls: Calls,
     ) -> None:
         self.model = model
         self.db = db
@@ -101,8 +100,8 @@ class Daemon:
         self.schedules = add(Schedules(self.subsystems))
         self.metrics = add(Sampler(db, clock, self.backends, self.reconciler.truths))
         self.storage = add(Storage(storage_directory))
-        self.plugins = add(plugins or Plugins(Path("/dev/null"), Path("/dev/null"), run_nothing))
-        self.calls = calls or Calls(db, clock.seconds)
+        self.plugins = add(plugins)
+        self.calls = calls
         self.sessions.trail = self.calls.trail
         self.dispatcher = add(
             Dispatcher(model, self.subsystems, registry.functions(model), self.plugins, self.task_result, self.calls)

@@ -17,6 +17,7 @@ from xapi.datamodel import SchemaError
 from xapi.datamodel.errors import Fault
 from xapi.inventory.declaration import DeclarationError
 from xapi.log import output
+from xapi.log.files import LogError
 from xapi.process.config import IN_MEMORY, Config, ConfigError
 from xapi.process.reactor import install
 from xapi.process.readiness import Readiness
@@ -26,7 +27,9 @@ from xapi.store.kind import DatabaseError
 if TYPE_CHECKING:
     from xapi.process.service import XapiService
 
-REFUSALS = (ConfigError, StateError, DatabaseError, DeclarationError, DirectoryError, SchemaError, CannotListenError)
+REFUSALS = (
+    ConfigError, LogError, StateError, DatabaseError, DeclarationError, DirectoryError, SchemaError, CannotListenError,
+)  # fmt: skip
 """What a daemon that cannot run says in one line."""
 
 
@@ -36,8 +39,8 @@ def run(config: Config) -> int:
     from twisted.internet import reactor
 
     problems: list[str] = []
-    output.start(config.log_level, config.log_format, config.log_file)
     try:
+        output.start(config.log_level, config.log_format, config.log_file)
         service = load(config, reactor)
     except REFUSALS as error:
         print(f"xapi: {error}", file=sys.stderr)

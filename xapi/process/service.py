@@ -123,8 +123,8 @@ def make_service(
     """Return a daemon, loaded and ready to be started.
 
     `announce` tells people of a password that was invented. `alone` is whether the process is the daemon's, which then
-    sets up Python's collector and the process's limits. Raises ConfigError, StateError, DatabaseError,
-    DeclarationError, DirectoryError, SchemaError.
+    sets up Python's collector and the process's limits. Raises ConfigError, LogError, StateError,
+    DatabaseError, DeclarationError, DirectoryError, SchemaError.
     """
     for endpoint in (*config.listen, *config.tls):
         endpoint_of(endpoint, reactor)

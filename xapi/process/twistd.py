@@ -119,7 +119,7 @@ class _Later:
         (self._begun or self._kept.append)(event)
 
     def begin(self, config: Config, file: Path | None) -> None:
-        """Open the log and say what was kept. Raises ConfigError."""
+        """Open the log and say what was kept. Raises LogError."""
         from xapi.log import output
 
         self._begun = output.open_log(config.log_level, config.log_format, file)

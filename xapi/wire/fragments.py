@@ -17,7 +17,6 @@ import orjson
 
 from xapi.datamodel import Class
 from xapi.datamodel.types import SOURCE_NAMES, BoolType, FloatType, IntType, MapType, SetType, Type
-from xapi.process.config import BUDGET
 from xapi.store.memory import Store
 from xapi.store.rows import Row
 
@@ -27,7 +26,7 @@ _NAME, _VALUE, _END = b"<member><name>", b"</name>", b"</member>"
 class Fragments:
     """The fragments of one store's rows."""
 
-    def __init__(self, store: Store, budget: int = BUDGET) -> None:
+    def __init__(self, store: Store, budget: int) -> None:
         self.budget = budget
         self.used = 0
         self._kept: dict[Row, None] = {}
