@@ -9,12 +9,14 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
-from hypervisor.arch.clock import Clock
+from hypervisor.arch import clock as clocks
 from hypervisor.arch.kind import Kind
+from hypervisor.arch.x86_64.clock import Clock
 from hypervisor.arch.x86_64.kinds import PVH
 from hypervisor.console_ring import ConsoleRing
-from hypervisor.domains.domain import Domain, Machine, State
+from hypervisor.domains.domain import Domain, Machine
 from hypervisor.domains.event_channel import EventChannels
+from hypervisor.domains.life import State
 from hypervisor.domid import DOMID_FIRST_RESERVED
 from hypervisor.hypercalls.table import serve
 from hypervisor.memory.guest_memory import PAGE, Memory
@@ -88,7 +90,7 @@ class Host(Machine):
         uuid_text: str = "",
         code_cache: int = 1 << 20,
         space: Memory | None = None,
-        clock: Clock | None = None,
+        clock: clocks.Clock | None = None,
         kind: Kind = PVH,
     ) -> Domain:
         """Return a new domain, paused, with RAM at these ranges of guest-physical bytes. Raises NoMemory.
@@ -106,12 +108,18 @@ class Host(Machine):
                 made.hole = (ranges[0][1], ranges[1][0])
             uuid_text = uuid_text or str(uuid.uuid4())
             try:
-                domain = Domain(domid, uuid_text, made, self, vcpus, clock, code_cache, ranges, kind, self._cpu_name)
+                domain = Domain(
+                    *(domid, uuid_text, made, self, kind, clock or Clock()),
+                    count=vcpus,
+                    code_cache=code_cache,
+                    ranges=ranges,
+                    cpu_name=self._cpu_name,
+                )
             except BaseException:
                 if space is None:
                     made.close()
                 raise
-            domain.hypercall_table = serve
+            domain.platform.serve(domain, serve)
             self.domains[domid] = domain
             self._limits[domid] = memory // PAGE
             self.scheduler.add(domain)
@@ -129,18 +137,14 @@ class Host(Machine):
     def unpause(self, domain: Domain) -> None:
         """Take one pause back; with the last, the domain runs."""
         with self.lock:
-            domain.pauses = max(0, domain.pauses - 1)
-            if domain.pauses or domain.state is not State.PAUSED:
+            if not domain.life.unpause():
                 return
-            domain.state = State.RUNNING
         self.scheduler.look(domain.domid)
 
     def pause(self, domain: Domain) -> None:
         """Hold a domain back; returns when none of its vCPUs runs."""
         with self.lock:
-            domain.pauses += 1
-            if domain.state is State.RUNNING:
-                domain.state = State.PAUSED
+            domain.life.pause()
         entity = self.scheduler.entities.get(domain.domid)
         if entity is not None:
             self.scheduler.wait_until_off(entity)
@@ -148,7 +152,7 @@ class Host(Machine):
     def destroy(self, domain: Domain) -> None:
         """End a domain, whatever it does, and free its memory."""
         with self.lock:
-            domain.state = State.DYING
+            domain.life.die()
         self.scheduler.remove(domain)
         for end in list(domain.at_end):
             end()
@@ -192,7 +196,7 @@ class Host(Machine):
     def attend(self, domid: int) -> None:
         """Have a domain looked at: it has events, or another timer."""
         domain = self.domains.get(domid)
-        if domain is not None and domain.on_this_thread():
+        if domain is not None and domain.vcpus.on_this_thread():
             domain.events.drain()
         self.scheduler.look(domid)
 
@@ -200,11 +204,11 @@ class Host(Machine):
         """Tell a vCPU that events are pending for it."""
         domain = self.domains.get(domid)
         if domain is not None:
-            domain.execution.upcall(vcpu)
+            domain.vcpus.upcall(vcpu)
 
     def changed(self, domain: Domain) -> None:
         """Tell listeners that a domain shut down, or has another number of vCPUs up."""
-        if domain.state is State.SHUTDOWN:
+        if domain.life.state is State.SHUTDOWN:
             self.console_ring.write(f"d{domain.domid}: {_how_it_ended(domain)}")
         for heard in list(self._listeners):
             try:
@@ -223,5 +227,6 @@ class Host(Machine):
 
 def _how_it_ended(domain: Domain) -> str:
     """Return what the log says of a domain that is down."""
-    reason = "shutdown" if domain.reason is None else domain.reason.name.lower()
-    return f"{reason}: {domain.crash}" if domain.crash else reason
+    life = domain.life
+    reason = "shutdown" if life.reason is None else life.reason.name.lower()
+    return f"{reason}: {life.crash}" if life.crash else reason

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from hypervisor.arch.clock import Clock
-from hypervisor.arch.vcpu import VCPU, Machine
+from hypervisor.arch.vcpu import VCPU, Platform
 from hypervisor.memory.guest_memory import Memory
 
 
@@ -24,7 +24,7 @@ class Kind(Protocol):
         self,
         count: int,
         memory: Memory,
-        machine: Machine,
+        platform: Platform,
         clock: Clock,
         code_cache: int,
         ranges: Sequence[tuple[int, int]],

@@ -110,7 +110,7 @@ class VCPU(Protocol):
         """Let bytes of `Memory.bytes` that the host has written be translated anew; on the thread that runs it."""
 
 
-class Machine(Protocol):
+class Platform(Protocol):
     """What virtual CPUs ask of the machine around them, on the thread that runs them."""
 
     def hypercall(self, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:

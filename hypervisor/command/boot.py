@@ -6,7 +6,8 @@ import os
 
 from hypervisor.api import Addresses, DomainConfig, Network
 from hypervisor.command.terminal import End, Terminal
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.host import Host
 from hypervisor.toolstack.toolstack import Toolstack
 
@@ -22,7 +23,7 @@ def boot(config: DomainConfig, console: bool) -> tuple[int, str]:
     terminal = Terminal(_INPUT, _OUTPUT)
 
     def changed(domain: Domain) -> None:
-        if domain.reason is not None:
+        if domain.life.reason is not None:
             terminal.down()
 
     host.listen(changed)
@@ -35,7 +36,7 @@ def boot(config: DomainConfig, console: bool) -> tuple[int, str]:
             terminal.up()
             toolstack.unpause(config.uuid)
             end = terminal.run(guest.console if console else None)
-            reason, crash = guest.domain.reason, guest.domain.crash
+            reason, crash = guest.domain.life.reason, guest.domain.life.crash
             if end is not End.DOWN or reason is not Reason.REBOOT:
                 break
             toolstack.destroy(config.uuid)

@@ -1,8 +1,9 @@
-"""One domain: memory, vCPUs, event channels, grants, timers, and its life from building to its end.
+"""One domain: what it consists of, and how its thread runs it.
 
 A domain runs on one thread at a time, its vCPUs in turn, in one engine (`hypervisor.arch.x86_64.cpu.shared` says
 why): so several vCPUs are as fast together as one. `run` is what a pCPU thread calls; everything that a guest does
-arrives here under the host's lock.
+arrives here under the host's lock. What the guest finds around its vCPUs is `platform`'s, timers and clocks are
+`time`'s, whether it may run `life`'s, and which vCPU runs `vcpus`'.
 """
 
 from __future__ import annotations
@@ -10,50 +11,24 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from enum import Enum, IntEnum
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from weakref import proxy
 
 from hypervisor.arch.clock import Clock
 from hypervisor.arch.kind import Kind
-from hypervisor.arch.vcpu import VCPU, Outcome
-from hypervisor.arch.x86_64.clock import Clock as TSCClock
-from hypervisor.arch.x86_64.kinds import PVH
-from hypervisor.domains import guest_time, runstate
-from hypervisor.domains.event_channel import VIRQ_TIMER, EventChannels, Peers
-from hypervisor.domains.execution import DomainVCPU, Execution
+from hypervisor.arch.vcpu import Outcome
+from hypervisor.domains.event_channel import EventChannels, Peers
 from hypervisor.domains.grant_table import GrantTable
+from hypervisor.domains.life import Life, Reason, State
 from hypervisor.domains.maptrack import Maptrack
-from hypervisor.domains.watchdogs import Watchdogs
-from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
+from hypervisor.domains.platform import Platform
+from hypervisor.domains.time import Time
+from hypervisor.domains.vcpus import DomainVCPU, vcpus
+from hypervisor.memory.guest_memory import Memory
 from hypervisor.memory.physmap import Physmap
 
 _log = logging.getLogger(__name__)
-
-LOG_SIZE = 64 * 1024
-"""Bytes kept of what a domain writes to the hypervisor's console."""
-
-
-class Reason(IntEnum):
-    """Why a domain has shut down (SHUTDOWN_* of public/sched.h)."""
-
-    POWEROFF = 0
-    REBOOT = 1
-    SUSPEND = 2
-    CRASH = 3
-    WATCHDOG = 4
-    SOFT_RESET = 5
-
-
-class State(Enum):
-    """Where a domain is in its life."""
-
-    PAUSED = "paused"
-    RUNNING = "running"
-    SHUTDOWN = "shutdown"
-    DYING = "dying"
 
 
 class Machine(Peers, Protocol):
@@ -76,7 +51,7 @@ class Machine(Peers, Protocol):
 
 
 class Domain:
-    """A guest of `memory` and `vcpus` virtual CPUs, paused and empty until a builder has filled it."""
+    """A guest of a kind with so many vCPUs and `memory`, paused and empty until a builder has filled it."""
 
     def __init__(
         self,
@@ -84,11 +59,12 @@ class Domain:
         uuid_text: str,
         memory: Memory,
         machine: Machine,
-        vcpus: int = 1,
-        clock: Clock | None = None,
+        kind: Kind,
+        clock: Clock,
+        *,
+        count: int = 1,
         code_cache: int = 1 << 20,
         ranges: Sequence[tuple[int, int]] = (),
-        kind: Kind = PVH,
         cpu_name: str = "",
     ) -> None:
         self.domid = domid
@@ -97,123 +73,41 @@ class Domain:
         self.memory = memory
         self.machine = machine
         self.kind = kind
-        self.clock: Clock = clock or TSCClock()
-        self.state = State.PAUSED
-        self.pauses = 1
-        """How many hold the domain back; the builder is the first."""
-        self.reason: Reason | None = None
-        self.crash = ""
         self.params: dict[int, int] = {}
         self.callback_vector = 0
         self.ranges = tuple(ranges) or ((0, memory.size),)
         """Start and end of the parts of guest-physical space that are RAM."""
         self.memory_map: list[tuple[int, int, int]] = [(0, memory.size, 1)]
         self.hypercalls: dict[int, int] = {}
-        self.console_log = bytearray()
-        self.events = EventChannels(domid, memory, machine, vcpus)
+        """How often each hypercall was done, by number."""
+        self.events = EventChannels(domid, memory, machine, count)
         self.grants = GrantTable(memory)
         own = proxy(self)  # what is ours alone does not keep us, so that all of it goes when a domain has ended
         self.physmap = Physmap(
             memory,
             self.ranges,
             lambda frames: machine.may_grow(own, frames),
-            lambda frame: own.map_extra(frame),
-            lambda ranges: own.overwritten(ranges),
+            lambda frame: own.platform.map_extra(frame),
+            lambda ranges: own.platform.overwritten(ranges),
             lambda at: own.grants.occupies(at) or at == own.events.shared_info,
         )
         self.maptrack = Maptrack(domid, self.physmap)
-        self.sharing = kind.shares(vcpus)
-        """Whether the vCPUs share an engine. Those of a PV domain do not: one of them runs, the others are offline."""
-        cpus = kind.vcpus(vcpus, memory, self, self.clock, code_cache, ranges, cpu_name)
-        self.vcpus = [DomainVCPU(cpu) for cpu in cpus]
+        self.life = Life(lambda: own._went_down())
+        self.time = Time(own, clock)
+        self.platform = Platform(machine.lock, memory, self.physmap)
+        cpus = kind.vcpus(count, memory, self.platform, clock, code_cache, ranges, cpu_name)
+        self.vcpus = self.platform.vcpus = vcpus(own, cpus, kind.shares(count))
         self._ended: list[DomainVCPU] = []
-        self.execution = Execution(own)
         self.at_end: list[Callable[[], None]] = []
         """Called when the domain is destroyed, without the lock; each returns when it uses no memory of it any more."""
-        self.hypercall_table: Callable[[Domain, VCPU, int, Sequence[int]], int] | None = None
-        self._deferred: deque[Callable[[], None]] = deque()
-        self._overwritten: set[tuple[int, int]] = set()
-        self._watchdogs = Watchdogs()
-        self.woken = 0
-        """System time when the scheduler last found the domain something to do."""
-
-    # What the CPU layer asks
-
-    def hypercall(self, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
-        """Do a hypercall of one of our vCPUs."""
-        assert self.hypercall_table is not None
-        with self.machine.lock:
-            result = self.hypercall_table(self, cpu, number, arguments)
-        while self._deferred:
-            self._deferred.popleft()()
-        if self._overwritten:
-            with self.machine.lock:
-                self._forget_code()
-        return result
-
-    def write_page(self, address: int, content: bytes) -> None:
-        """Overwrite a page of the guest's RAM, code or not. Raises BadAddress where it has none of its own."""
-        with self.machine.lock:
-            if address % PAGE or not self.physmap.holds(address // PAGE):
-                raise BadAddress(f"there is no page of the guest's at {address:#x}")
-            self.memory.write(address, content)
-            self.overwritten([(address, address + PAGE)])
-            self._forget_code()
-
-    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
-        """Read a port: nothing is there, so all lines are high."""
-        return (1 << 8 * size) - 1
-
-    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
-        """Write a port; 0xE9 is the hypervisor's console, as Xen and Bochs have it."""
-        if port == 0xE9:
-            with self.machine.lock:
-                self.log(bytes([value & 0xFF]))
-
-    def log(self, text: bytes) -> None:
-        """Keep what the guest tells the hypervisor's console, the newest of it."""
-        self.console_log += text
-        if len(self.console_log) > LOG_SIZE:
-            del self.console_log[:-LOG_SIZE]
-
-    # What local APICs ask
-
-    def reset_cpu(self, number: int) -> None:
-        """Take a vCPU offline: INIT."""
-        with self.machine.lock:
-            self.execution.reset(number)
-
-    def start_cpu(self, number: int, page: int) -> None:
-        """Bring a vCPU that is offline up in real mode: a startup IPI."""
-        with self.machine.lock:
-            self.execution.start(number, page)
-
-    def wake_cpu(self, number: int) -> None:
-        """Let a vCPU take an interrupt of its local APIC."""
-        with self.machine.lock:
-            self.execution.wake(number)
 
     # Running
 
     def runnable(self) -> bool:
         """Tell whether a vCPU has something to do now."""
-        if self.state is not State.RUNNING:
+        if self.life.state is not State.RUNNING:
             return False
-        return bool(self.events.queued) or any(v.up and not v.blocked for v in self.vcpus) or self._timer_due()
-
-    def _timer_due(self) -> bool:
-        deadline = self.deadline()
-        return deadline is not None and deadline <= self.clock.now()
-
-    def deadline(self) -> int | None:
-        """Return the system time when a timer of the domain is next due."""
-        times = [v.timer for v in self.vcpus if v.timer is not None] + list(self._watchdogs.times.values())
-        times += [v.poll_end for v in self.vcpus if v.poll_end is not None]
-        if self.sharing:
-            if self.execution.turns.end is not None:
-                times.append(self.execution.turns.end)
-            times += [v.cpu.deadline for v in self.vcpus if v.cpu.deadline is not None]
-        return min(times, default=None)
+        return bool(self.events.queued) or self.vcpus.is_able() or self.time.is_due()
 
     def run(self) -> bool:
         """Run one vCPU until it halts or somebody stops it; tell whether the domain has more to do.
@@ -225,10 +119,9 @@ class Domain:
         except Exception as error:
             _log.exception("domain %d is crashed by an error of the hypervisor's own", self.domid)
             with self.machine.lock:
-                self.execution.current = None
-                self._deferred.clear()
-                self.crash = f"internal error: {type(error).__name__}: {error}"
-                self.shut_down(Reason.CRASH)
+                self.vcpus.current = None
+                self.platform.drop_deferred()
+                self.life.crashed(f"internal error: {type(error).__name__}: {error}")
             return False
 
     def _run(self) -> bool:
@@ -238,153 +131,52 @@ class Domain:
             return False
         outcome = vcpu.cpu.run()
         with self.machine.lock:
-            self._leave(vcpu, outcome)
+            self.vcpus.leave(vcpu, outcome)
+            if outcome is Outcome.CRASHED:
+                self.life.crashed(vcpu.cpu.crash)
             return self.runnable()
 
     def _enter(self) -> DomainVCPU | None:
-        if self.state is not State.RUNNING:
+        if self.life.state is not State.RUNNING:
             return None
         self.events.drain()
-        if self._overwritten:
-            self._forget_code()
-        self._fire_timers()
-        number = self.execution.choose()
-        if number is None or self.state is not State.RUNNING:  # a watchdog may just have ended it
+        self.platform.forget_code()
+        if self.time.fire():
+            self.life.shut_down(Reason.WATCHDOG)
             return None
-        return self.execution.enter(number)
+        number = self.vcpus.choose()
+        return None if number is None else self.vcpus.enter(number)
 
-    def _leave(self, vcpu: DomainVCPU, outcome: Outcome) -> None:
-        self.execution.leave(vcpu, outcome)
-        if outcome is Outcome.CRASHED:
-            self.crash = vcpu.cpu.crash
-            self.shut_down(Reason.CRASH)
+    # What its parts ask
 
-    def defer(self, work: Callable[[], None]) -> None:
-        """Have work done on this thread when the hypercall that is being served is over, without the lock.
-
-        The guest waits for it, other domains do not; only where `on_this_thread` and not for long.
-        """
-        self._deferred.append(work)
-
-    def on_this_thread(self) -> bool:
-        """True inside a hook of a vCPU of ours: then events can be raised at once."""
-        return self.execution.on_this_thread()
-
-    def charge(self, seconds: float) -> None:
-        """Account for CPU time of the vCPU that ran last; on the thread that ran it."""
-        if self.vcpus:
-            self.vcpus[self.execution.last].cpu_time += seconds
-
-    def kick(self) -> None:
-        """Make the vCPU that runs come back soon, from any thread; see `VCPU.stop`."""
-        vcpu = self.execution.current
-        if vcpu is not None:
-            vcpu.cpu.stop()
-
-    # Timers and the structures that tell the time
-
-    def set_timer(self, number: int, when: int | None) -> None:
-        """Arm or disarm a vCPU's single-shot timer."""
-        self.vcpus[number].timer = when
+    def attend(self) -> None:
+        """Have the domain looked at: it has another timer, or is to be stopped."""
         self.machine.attend(self.domid)
 
-    def set_watchdog(self, number: int, seconds: int) -> int:
-        """Arm, re-arm or disarm one of two watchdogs (sched_watchdog); return its number."""
-        number = self._watchdogs.set(number, seconds, self.clock.now())
-        self.machine.attend(self.domid)
-        return number
+    def changed(self) -> None:
+        """Tell that another number of vCPUs is up."""
+        self.machine.changed(self)
 
-    def _fire_timers(self) -> None:
-        now = self.clock.now()
-        for number, vcpu in enumerate(self.vcpus):
-            if vcpu.timer is not None and vcpu.timer <= now:
-                vcpu.timer = None
-                self.events.raise_virq(VIRQ_TIMER, number)
-            if vcpu.poll_end is not None and vcpu.poll_end <= now:
-                self.execution.unblock(number)
-            if vcpu.cpu.deadline is not None:
-                vcpu.cpu.expire()
-        if self._watchdogs.expired(now):
-            self.shut_down(Reason.WATCHDOG)
+    def power_off(self) -> None:
+        """Shut down, for no vCPU is up any more."""
+        self.life.shut_down(Reason.POWEROFF)
+
+    def _went_down(self) -> None:
+        self.vcpus.halt()
+        self.machine.changed(self)
+
+    def peer(self, domid: int) -> Domain | None:
+        """Return another domain of the host."""
+        return self.machine.domain_of(domid)
+
+    # What its parts do together
 
     def place_shared_info(self, frame: int) -> None:
         """Let a frame be the shared page and tell the time in it."""
         self.events.place_shared_info(frame)
         for number in range(len(self.vcpus)):
-            self.write_time(number)
-        self.write_wallclock()
-
-    def write_time(self, number: int) -> None:
-        """Tell a vCPU the time, if the guest has said where."""
-        info = self.events.info_of(number)
-        if info >= 0:
-            guest_time.write_time(self.memory, info, self.clock)
-
-    def write_wallclock(self) -> None:
-        """Tell the guest in the shared page when system time was 0."""
-        boot = self.machine.time_of_day() - self.clock.now()
-        guest_time.write_wallclock(self.memory, self.events.shared_info, boot)
-
-    def runstate_times(self, number: int) -> tuple[int, int, int, int]:
-        """Return nanoseconds that a vCPU was running, runnable, blocked and offline until now."""
-        return self.vcpus[number].runstate.until(self.clock.now())
-
-    def place_runstate(self, number: int, cpu: VCPU, address: int) -> None:
-        """Let a vCPU's run state be told at a virtual address of the calling vCPU's; 0 is nowhere. Raises BadAddress.
-
-        It is translated now: a user's page tables, which may be in use at another time, do not have the page.
-        """
-        places, size = [], runstate.SIZE
-        while address and size:
-            here = min(size, PAGE - address % PAGE)
-            places.append((cpu.translate(address), here))
-            address, size = address + here, size - here
-        self.vcpus[number].runstate.place(tuple(places), self.memory)
-
-    # What the vCPUs see of memory
-
-    def overwritten(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Hear that the host has written ranges of `Memory.bytes` which may be code that a vCPU has executed.
-
-        Under the lock, before the guest can know of it; kept until the domain's thread comes by. A frame that is
-        written again and again is kept once, so there are no more than a guest has shared in its tables.
-        """
-        self._overwritten.update(ranges)
-
-    def _forget_code(self) -> None:
-        """Have what was overwritten translated anew; on the domain's thread, under the lock."""
-        for vcpu in self.vcpus[:1] if self.sharing else self.vcpus:
-            for start, end in self._overwritten:
-                vcpu.cpu.forget_code(start, end)
-        self._overwritten.clear()
-
-    def map_extra(self, frame: int) -> None:
-        """Let the vCPUs see a frame beyond the memory."""
-        if frame in self.memory.extra:
-            for vcpu in self.vcpus:
-                vcpu.cpu.map_extra(frame)
-
-    # Life
-
-    def shut_down(self, reason: Reason) -> None:
-        """Stop for good; what happens next is the toolstack's choice."""
-        if self.state in (State.SHUTDOWN, State.DYING):
-            return
-        self.state, self.reason = State.SHUTDOWN, reason
-        if self.execution.current is not None:
-            self.execution.current.cpu.halt_here()
-        self.machine.changed(self)
-
-    def power_off(self) -> None:
-        """Shut down, for no vCPU is up any more."""
-        self.shut_down(Reason.POWEROFF)
-
-    def resume(self) -> None:
-        """Take a suspend back: the domain is paused, with one pause more, behind its hypercall."""
-        if self.state is not State.SHUTDOWN or self.reason is not Reason.SUSPEND:
-            raise ValueError("the domain is not suspended")
-        self.state, self.reason = State.PAUSED, None
-        self.pauses += 1
+            self.time.write_time(number)
+        self.time.write_wallclock()
 
     def renew(self) -> None:
         """Forget what a guest sets up again when it was suspended: to it this is another domain, with its memory.
@@ -396,9 +188,7 @@ class Domain:
         self.memory.call_in()
         self.grants.forget()
         self.grants = GrantTable(self.memory)
-        self._watchdogs = Watchdogs()
-        for vcpu in self.vcpus:
-            vcpu.timer, vcpu.runstate.places = None, ()
+        self.time.renew()
 
     def freeze(self) -> int:
         """Freeze the memory, see `Memory.freeze`; handles of grants that were mapped stay, their frames are empty."""
@@ -411,7 +201,8 @@ class Domain:
         self.grants.forget()
         self.memory.let_go()
         self.events.queued.clear()  # what was posted knows us
-        self._ended, self.vcpus = self.vcpus, []
+        self.platform.let_go()
+        self._ended = self.vcpus.take_all()
 
     def close(self) -> None:
         """Free the engines and the memory of a domain that has let go; without the lock, for it may take long."""
@@ -420,7 +211,3 @@ class Domain:
         self._ended.clear()
         self.at_end.clear()
         self.memory.close()
-
-    def peer(self, domid: int) -> Domain | None:
-        """Return another domain of the host."""
-        return self.machine.domain_of(domid)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from hypervisor.arch.vcpu import VCPU
-from hypervisor.domains.domain import Domain, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import (
     GNTST_BAD_COPY_ARG,
     GNTST_BAD_DOMAIN,
@@ -25,6 +25,7 @@ from hypervisor.domains.grant_table import (
     Grant,
     GrantError,
 )
+from hypervisor.domains.life import State
 from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import EINVAL, ENOSYS, XenError
 from hypervisor.memory import foreign
@@ -74,7 +75,7 @@ def each(domain: Domain, cpu: VCPU, operation: Operation, address: int, count: i
 def granter(domain: Domain, domid: int) -> Domain:
     """Return the domain that has granted something to another. Raises GrantError."""
     found = domain.peer(domid)
-    if found is None or found.state is State.DYING:
+    if found is None or found.life.state is State.DYING:
         raise GrantError(GNTST_BAD_DOMAIN)
     return found
 
@@ -161,7 +162,7 @@ def _page(domain: Domain, number: int, domid: int, is_ref: bool, write: bool, gr
         number, page = grant.frame, grant.bytes
     if write:
         at = owner.memory.offset(number)
-        owner.overwritten([(at, at + PAGE)])
+        owner.platform.overwritten([(at, at + PAGE)])
     return owner.memory.frame(number) if page is None else page
 
 

@@ -50,7 +50,7 @@ def _add_to_physmap(domain: Domain, space: int, index: int, frame: int) -> int:
         domain.place_shared_info(frame)
     elif space == _GRANT_TABLE:
         domain.grants.place(index & ~_STATUS, frame, status=bool(index & _STATUS))
-        domain.map_extra(frame)
+        domain.platform.map_extra(frame)
     else:
         raise XenError(EINVAL)
     return 0

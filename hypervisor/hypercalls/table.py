@@ -35,7 +35,7 @@ def _vm_assist(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
 
 def _set_timer_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Arm the calling vCPU's single-shot timer at a system time, or disarm it with 0."""
-    domain.set_timer(cpu.number, arguments[0] or None)
+    domain.time.set_timer(cpu.number, arguments[0] or None)
     return 0
 
 

@@ -25,21 +25,21 @@ def vcpu_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     elif command == 3:  # is_up
         return int(domain.vcpus[number].up)
     elif command == 5:  # register_runstate_memory_area: a virtual address of the caller
-        domain.place_runstate(number, cpu, struct.unpack("<Q", cpu.read(address, 8))[0])
+        domain.time.place_runstate(number, cpu, struct.unpack("<Q", cpu.read(address, 8))[0])
     elif command in (7, 9):  # stop_periodic_timer, stop_singleshot_timer
         if command == 9:
-            domain.set_timer(number, None)
+            domain.time.set_timer(number, None)
     elif command == 8:  # set_singleshot_timer: {u64 timeout_abs_ns; u32 flags}
         when, flags = struct.unpack("<QI", cpu.read(address, 12))
-        if flags & _FUTURE and when < domain.clock.now():
+        if flags & _FUTURE and when < domain.time.clock.now():
             return -_ETIME
-        domain.set_timer(number, when)
+        domain.time.set_timer(number, when)
     elif command == 10:  # register_vcpu_info: {u64 mfn; u32 offset}
         frame, offset = struct.unpack("<QI", cpu.read(address, 12))
         if offset >= PAGE:
             raise XenError(EINVAL)
         domain.events.place_vcpu_info(number, frame * PAGE + offset)
-        domain.write_time(number)
+        domain.time.write_time(number)
     elif command == 4:  # get_runstate_info
         cpu.write(address, domain.vcpus[number].runstate.encode())
     else:
@@ -50,7 +50,7 @@ def vcpu_op(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
 def _start_or_stop(domain: Domain, cpu: VCPU, command: int, number: int, address: int) -> None:
     """Do VCPUOP_initialise, _up or _down; a PV domain's vCPUs but the first stay offline."""
     vcpu = domain.vcpus[number]
-    if not domain.sharing:
+    if not domain.vcpus.startable:
         raise XenError(ENOSYS)
     if command == 0:
         state = cpu.read(address, vcpu.cpu.initial_size)
@@ -59,8 +59,8 @@ def _start_or_stop(domain: Domain, cpu: VCPU, command: int, number: int, address
         vcpu.cpu.initialise(state)
         vcpu.held, vcpu.blocked = True, False
     elif command == 2:
-        domain.execution.hold(number)
+        domain.vcpus.hold(number)
     elif vcpu.up or vcpu.held:
-        domain.execution.release(number)
+        domain.vcpus.release(number)
     else:
         raise XenError(EINVAL)

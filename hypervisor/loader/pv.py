@@ -284,7 +284,7 @@ def adopt(domain: Domain, area: Area) -> PageTables:
     cpus = [paravirtual(vcpu.cpu) for vcpu in domain.vcpus]
     for cpu in cpus:
         cpu.attach(area, tables, domain.events, cpus)
-    domain.hypercall_table = dispatch
+    domain.platform.serve(domain, dispatch)
     domain.ranges = domain.physmap.ranges = ((0, area.ram),)
     domain.physmap.foreign = area.foreign
     return tables

@@ -16,7 +16,7 @@ from hypervisor.arch.x86_64.paravirtual.area import VCPUS, Area
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.arch.x86_64.paravirtual.state import PVState
 from hypervisor.domains.domain import Domain
-from hypervisor.domains.execution import DomainVCPU
+from hypervisor.domains.vcpus import DomainVCPU
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
 from hypervisor.loader import pv
 from hypervisor.loader.elf import LoadError
@@ -224,7 +224,7 @@ def capture(domain: Domain) -> DomainContext:
         pv.start_info_frame(domain)
         pinned = first.tables.pinned()
     return DomainContext(
-        system_time=domain.clock.now(),
+        system_time=domain.time.clock.now(),
         callback_vector=domain.callback_vector,
         params={key: value for key, value in domain.params.items() if key not in (STORE_EVTCHN, CONSOLE_EVTCHN)},
         memory_map=tuple(domain.memory_map),
@@ -255,7 +255,7 @@ def install(domain: Domain, context: DomainContext) -> None:
                 entry.local_apic(vcpu.cpu)
             registers.load(vcpu.cpu, saved.registers)
             vcpu.up, vcpu.blocked, vcpu.upcall_vector = saved.up, saved.blocked, saved.upcall_vector
-            vcpu.runstate.since = domain.clock.now()
+            vcpu.runstate.since = domain.time.clock.now()
         if context.vcpus[0].paravirtual is not None:
             _install_paravirtual(domain, context)
     except (BadAddress, KeyError, ValueError) as error:
@@ -282,4 +282,4 @@ def _empty_extra(domain: Domain, frame: int) -> None:
         raise BadAddress(f"frame {frame:#x} is not beyond the memory")
     offset = domain.memory.place_extra(frame)
     domain.memory.bytes[offset : offset + PAGE] = bytes(PAGE)
-    domain.map_extra(frame)
+    domain.platform.map_extra(frame)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
-from hypervisor.domains.domain import Domain, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import State
 from hypervisor.migration.context import Shape
 
 _Step = TypeVar("_Step")
@@ -29,7 +30,7 @@ class Reading:
         self._ended = ended
         self._step = threading.RLock()
         self._over = False
-        if domain.state is State.DYING:
+        if domain.life.state is State.DYING:
             raise self._refusal()
         self.shape = Shape.of(domain)
         domain.at_end.append(self._domain_ends)

@@ -19,7 +19,7 @@ def cancel(host: Host, domain: Domain) -> None:
     host.pause(domain)  # it may have shut down a moment ago, its thread is still leaving
     try:
         with host.lock:
-            domain.resume()
+            domain.life.resume()
             domain.vcpus[0].cpu.answer(1)
         host.unpause(domain)
     finally:
@@ -35,7 +35,7 @@ def renew(host: Host, domain: Domain) -> None:
     host.pause(domain)
     try:
         with host.lock:
-            domain.resume()
+            domain.life.resume()
             domain.renew()
             for key in (STORE_PFN, CONSOLE_PFN):
                 domain.memory.write(domain.params[key] * PAGE, bytes(PAGE))

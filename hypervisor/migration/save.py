@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hypervisor.arch.x86_64.paravirtual import context as paravirtual
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason, State
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import BadAddress
 from hypervisor.migration.context import DomainContext, Shape, capture
@@ -25,7 +26,7 @@ def held(host: Host, domain: Domain) -> Iterator[tuple[DomainContext, Reading]]:
     host.pause(domain)
     try:
         with host.lock:
-            if domain.state is not State.SHUTDOWN or domain.reason is not Reason.SUSPEND:
+            if domain.life.state is not State.SHUTDOWN or domain.life.reason is not Reason.SUSPEND:
                 raise NotSuspended(f"domain {domain.domid} is not suspended")
             try:
                 context = capture(domain)

@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from hypervisor.domains.domain import Domain, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import State
 from hypervisor.scheduling.alarm import Alarm
 from hypervisor.scheduling.run_queue import SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
 
@@ -101,7 +102,7 @@ class Scheduler:
             while thread.is_alive():
                 for entity in list(self.queue.running):
                     if entity is not None:
-                        entity.domain.kick()
+                        entity.domain.vcpus.kick()
                 thread.join(RETRY)
         self._threads.clear()
         self._idle.clear()
@@ -160,7 +161,7 @@ class Scheduler:
         with self._lock:
             self._waiters += 1
             while entity.pcpu is not None and self._threads:
-                entity.domain.kick()
+                entity.domain.vcpus.kick()
                 self._off.wait(RETRY)
             self._waiters -= 1
 
@@ -187,7 +188,7 @@ class Scheduler:
         now = self.clock()
         if entity.pcpu is not None:
             self._watch(entity, now)
-        elif not entity.queued and entity.domain.state is State.RUNNING:
+        elif not entity.queued and entity.domain.life.state is State.RUNNING:
             free = entity.capped_until(now)
             if free > now:
                 self._look_at(entity, free)
@@ -198,7 +199,7 @@ class Scheduler:
 
     def _queue(self, entity: Entity, now: float) -> None:
         """Let a domain wait for a pCPU, and see that one comes for it."""
-        entity.domain.woken = entity.domain.clock.now()
+        entity.domain.vcpus.woken = entity.domain.time.clock.now()
         self._deadlines.set(entity, None)
         self.queue.put(entity)
         for at in range(len(self._idle) - 1, -1, -1):
@@ -219,15 +220,15 @@ class Scheduler:
         timer = self._timer(entity, now)
         if timer is not None:
             end = min(end, timer)
-        if end <= now or domain.events.queued or domain.state is not State.RUNNING or not entity.may_run_on(pcpu):
-            domain.kick()
+        if end <= now or domain.events.queued or domain.life.state is not State.RUNNING or not entity.may_run_on(pcpu):
+            domain.vcpus.kick()
             end = now + RETRY
         self._look_at(entity, end)
 
     def _timer(self, entity: Entity, now: float) -> float | None:
         """Return when a domain's next timer is due."""
-        deadline = entity.domain.deadline()
-        return None if deadline is None else now + (deadline - entity.domain.clock.now()) / 1e9
+        deadline = entity.domain.time.deadline()
+        return None if deadline is None else now + (deadline - entity.domain.time.clock.now()) / 1e9
 
     def _look_at(self, entity: Entity, when: float | None) -> None:
         """Have the ticker look at a domain at a time, and then only."""
@@ -264,7 +265,7 @@ class Scheduler:
                     self._idle.append(pcpu)
                     pcpu.woken.wait()
                     # Whoever woke us has taken us from the list, but for `stop`.
-                elif entity.domain.state is State.RUNNING:
+                elif entity.domain.life.state is State.RUNNING:
                     self._watch(entity, entity.began)
                     return entity
                 else:
@@ -276,11 +277,11 @@ class Scheduler:
         domain = entity.domain
         before = self.thread_clock()
         more = True
-        while more and not self._stopping and domain.state is State.RUNNING:
+        while more and not self._stopping and domain.life.state is State.RUNNING:
             more = domain.run()
             after = self.thread_clock()
             used, before = after - before, after
-            domain.charge(used)
+            domain.vcpus.charge(used)
             with self._lock:
                 now = self.clock()
                 entity.charge(used, now)

@@ -242,7 +242,7 @@ class BlockDevice:
         """Take all requests of a ring: at most as many as it has slots."""
         if channel.closed:
             return
-        ring, now = channel.ring, self.domain.clock.now()
+        ring, now = channel.ring, self.domain.time.clock.now()
         taken = ring.requests(ring.slots + 1)  # one more than there can be, so that we hear of the next
         if taken:
             layout = self._layout

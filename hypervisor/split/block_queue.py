@@ -162,8 +162,8 @@ class BlockQueue:
     def _start(self) -> None:
         if self._waiting and not self._active and not self._held:
             self._active = True
-            if self._quick() and self.domain.on_this_thread():
-                self.domain.defer(lambda: self._work(here=True))
+            if self._quick() and self.domain.vcpus.on_this_thread():
+                self.domain.platform.defer(lambda: self._work(here=True))
             else:
                 self._execute(self._work)
 
@@ -211,7 +211,7 @@ class BlockQueue:
 
     def _work(self, here: bool = False) -> None:
         """Serve what waits; with `here`, only as long as that is quick."""
-        lock, now = self.domain.machine.lock, self.domain.clock.now
+        lock, now = self.domain.machine.lock, self.domain.time.clock.now
         item: Item | None = None
         buffers: Buffers | None = None
         left = HERE if here else BATCH
@@ -289,9 +289,9 @@ class BlockQueue:
             length = buffers.length
         counters, operation = self.counters, item.request.operation
         if operation == READ and buffers is not None:  # failed ones too have filled some of it
-            self.domain.overwritten(buffers.runs)
+            self.domain.platform.overwritten(buffers.runs)
         counters.in_flight -= 1
-        counters.wait_ns += self.domain.clock.now() - item.taken
+        counters.wait_ns += self.domain.time.clock.now() - item.taken
         if item.status != OKAY:
             counters.errors += 1
         elif operation == READ:

@@ -158,7 +158,7 @@ class NetQueue:
     def _send_waiting(self) -> bool:
         """Send packets in order; tell whether all are gone. One without credit stays, its slots unanswered."""
         waiting, grants, memory = self._waiting, self._domain.grants, self._domain.memory.bytes
-        now = self._domain.clock.now
+        now = self._domain.time.clock.now
         end = now() + TURN_NS
         while waiting:
             if now() > end:
@@ -184,8 +184,8 @@ class NetQueue:
             with self._domain.machine.lock:
                 self.transmit()
 
-        if self._domain.on_this_thread():
-            self._domain.defer(go_on)
+        if self._domain.vcpus.on_this_thread():
+            self._domain.platform.defer(go_on)
         else:
             self._domain.events.post(self.transmit)
 
@@ -195,7 +195,7 @@ class NetQueue:
         """Take a frame from the port, or leave it there until the domain's thread comes by."""
         if self._filling:
             return self._fill(frame)
-        if self._sending or not self._domain.on_this_thread():
+        if self._sending or not self._domain.vcpus.on_this_thread():
             self.call()
             return False
         # Inside a hook of this very guest a call would not be put off but made: before the frame is in the port.

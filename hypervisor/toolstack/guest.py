@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hypervisor.api import DomainConfig, DomainState, Power, Shutdown
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.split.console import Console
 from hypervisor.split.store_ring import StoreRing
@@ -50,15 +51,15 @@ class Guest:
         """Return what is true of it now; under the lock of the domain's machine, and not after its end."""
         domain, config = self.domain, self.config
         self.looked_at = True
-        shutdown = _REASONS[domain.reason] if domain.reason is not None else None
-        power = Power.PAUSED if domain.pauses else Power.SHUTDOWN if shutdown else Power.RUNNING
-        times = [domain.runstate_times(number) for number in range(len(domain.vcpus))]
+        shutdown = _REASONS[domain.life.reason] if domain.life.reason is not None else None
+        power = Power.PAUSED if domain.life.pauses else Power.SHUTDOWN if shutdown else Power.RUNNING
+        times = [domain.time.runstate_times(number) for number in range(len(domain.vcpus))]
         return DomainState(
             uuid=config.uuid,
             domid=domain.domid,
             power=power,
             shutdown=shutdown,
-            crash=domain.crash,
+            crash=domain.life.crash,
             kind=self.kind,
             memory_actual=domain.memory.present * PAGE,
             memory_target=self.target,

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hypervisor.api import Change, Code, Device, DomainConfig, HostError, Shutdown, Truth
-from hypervisor.domains.domain import Domain, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import State
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.migration import resume as resuming
@@ -178,7 +179,7 @@ class Toolstack:
 
     def _changed(self, domain: Domain) -> None:
         """Ask for attention to a domain that shut down, or whose number of vCPUs is another since somebody looked."""
-        if domain.reason is None:
+        if domain.life.reason is None:
             guest = self.guests.get(domain.uuid)
             if guest is None or not guest.looked_at:
                 return
@@ -194,14 +195,14 @@ class Toolstack:
     def pause(self, uuid: str) -> None:
         """Hold a domain where it is."""
         domain = self.guest(uuid).domain
-        if not domain.pauses:
+        if not domain.life.pauses:
             self.host.pause(domain)
 
     def request(self, uuid: str, how: Shutdown, acknowledged: Callable[[], None] = lambda: None) -> Request:
         """Ask the guest to go down; `acknowledged` is called when it has heard. Raises HostError."""
         guest = self.guest(uuid)
         with self.host.lock:
-            if guest.domain.state is not State.RUNNING:
+            if guest.domain.life.state is not State.RUNNING:
                 raise HostError(Code.NOT_RUNNING, f"domain {uuid} does not run")
             return guest.control.request(how, acknowledged)
 
@@ -246,7 +247,7 @@ class Toolstack:
 
     def _plug_vcpus(self, domain: Domain, online: int) -> None:
         """Ask a guest to have so many vCPUs online. Raises HostError for more than it can have."""
-        most = len(domain.vcpus) if domain.sharing else 1
+        most = domain.vcpus.most_up
         if not 1 <= online <= most:
             raise HostError(Code.NO_VCPU, f"{online} vCPUs asked for, the domain can have {most}")
         with self.host.lock:

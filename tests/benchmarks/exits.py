@@ -122,7 +122,7 @@ class Bare:
 
     def end(self) -> None:
         """Destroy it. Raises RuntimeError when it has crashed."""
-        crash = self.domain.crash
+        crash = self.domain.life.crash
         self.host.destroy(self.domain)
         if crash:
             raise RuntimeError(crash)
@@ -176,7 +176,7 @@ def wakes() -> float:
     for _ in range(WAKES):
         domain.events.notify(port)
         if not back.acquire(timeout=SECONDS):
-            raise TimeoutError(f"the guest does not answer: {domain.crash}")
+            raise TimeoutError(f"the guest does not answer: {domain.life.crash}")
     taken = time.perf_counter() - begun
     host.pause(domain)
     bare.end()

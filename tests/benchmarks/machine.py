@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hypervisor.api import NIC, Device, DirectBoot, Disk, DomainConfig
-from hypervisor.domains.domain import Reason
+from hypervisor.domains.life import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.toolstack.guest import Guest
@@ -56,7 +56,7 @@ class Terminal:
         """Return what was printed before some words, and forget it with them. Raises TimeoutError."""
         with self._news:
             if not self._news.wait_for(lambda: words in self.heard, SECONDS):
-                raise TimeoutError(f"no {words!r} in {bytes(self.heard[-1000:])!r}; {self.guest.domain.crash}")
+                raise TimeoutError(f"no {words!r} in {bytes(self.heard[-1000:])!r}; {self.guest.domain.life.crash}")
             before, _, rest = bytes(self.heard).partition(words)
             self.heard = bytearray(rest)
         return before
@@ -68,12 +68,12 @@ class Terminal:
     def ended(self, reason: Reason) -> None:
         """Wait until the domain is down for a reason. Raises TimeoutError, RuntimeError."""
         end = time.monotonic() + SECONDS
-        while self.guest.domain.reason is None:
+        while self.guest.domain.life.reason is None:
             if time.monotonic() > end:
                 raise TimeoutError(f"the guest does not end: {bytes(self.heard[-1000:])!r}")
             time.sleep(0.0005)
-        if self.guest.domain.reason is not reason:
-            raise RuntimeError(f"{self.guest.domain.reason} instead of {reason}: {self.guest.domain.crash}")
+        if self.guest.domain.life.reason is not reason:
+            raise RuntimeError(f"{self.guest.domain.life.reason} instead of {reason}: {self.guest.domain.life.crash}")
 
 
 class Machine:

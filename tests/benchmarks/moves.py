@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypervisor.api import Shutdown
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.guests import DEMO_PROMPT
 from hypervisor.migration.clone import Template
 from tests.benchmarks import linux

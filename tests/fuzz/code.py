@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 
 from hypervisor.arch.x86_64.cpu.overlay import R8, RAX, RCX, RDI, RDX, RSI, RSP, VMCB_PAGE, long_mode
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import VIRQ_TIMER
+from hypervisor.domains.life import Reason, State
 from hypervisor.host import Host
 from hypervisor.split.console import Console
 from tests.fuzz.lives import is_saved
@@ -208,7 +209,7 @@ def build(host: Host, number: int) -> Domain:
         cpu.overlay.efer.value |= rng.choice([0x1000, 0x4000, 1])
     cpu.overlay.regs.rip = CODE + (rng.randrange(16) if rng.random() < 0.9 else rng.randrange(0x2000))
     domain.vcpus[0].up = True
-    domain.pauses, domain.state = 0, State.RUNNING
+    domain.life.pauses, domain.life.state = 0, State.RUNNING
     return domain
 
 
@@ -224,7 +225,7 @@ def execute(domain: Domain, seconds: float = 0.01) -> Ending:
         end = time.monotonic() + PATIENCE
         wait = seconds
         while not over.wait(wait):
-            domain.kick()
+            domain.vcpus.kick()
             kicks += 1
             wait = 0.0005
             if time.monotonic() > end:
@@ -239,8 +240,8 @@ def execute(domain: Domain, seconds: float = 0.01) -> Ending:
     finally:
         over.set()
         kicker.join()
-    assert "internal error" not in domain.crash, domain.crash
-    return Ending(domain.state, domain.reason, domain.crash, kicks)
+    assert "internal error" not in domain.life.crash, domain.life.crash
+    return Ending(domain.life.state, domain.life.reason, domain.life.crash, kicks)
 
 
 def case(host: Host, number: int, seconds: float = 0.01) -> Ending:

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.migration.clone import Template
@@ -131,17 +132,17 @@ class Ends:
             host.xenstore.release(domain.domid)
             host.xenstore.rm(f"/local/domain/{domain.domid}")
         assert guest.console.write(b"x") == 0 and domain.domid not in host.domains
-        assert "internal error" not in domain.crash, domain.crash
+        assert "internal error" not in domain.life.crash, domain.life.crash
         if self._failures:
             raise self._failures[0]
-        return way if domain.reason is None else f"{way}, {Reason(domain.reason).name.lower()}"
+        return way if domain.life.reason is None else f"{way}, {Reason(domain.life.reason).name.lower()}"
 
     def _saved_meanwhile(self, domain: Domain) -> None:
         """Begin to save a domain that is about to end, or to make a template of it."""
         self._host.pause(domain)
         with self._host.lock:
             domain.params |= {STORE_PFN: STORE, CONSOLE_PFN: code.CONSOLE}
-            domain.shut_down(Reason.SUSPEND)
+            domain.life.shut_down(Reason.SUSPEND)
         saver = threading.Thread(target=self._save, args=(domain,))
         saver.start()
         self._threads.append(saver)

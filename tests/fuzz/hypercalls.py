@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from hypervisor.arch.x86_64.cpu.overlay import long_mode
-from hypervisor.domains.domain import Domain, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import PORTS
+from hypervisor.domains.life import Reason, State
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import NUMBERS, TABLE, dispatch
 from hypervisor.memory.foreign import MOST
@@ -113,7 +114,7 @@ def a_guest(host: Host, vcpus: int = 1) -> Domain:
     domain.place_shared_info(SHARED)
     domain.grants.place(0, GRANTS)
     domain.events.alloc_unbound(0)
-    domain.pauses, domain.state = 0, State.RUNNING
+    domain.life.pauses, domain.life.state = 0, State.RUNNING
     return domain
 
 
@@ -184,12 +185,13 @@ class Hypercalls(Lives):
     @rule()
     def enter(self) -> None:
         """Do what the domain's thread does when it comes by, after a shutdown too."""
-        self.domain.state, self.domain.reason = State.RUNNING, None
+        self.domain.life.state, self.domain.life.reason = State.RUNNING, None
         with self.host.lock:
             self.domain.events.drain()
-            self.domain._fire_timers()
+            if self.domain.time.fire():
+                self.domain.life.shut_down(Reason.WATCHDOG)
             self.domain.runnable()
-            self.domain.execution._set_state(0, 1)
+            self.domain.vcpus._set_state(0, 1)
 
     @invariant()
     def nothing_outside_is_touched(self) -> None:
@@ -205,7 +207,7 @@ class Hypercalls(Lives):
         assert 0 <= domain.memory.present <= MEMORY // PAGE
         assert len(domain.memory.extra) <= EXTRA
         assert len(domain.hypercalls) <= NUMBERS
-        assert len(domain.console_log) <= 64 * 1024
+        assert len(domain.platform.console_log) <= 64 * 1024
         assert len(domain.params) < 64
         for other in (domain, self.victim):
             assert len(other.events.channels) <= PORTS

@@ -12,8 +12,9 @@ from contextlib import suppress
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import PORTS
+from hypervisor.domains.life import Reason, State
 from hypervisor.errors import XenError
 from hypervisor.host import Host, NoMemory
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
@@ -43,14 +44,14 @@ def console_of(domain: Domain, frame: int) -> Console | None:
 
 def is_saved(host: Host, domain: Domain, clone: bool, live: bool = False) -> None:
     """Save a domain as if it had suspended itself, let a copy of it come and go, and let it be as it was."""
-    before = domain.state, domain.reason, dict(domain.params)
+    before = domain.life.state, domain.life.reason, dict(domain.params)
     domain.params |= {STORE_PFN: 0, CONSOLE_PFN: 1}
     made: Domain | None = None
     with suppress(NotSuspended, ImageError, NoMemory):
         if live and domain.memory.freed is None:
             with LiveCopy(host, domain, io.BytesIO()) as copy:
                 copy.rounds(2)
-        domain.state, domain.reason = State.SHUTDOWN, Reason.SUSPEND
+        domain.life.state, domain.life.reason = State.SHUTDOWN, Reason.SUSPEND
         if clone:
             with Template(host, domain) as template:
                 made = template.clone(host)
@@ -61,7 +62,7 @@ def is_saved(host: Host, domain: Domain, clone: bool, live: bool = False) -> Non
             made = Image(file).build(host)
     if made is not None:
         host.destroy(made)
-    domain.state, domain.reason, domain.params = before
+    domain.life.state, domain.life.reason, domain.params = before
 
 
 class Lives(RuleBasedStateMachine):

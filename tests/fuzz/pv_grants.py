@@ -10,8 +10,9 @@ from hypothesis.stateful import invariant, rule
 
 from hypervisor.arch.x86_64.cpu.overlay import RAX, RDI, RSI, RSP
 from hypervisor.arch.x86_64.paravirtual.area import FRAME_MASK, Area
-from hypervisor.domains.domain import Domain, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import GrantError
+from hypervisor.domains.life import State
 from hypervisor.host import Host
 from hypervisor.hypercalls.paravirtual import TABLE, dispatch
 from hypervisor.memory.foreign import MOST
@@ -187,16 +188,16 @@ class PVGrants(Lives):
         if not running:
             with contextlib.suppress(BadAddress):
                 self.cpu.write(where + at, struct.pack("<Q", value))
-        elif not self.domain.crash:
+        elif not self.domain.life.crash:
             general, calls = self.cpu.general, self.domain.hypercalls.get(18, 0)
             general[RDI], general[RSI], general[RAX], general[RSP] = where + at, value, 18, HEAP + 0x800
             self.cpu.state.traps = [(CODE + 3, 0)] * 256
             self.cpu.overlay.regs.rip = CODE
-            self.domain.state, self.domain.reason = State.RUNNING, None
-            self.domain.defer(self.cpu.halt_here)
+            self.domain.life.state, self.domain.life.reason = State.RUNNING, None
+            self.domain.platform.defer(self.cpu.halt_here)
             self.domain.run()
-            assert self.domain.crash or self.domain.hypercalls.get(18, 0) > calls
-            assert "internal error" not in self.domain.crash
+            assert self.domain.life.crash or self.domain.hypercalls.get(18, 0) > calls
+            assert "internal error" not in self.domain.life.crash
 
     @invariant()
     def nothing_that_was_not_granted_is_touched(self) -> None:

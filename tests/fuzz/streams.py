@@ -36,7 +36,7 @@ def image(kind: str) -> bytes:
     guest = DemoGuest(host, DEMO_MEMORY, kind=kind).boot()
     try:
         guest.toolstack.request(guest.config.uuid, Shutdown.SUSPEND)
-        guest.wait_for(lambda: guest.domain.reason is not None)
+        guest.wait_for(lambda: guest.domain.life.reason is not None)
         with tempfile.TemporaryDirectory() as directory:
             guest.toolstack.save(guest.config.uuid, Path(directory) / "image")
             return (Path(directory) / "image").read_bytes()

@@ -181,8 +181,10 @@ class Linux:
 
     def _until(self, found: Callable[[], bool], what: str) -> None:
         with self._news:
-            came = self._news.wait_for(lambda: found() or self.domain.reason is not None, _SECONDS)
-        assert came and self.domain.reason is None, f"{what}: {self.domain.reason} {bytes(self._heard[-2000:])!r}"
+            came = self._news.wait_for(lambda: found() or self.domain.life.reason is not None, _SECONDS)
+        assert came and self.domain.life.reason is None, (
+            f"{what}: {self.domain.life.reason} {bytes(self._heard[-2000:])!r}"
+        )
 
     def boot(self) -> Linux:
         """Start it and wait for the shell."""

@@ -13,7 +13,8 @@ from typing import Self
 
 from hypervisor.api import DirectBoot, DomainConfig
 from hypervisor.disks.disk import Disk
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.split.block import BlockConfig, BlockDevice, number_of
@@ -86,7 +87,7 @@ class DemoGuest:
         """Wait until something is so: looked at when the guest prints or ends, and now and then."""
         end = time.monotonic() + _SECONDS
         while not true():  # without our lock, for it may want the machine's
-            assert time.monotonic() < end, f"{what}: {self.domain.reason} {bytes(self._heard[-2000:])!r}"
+            assert time.monotonic() < end, f"{what}: {self.domain.life.reason} {bytes(self._heard[-2000:])!r}"
             with self._news:
                 self._news.wait(0.01)
 
@@ -151,9 +152,9 @@ class DemoGuest:
         """Run a command, if one is given, and wait until the domain is down."""
         if command:
             self.start(command)
-        self.wait_for(lambda: self.domain.reason is not None, "it does not end")
-        assert self.domain.reason is not None
-        return self.domain.reason
+        self.wait_for(lambda: self.domain.life.reason is not None, "it does not end")
+        assert self.domain.life.reason is not None
+        return self.domain.life.reason
 
     def plug(self, number: int, make: Callable[[Domain], DeviceClass]) -> Backend:
         """Plug a device in."""

@@ -98,6 +98,8 @@ class PVGuest:
         self.host.unpause(self.domain)
         for _ in range(1000):
             self.host.step(self.domain)
-            if self.domain.reason is not None:
-                return self.domain.console_log.decode()
-        raise AssertionError(f"it does not end: RIP {self.cpu.overlay.regs.rip:#x} {self.domain.console_log!r}")
+            if self.domain.life.reason is not None:
+                return self.domain.platform.console_log.decode()
+        raise AssertionError(
+            f"it does not end: RIP {self.cpu.overlay.regs.rip:#x} {self.domain.platform.console_log!r}"
+        )

@@ -12,7 +12,7 @@ import pytest
 from hypervisor.api import Boot, BootLoader, DirectBoot, Disk, DomainConfig, Firmware, HostError
 from hypervisor.bootloader import boot as bootloader
 from hypervisor.bootloader.errors import BootError
-from hypervisor.domains.domain import State
+from hypervisor.domains.life import State
 from hypervisor.guests import DEMO_KERNEL, DEMO_MEMORY, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.toolstack.toolstack import Toolstack
@@ -142,7 +142,7 @@ def console_of(machine: Toolstack, config: DomainConfig, wanted: bytes) -> bytes
     guest.console.listen(hear)
     machine.unpause(config.uuid)
     assert news.wait(30), bytes(heard)
-    assert guest.domain.state is State.RUNNING
+    assert guest.domain.life.state is State.RUNNING
     machine.destroy(config.uuid)
     return bytes(heard)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from hypervisor.api import Shutdown
-from hypervisor.domains.domain import Reason
+from hypervisor.domains.life import Reason
 from hypervisor.host import Host
 from hypervisor.toolstack.control import Control, Progress
 from tests.guests.demo_guest import MIB, DemoGuest
@@ -76,7 +76,7 @@ def test_a_guest_that_is_busy_does_not_acknowledge_a_withdrawn_request(controlle
         request.withdraw()
     guest.host.unpause(guest.domain)
     assert guest.run("info")["domid"] == str(guest.domain.domid)
-    assert not controlled.acknowledged.is_set() and guest.domain.reason is None
+    assert not controlled.acknowledged.is_set() and guest.domain.life.reason is None
 
 
 def test_the_balloon_follows_the_target(controlled: Controlled) -> None:

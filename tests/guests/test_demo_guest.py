@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason, State
 from hypervisor.guests import DEMO_MEMORY
 from hypervisor.host import Host
 from hypervisor.network.endpoint import Endpoint
@@ -98,8 +99,8 @@ def test_boots_without_console_and_xenstore(host: Host) -> None:
     guest = DemoGuest(host)
     guest.domain.params.clear()
     guest.toolstack.unpause(guest.config.uuid)
-    guest.wait_for(lambda: guest.domain.console_log.endswith(b"demo> "))
-    assert bytes(guest.domain.console_log).startswith(b"Kronos demo guest")
+    guest.wait_for(lambda: guest.domain.platform.console_log.endswith(b"demo> "))
+    assert bytes(guest.domain.platform.console_log).startswith(b"Kronos demo guest")
 
 
 def test_boots_with_a_device_whose_backend_never_comes(guest: DemoGuest) -> None:
@@ -197,7 +198,7 @@ def test_writes_metrics_as_the_linux_agent_does(guest: DemoGuest) -> None:
 def test_ends_as_its_commands_say(guest: DemoGuest, command: str, reason: Reason) -> None:
     """Each command has its reason; a triple fault is a crash."""
     assert guest.boot().ended(command) is reason
-    assert ("triple fault" in guest.domain.crash) == (command == "panic")
+    assert ("triple fault" in guest.domain.life.crash) == (command == "panic")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_unknown_requests_are_taken_and_ignored(guest: DemoGuest) -> None:
     """As Linux does, it empties the key and goes on."""
     guest.boot().write("control/shutdown", "dance")
     guest.wait_for(lambda: guest.read("control/shutdown") == "")
-    assert guest.run("mem") and guest.domain.state is State.RUNNING
+    assert guest.run("mem") and guest.domain.life.state is State.RUNNING
 
 
 def test_requests_are_followed_while_a_command_runs(guest: DemoGuest) -> None:
@@ -229,7 +230,7 @@ def test_a_fault_is_reported_with_the_registers(guest: DemoGuest) -> None:
     """Exception number, address and registers stand on both consoles; the domain crashes."""
     assert guest.boot().ended("fault") is Reason.CRASH
     assert "panic: exception 14 error 2" in guest.output() and "cr2: 0000000000000008" in guest.output()
-    assert b"r15: " in guest.domain.console_log
+    assert b"r15: " in guest.domain.platform.console_log
 
 
 # Memory

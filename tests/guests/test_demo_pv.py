@@ -15,7 +15,7 @@ import pytest
 
 from hypervisor.api import Shutdown
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domains.domain import Reason
+from hypervisor.domains.life import Reason
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.split.block import BlockConfig, BlockDevice
@@ -46,7 +46,9 @@ class Demo(PVGuest):
         """Wait until something is so, which the console, or time, tells."""
         end = time.monotonic() + _SECONDS
         while not true():
-            assert time.monotonic() < end, f"{self.domain.reason} {self.domain.crash} {bytes(self._heard[-500:])!r}"
+            assert time.monotonic() < end, (
+                f"{self.domain.life.reason} {self.domain.life.crash} {bytes(self._heard[-500:])!r}"
+            )
             with self._news:
                 self._news.wait(0.01)
 
@@ -66,9 +68,9 @@ class Demo(PVGuest):
     def end(self, command: str) -> Reason:
         """Run a command that ends the domain."""
         self.console.write(command.encode() + b"\r")
-        self.until(lambda: self.domain.reason is not None)
-        assert self.domain.reason is not None
-        return self.domain.reason
+        self.until(lambda: self.domain.life.reason is not None)
+        assert self.domain.life.reason is not None
+        return self.domain.life.reason
 
 
 @pytest.mark.parametrize("mib", [4, 8, 96])
@@ -134,4 +136,4 @@ def test_demo_reports_a_fault_of_its_own(host: Host) -> None:
     """The exception comes by the trap table, and its report by both consoles."""
     guest = Demo(host, 8 * MIB).boot()
     assert guest.end("fault") is Reason.CRASH
-    assert b"panic: exception" in bytes(guest.domain.console_log)
+    assert b"panic: exception" in bytes(guest.domain.platform.console_log)

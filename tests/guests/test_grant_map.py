@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason, State
 from hypervisor.errors import EINVAL
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
@@ -77,8 +78,8 @@ def run(host: Host, *domains: Domain) -> None:
     for domain in domains:
         host.unpause(domain)
     for _ in domains:
-        assert halted.acquire(timeout=20), [domain.crash for domain in domains]
-    assert {(domain.state, domain.reason) for domain in domains} == {(State.SHUTDOWN, Reason.POWEROFF)}
+        assert halted.acquire(timeout=20), [domain.life.crash for domain in domains]
+    assert {(domain.life.state, domain.life.reason) for domain in domains} == {(State.SHUTDOWN, Reason.POWEROFF)}
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
@@ -146,7 +147,9 @@ def seen(still: Host, granter: Domain, kernel: bytes) -> dict[str, int]:
     """What domain 2 saw, which has powered off with two grants mapped."""
     guest = PVGuest(still, kernel, None, "maps")
     text = guest.finish()
-    assert (granter.domid, guest.domain.domid, guest.domain.reason) == (1, 2, Reason.POWEROFF), guest.domain.crash
+    assert (granter.domid, guest.domain.domid, guest.domain.life.reason) == (1, 2, Reason.POWEROFF), (
+        guest.domain.life.crash
+    )
     return fields(text)
 
 

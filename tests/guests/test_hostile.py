@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from hypervisor.arch.x86_64.cpu.overlay import RSP, VMCB_PAGE, long_mode
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import VIRQ_CONSOLE
+from hypervisor.domains.life import Reason, State
 from hypervisor.errors import EFAULT, EINVAL, ENOSYS
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
@@ -83,7 +84,7 @@ def test_a_demo_guest_works_beside_guests_that_execute_nonsense(running: Host) -
             running.pause(other)
             running.destroy(other)
             assert time.monotonic() - begun < 5
-    assert demo.domain.state is State.RUNNING
+    assert demo.domain.life.state is State.RUNNING
 
 
 # Stops
@@ -94,7 +95,7 @@ def spinning(host: Host, text: str, handler: str = "") -> Domain:
     domain = code.build(host, 3)
     cpu, memory = cpu_of(domain), domain.memory
     cpu.overlay.enter_flat32()  # forget what the case has set
-    domain.pauses, domain.state = 1, State.PAUSED
+    domain.life.pauses, domain.life.state = 1, State.PAUSED
     long_mode(cpu.engine, cpu.overlay)
     at = code.CODE + 0x3000
     gate = struct.pack("<HHBBHII", at & 0xFFFF, 8, 0, 0x8E, at >> 16 & 0xFFFF, 0, 0)
@@ -131,14 +132,14 @@ def test_endless_work_is_stopped_at_once(running: Host, text: str) -> None:
     begun = time.monotonic()
     running.pause(domain)
     assert time.monotonic() - begun < 5
-    assert domain.state is State.PAUSED, domain.crash
+    assert domain.life.state is State.PAUSED, domain.life.crash
     other = spinning(running, "faf4")
     running.unpause(other)
     end = time.monotonic() + _SECONDS
-    while other.reason is None:
+    while other.life.reason is None:
         assert time.monotonic() < end
         time.sleep(0.001)
-    assert other.reason is Reason.POWEROFF
+    assert other.life.reason is Reason.POWEROFF
 
 
 def test_a_guest_cannot_become_a_hypervisor(host: Host) -> None:
@@ -146,7 +147,7 @@ def test_a_guest_cannot_become_a_hypervisor(host: Host) -> None:
     domain = spinning(host, "b9800000c0b8011d000031d20f30 0f01d8 f4", "faf4")
     host.unpause(domain)
     host.step(domain)
-    assert domain.reason is Reason.POWEROFF
+    assert domain.life.reason is Reason.POWEROFF
     assert domain.memory.read_u64(cpu_of(domain).general[RSP]) == code.CODE + 14
 
 
@@ -242,6 +243,6 @@ def test_a_page_of_ones_is_no_shared_page_that_hurts(host: Host) -> None:
     domain = a_guest(host)
     domain.memory.write(SHARED * PAGE, b"\xff" * PAGE)
     host.step(domain, 3)
-    domain.write_time(0)
-    domain.write_wallclock()
+    domain.time.write_time(0)
+    domain.time.write_wallclock()
     host.destroy(domain)

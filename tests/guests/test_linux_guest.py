@@ -13,7 +13,7 @@ import pytest
 
 from hypervisor.api import Shutdown
 from hypervisor.disks import raw
-from hypervisor.domains.domain import Reason
+from hypervisor.domains.life import Reason
 from hypervisor.network.services import AddressService
 from hypervisor.network.switch import Switch
 from hypervisor.split.block import BlockConfig, BlockDevice
@@ -74,7 +74,7 @@ class Built:
 
     def ended(self) -> Reason | None:
         assert self._down.wait(SECONDS)
-        return self.domain.reason
+        return self.domain.life.reason
 
 
 @pytest.fixture

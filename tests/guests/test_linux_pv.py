@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.migration import resume
@@ -70,7 +71,9 @@ class PVLinux(Linux):
         self.host.listen(lambda _: down.set())
         with self.host.lock:
             self.host.xenstore.write(f"/local/domain/{self.domain.domid}/control/shutdown", b"suspend")
-        assert down.wait(30) and self.domain.reason is Reason.SUSPEND, bytes(self.domain.console_log[-2000:])
+        assert down.wait(30) and self.domain.life.reason is Reason.SUSPEND, bytes(
+            self.domain.platform.console_log[-2000:]
+        )
 
     def go_on(self, domain: Domain) -> None:
         """Go on in a domain that is restored; the old one ends."""
@@ -129,9 +132,9 @@ def test_users_fault_fork_and_compute(linux: PVLinux) -> None:
 
 def test_clock_agrees_with_ours(linux: PVLinux) -> None:
     """A sleep takes as long as it says, and the timer wakes the idle CPU."""
-    before = linux.domain.clock.now()
+    before = linux.domain.time.clock.now()
     linux.run("sleep 1")
-    passed = (linux.domain.clock.now() - before) / 1e9
+    passed = (linux.domain.time.clock.now() - before) / 1e9
     assert 0.95 < passed < 3
 
 
@@ -283,4 +286,4 @@ def test_linux_powers_off(linux: PVLinux, host: Host) -> None:
     host.listen(ended)
     linux.start("poweroff -f")
     assert down.wait(30)
-    assert linux.domain.reason is Reason.POWEROFF
+    assert linux.domain.life.reason is Reason.POWEROFF

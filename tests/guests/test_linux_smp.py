@@ -69,10 +69,10 @@ def test_a_task_runs_where_it_is_pinned(four: Linux) -> None:
 def test_busy_loops_share_the_thread(two: Linux, toolstack: Toolstack) -> None:
     """One on each vCPU: both get the same time, and what one has the other calls stolen."""
     domain = two.domain
-    before = [domain.runstate_times(number) for number in (0, 1)]
+    before = [domain.time.runstate_times(number) for number in (0, 1)]
     stolen = int(two.run("grep '^cpu ' /proc/stat").split()[8])
     two.run(f"taskset -c 0 sh -c '{SPIN}' & taskset -c 1 sh -c '{SPIN}' & wait")
-    after = [domain.runstate_times(number) for number in (0, 1)]
+    after = [domain.time.runstate_times(number) for number in (0, 1)]
     ran, waited = ([b[at] - a[at] for a, b in zip(before, after)] for at in (0, 1))
     assert min(ran) > 0.6 * max(ran), (ran, waited)
     assert min(waited) > 0.5 * min(ran), (ran, waited)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from hypervisor.api import NIC, Addresses, DirectBoot, Disk, Display, DomainConfig, Network, Shutdown
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.host import Host
 from hypervisor.migration import resume
 from hypervisor.migration.clone import Template
@@ -59,7 +60,7 @@ class Suspendable:
         self._ended.clear()
         with self.host.lock:
             self.host.xenstore.write(f"/local/domain/{self.domain.domid}/control/shutdown", b"suspend")
-        assert self._ended.wait(SECONDS) and self.domain.reason is Reason.SUSPEND
+        assert self._ended.wait(SECONDS) and self.domain.life.reason is Reason.SUSPEND
 
     def image(self) -> bytes:
         file = io.BytesIO()
@@ -234,7 +235,7 @@ class Served:
         self._ended.clear()
         self.toolstack.request(self.config.uuid, Shutdown.SUSPEND)
         assert self._ended.wait(SECONDS)
-        assert self.toolstack.guest(self.config.uuid).domain.reason is Reason.SUSPEND
+        assert self.toolstack.guest(self.config.uuid).domain.life.reason is Reason.SUSPEND
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def run(host: Host, domain: Domain) -> int:
     domain.vcpus[0].blocked = False
     domain.memory.write_u32(RESULT, 0)
     host.step(domain)
-    assert not domain.crash
+    assert not domain.life.crash
     return domain.memory.read_u32(RESULT)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hypervisor.domains.domain import Reason
+from hypervisor.domains.life import Reason
 from hypervisor.host import Host
 from tests.guests.pv_guest import MIB, PVGuest, build_kernel
 from tests.machines import machine
@@ -63,7 +63,7 @@ def test_kernel_starts_as_the_abi_says_and_prints_by_console_and_by_ring(guest: 
     assert (seen["initrd"], seen["module"]) == (5000, 8)
     assert seen["root-write"] == 1
     assert made.console.history == b"by the ring\n"
-    assert made.domain.reason is Reason.POWEROFF
+    assert made.domain.life.reason is Reason.POWEROFF
 
 
 def test_each_exception_arrives_with_its_vector_code_and_place(guest: Callable[..., PVGuest]) -> None:
@@ -188,5 +188,5 @@ def test_what_cannot_be_delivered_crashes_the_domain(guest: Callable[..., PVGues
     """No trap, no tables for users, no stack: the domain crashes and says why."""
     made = guest(test)
     made.finish()
-    assert made.domain.reason is Reason.CRASH
-    assert why in made.domain.crash
+    assert made.domain.life.reason is Reason.CRASH
+    assert why in made.domain.life.crash

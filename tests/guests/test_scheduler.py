@@ -101,11 +101,11 @@ def test_times_of_a_vcpu_can_be_read() -> None:
     """CPU time grows with the domain's; the run states add up to the time passed; waiting for a pCPU is seen."""
     with machine(2 << 30, 1, threads=True) as host:
         first, second = busy(host), busy(host)
-        before, clock = first.domain.runstate_times(0), first.domain.clock.now()
+        before, clock = first.domain.time.runstate_times(0), first.domain.time.clock.now()
         shares([first, second], 0.6)
-        running, runnable, _, _ = first.domain.runstate_times(0)
-        passed = first.domain.clock.now() - clock
-        assert sum(first.domain.runstate_times(0)) - sum(before) == pytest.approx(passed, rel=0.01)
+        running, runnable, _, _ = first.domain.time.runstate_times(0)
+        passed = first.domain.time.clock.now() - clock
+        assert sum(first.domain.time.runstate_times(0)) - sum(before) == pytest.approx(passed, rel=0.01)
         assert running > before[0]
         assert runnable - before[1] > 0.3 * passed
         host.pause(first.domain)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from hypervisor.disks.anonymous import AnonymousDisk
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason, State
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.migration import live, resume
@@ -309,7 +310,7 @@ def test_clones_are_made_in_milliseconds_and_cost_what_they_write(host: Host, gu
     clones = [ResumedDemo(host, domain).go_on() for domain in domains]
     assert took / 20 < 0.1
     assert own_memory(domains) / 20 < MIB
-    assert all(clone.domain.state is State.RUNNING for clone in clones)
+    assert all(clone.domain.life.state is State.RUNNING for clone in clones)
 
 
 def test_a_suspended_guest_keeps_its_home_until_it_is_destroyed(host: Host, guest: DemoGuest) -> None:

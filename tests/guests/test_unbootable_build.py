@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from hypervisor.api import DirectBoot, DomainConfig
-from hypervisor.domains.domain import State
+from hypervisor.domains.life import State
 from hypervisor.guests import UNBOOTABLE_KERNEL
 from hypervisor.host import Host
 from hypervisor.loader import elf
@@ -78,6 +78,6 @@ def test_the_text_is_said_on_the_console_and_the_domain_stays(toolstack: Toolsta
     toolstack.unpause(config.uuid)
     assert news.wait(20)
     assert heard == text.replace("\n", "\r\n").encode() + b"\r\n"
-    assert guest.domain.state is State.RUNNING
+    assert guest.domain.life.state is State.RUNNING
     guest.console.write(b"typing does no harm")
-    assert guest.domain.state is State.RUNNING and not guest.domain.crash
+    assert guest.domain.life.state is State.RUNNING and not guest.domain.life.crash

@@ -10,7 +10,8 @@ import pytest
 from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu.shared import SharingVCPU
 from hypervisor.arch.x86_64.kinds import PV
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.errors import EEXIST, EINVAL, ENOENT, ENOSYS
 from hypervisor.host import Host
 from hypervisor.hypercalls.table import dispatch
@@ -75,8 +76,8 @@ def test_a_vcpu_is_started_in_32_bits(host: Host, domain: Domain) -> None:
     assert domain.memory.read_u32(0x190000) == 0
     assert vcpu_op(domain, UP) == vcpu_op(domain, UP) == 0 and vcpu_op(domain, IS_UP) == 1
     host.step(domain)
-    assert domain.memory.read_u32(0x190000) == 77, domain.crash
-    assert [vcpu.up for vcpu in domain.vcpus] == [True, False] and domain.reason is None
+    assert domain.memory.read_u32(0x190000) == 77, domain.life.crash
+    assert [vcpu.up for vcpu in domain.vcpus] == [True, False] and domain.life.reason is None
 
 
 def test_a_vcpu_is_started_in_64_bits(host: Host, domain: Domain) -> None:
@@ -90,7 +91,7 @@ def test_a_vcpu_is_started_in_64_bits(host: Host, domain: Domain) -> None:
     assert vcpu_op(domain, INITIALISE, memory=struct.pack("<II14Q", 1, 0, *registers).ljust(128, b"\0")) == 0
     assert vcpu_op(domain, UP) == 0
     host.step(domain)
-    assert domain.memory.read_u64(0x190000) == 1 << 40, domain.crash
+    assert domain.memory.read_u64(0x190000) == 1 << 40, domain.life.crash
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_a_vcpu_that_is_taken_down_goes_on_where_it_was(host: Host, domain: Doma
     assert vcpu_op(domain, UP) == 0
     host.step(domain, 10)
     assert counted <= domain.memory.read_u32(0x190000) <= counted + 1
-    assert not domain.vcpus[1].up and not domain.vcpus[1].held and domain.runstate_times(1)[3] > 0
+    assert not domain.vcpus[1].up and not domain.vcpus[1].held and domain.time.runstate_times(1)[3] > 0
 
 
 def test_listeners_hear_of_another_number_of_vcpus(host: Host, domain: Domain) -> None:
@@ -145,8 +146,8 @@ def test_listeners_hear_of_another_number_of_vcpus(host: Host, domain: Domain) -
     assert vcpu_op(domain, UP) == vcpu_op(domain, UP) == 0 and heard == [2]
     assert vcpu_op(domain, DOWN) == vcpu_op(domain, DOWN) == 0 and heard == [2, 1]
     assert vcpu_op(domain, UP) == 0
-    domain.reset_cpu(1)
-    domain.reset_cpu(1)
+    domain.platform.reset_cpu(1)
+    domain.platform.reset_cpu(1)
     assert heard == [2, 1, 2, 1]
     assert vcpu_op(domain, INITIALISE, memory=context32()) == vcpu_op(domain, UP) == 0
     host.step(domain)
@@ -156,7 +157,7 @@ def test_listeners_hear_of_another_number_of_vcpus(host: Host, domain: Domain) -
 def test_the_last_vcpu_that_goes_down_ends_the_domain(host: Host, domain: Domain) -> None:
     """As in Xen."""
     assert vcpu_op(domain, DOWN, 0) == 0
-    assert domain.reason is Reason.POWEROFF
+    assert domain.life.reason is Reason.POWEROFF
 
 
 def test_a_poll_ends_with_its_port_though_it_is_masked(host: Host, domain: Domain) -> None:
@@ -173,14 +174,14 @@ def test_a_poll_ends_with_its_port_though_it_is_masked(host: Host, domain: Domai
 
 def test_a_poll_ends_in_time(host: Host, domain: Domain) -> None:
     """The domain has a deadline by it."""
-    until = domain.clock.now() + 10**6
+    until = domain.time.clock.now() + 10**8
     assert call(domain, 29, 3, HEAP, memory=struct.pack("<QIxxxxQ", HEAP, 0, until)) == 0
-    assert domain.vcpus[0].blocked and domain.deadline() == until and not domain.runnable()
-    while domain.clock.now() < until:
+    assert domain.vcpus[0].blocked and domain.time.deadline() == until and not domain.runnable()
+    while domain.time.clock.now() < until:
         pass
     assert domain.runnable()
     host.step(domain)
-    assert domain.deadline() is None
+    assert domain.time.deadline() is None
 
 
 @pytest.mark.parametrize(("count", "port"), [(129, 0), (1, 4096), (1, 0xFFFFFFFF)])
@@ -204,5 +205,5 @@ def vcpu_op_of(domain: Domain, command: int, number: int = 1) -> int:
 def test_a_domain_with_one_vcpu_has_an_engine_to_itself(host: Host, domain: Domain) -> None:
     """Only several share one; all of theirs is the same."""
     alone = host.create(((0, SIZE),))
-    assert not alone.sharing and not isinstance(cpu_of(alone), SharingVCPU)
-    assert domain.sharing and cpu_of(domain).engine is cpu_of(domain, 1).engine
+    assert not alone.vcpus.startable and not isinstance(cpu_of(alone), SharingVCPU)
+    assert domain.vcpus.startable and cpu_of(domain).engine is cpu_of(domain, 1).engine

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hypervisor.arch.x86_64.cpu.overlay import long_mode
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import GTF_READONLY
+from hypervisor.domains.life import Reason, State
 from hypervisor.errors import EBUSY
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
@@ -223,7 +224,7 @@ class Grants(RuleBasedStateMachine):
         if which >= len(self.guests):
             return
         guest = self.guests[which]
-        guest.domain.state, guest.domain.reason = State.SHUTDOWN, Reason.SUSPEND
+        guest.domain.life.state, guest.domain.life.reason = State.SHUTDOWN, Reason.SUSPEND
         self._empty(guest)
         self._keep(guest.domain)
         with Template(self.host, guest.domain) as template:
@@ -232,7 +233,7 @@ class Grants(RuleBasedStateMachine):
                 for frame in FRAMES[:8]:
                     assert bytes(made.memory.bytes[frame * PAGE : frame * PAGE + _WORD]) == guest.pages[frame].data
                 self.host.destroy(made)
-        guest.domain.state, guest.domain.reason = State.PAUSED, None
+        guest.domain.life.state, guest.domain.life.reason = State.PAUSED, None
 
     @rule(which=seldom)
     def begin_anew(self, which: int) -> None:

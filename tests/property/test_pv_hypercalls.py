@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypervisor.arch.x86_64.cpu.overlay import R8, R10, RAX, RDI, RDX, RSI, RSP
 from hypervisor.arch.x86_64.paravirtual.area import Area
 from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
-from hypervisor.domains.domain import State
+from hypervisor.domains.life import State
 from hypervisor.errors import XenError
 from hypervisor.host import Host
 from hypervisor.hypercalls.paravirtual import TABLE
@@ -50,7 +50,7 @@ def test_any_hypercall_ends_in_an_answer_or_a_crash_of_the_domain(
     domain, cpu = guest.domain, guest.cpu
     host.unpause(domain)
     for number, arguments, content in program:
-        if domain.state is not State.RUNNING:
+        if domain.life.state is not State.RUNNING:
             break
         domain.memory.write(BUFFER, struct.pack(f"<{len(content)}Q", *content))
         for register, value in zip((RDI, RSI, RDX, R10, R8), arguments):
@@ -59,20 +59,20 @@ def test_any_hypercall_ends_in_an_answer_or_a_crash_of_the_domain(
         cpu.general[RSP] = BUFFER
         cpu.overlay.regs.rip = CODE
         one_call(guest)
-    assert "internal error" not in domain.crash
+    assert "internal error" not in domain.life.crash
     assert host.free_memory() == 64 * MIB - guest.image.area.size
     host.destroy(domain)
 
 
 def one_call(guest: PVGuest) -> None:
     """Run until a hypercall was made."""
-    platform, made = guest.cpu.platform, guest.domain.hypercall
+    platform, made = guest.cpu.platform, guest.domain.platform.hypercall
 
     def hypercall(cpu: object, number: int, arguments: tuple[int, ...]) -> int:
         guest.cpu.halt_here()
         return made(guest.cpu, number, arguments)
 
-    guest.domain.hypercall = hypercall  # type: ignore[method-assign, assignment]
+    guest.domain.platform.hypercall = hypercall  # type: ignore[method-assign, assignment]
     try:
         if guest.cpu.general[RAX] == 23:  # no hypercall that comes back: one instruction
             guest.cpu.engine.emu_start(CODE, 0, 0, 1)
@@ -81,7 +81,7 @@ def one_call(guest: PVGuest) -> None:
         else:
             guest.domain.run()
     finally:
-        guest.domain.hypercall = made  # type: ignore[method-assign]
+        guest.domain.platform.hypercall = made  # type: ignore[method-assign]
     assert guest.cpu.platform is platform
 
 

@@ -11,7 +11,8 @@ from hypervisor.arch.x86_64.cpu.overlay import RDX
 from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.arch.x86_64.paravirtual.descriptors import set_ldt
-from hypervisor.domains.domain import Domain, Reason
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
 from hypervisor.loader import pv
@@ -57,7 +58,7 @@ def suspended(host: Host, size: int = SIZE) -> Domain:
     domain.vcpus[0].up = True
     cpu_of(domain).overlay.enter_flat32()
     cpu_of(domain).overlay.regs.rip = 0x1234
-    domain.shut_down(Reason.SUSPEND)
+    domain.life.shut_down(Reason.SUSPEND)
     return domain
 
 
@@ -84,7 +85,7 @@ def suspended_pv(host: Host) -> Domain:
     state.user_root = image.root * PAGE
     domain.physmap.release(900, 3)
     cpu.general[RDX] = image.start_info_frame
-    domain.shut_down(Reason.SUSPEND)
+    domain.life.shut_down(Reason.SUSPEND)
     return domain
 
 

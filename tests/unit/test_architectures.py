@@ -19,7 +19,7 @@ FOLDERS = sorted(path.name for path in Path(arch.__path__[0]).iterdir() if (path
 
 
 class Nothing:
-    """A machine around vCPUs that never run."""
+    """A platform of vCPUs that never run."""
 
     def hypercall(self, cpu: vcpu.VCPU, number: int, arguments: Sequence[int]) -> int:
         raise AssertionError

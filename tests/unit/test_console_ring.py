@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from hypervisor.console_ring import LINES, ConsoleRing
-from hypervisor.domains.domain import Reason
+from hypervisor.domains.life import Reason
 from tests.machines import machine
 
 MIB = 1 << 20
@@ -17,8 +17,8 @@ def test_what_happens_to_domains_stands_in_the_log() -> None:
     with machine(64 * MIB, 2) as host:
         domain = host.create([(0, 16 * MIB)], vcpus=2, uuid_text=UUID)
         with host.lock:
-            domain.crash = "triple fault"
-            domain.shut_down(Reason.CRASH)
+            domain.life.crash = "triple fault"
+            domain.life.shut_down(Reason.CRASH)
         host.destroy(domain)
         lines = [re.sub(r"\[.*?\] ", "", line) for line in host.console_ring.text().splitlines()]
     assert lines == [

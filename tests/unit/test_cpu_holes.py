@@ -142,7 +142,7 @@ def test_a_frame_can_be_put_where_a_hole_was_read(domain: Domain) -> None:
     frame = HOLE // PAGE
     assert run(domain, "48 8b 03", rbx=HOLE).general[RAX] == ONES
     at = domain.memory.place_extra(frame)
-    domain.map_extra(frame)
+    domain.platform.map_extra(frame)
     domain.memory.bytes[at : at + 8] = struct.pack("<Q", 77)
     assert run(domain, "48 8b 03 48 89 0b", rbx=HOLE, rcx=78).general[RAX] == 77
     assert bytes(domain.memory.bytes[at : at + 8]) == struct.pack("<Q", 78)
@@ -203,7 +203,7 @@ def test_a_frame_cannot_be_put_where_something_of_ours_is(domain: Domain, addres
     domain.memory.place_extra(address // PAGE)
     before = bytes(cpu.engine.mem_read(address, 64)) if address == VMCB_PAGE else cpu.apic_page(address)
     with pytest.raises(BadAddress):
-        domain.map_extra(address // PAGE)
+        domain.platform.map_extra(address // PAGE)
     assert before == (bytes(cpu.engine.mem_read(address, 64)) if address == VMCB_PAGE else cpu.apic_page(address))
 
 
@@ -214,12 +214,12 @@ def test_frames_can_be_put_into_a_hole_while_the_guest_runs(domain: Domain) -> N
     def place(asking: Domain, _: vcpu.VCPU, number: int, arguments: Sequence[int]) -> int:
         frame = HOLE // PAGE + 2 * len(made)
         at = asking.memory.place_extra(frame)
-        asking.map_extra(frame)
+        asking.platform.map_extra(frame)
         asking.memory.bytes[at : at + 8] = struct.pack("<Q", 77)
         made.append(frame)
         return 0
 
-    domain.hypercall_table = place
+    domain.platform.serve(domain, place)
     code = "48 8b 13 0f 01 c1 4c 03 03 48 03 13 48 81 c3 00 20 00 00 48 ff c9 75 e8"
     run(domain, code, rbx=HOLE, rcx=5, r8=0)  # mov rdx, [rbx]; vmcall; add r8, [rbx]; add rdx, [rbx]; add rbx, 0x2000
     assert (cpu.general[R8], cpu.general[RDX]) == (5 * 77, 76)

@@ -13,7 +13,8 @@ from unicorn import x86_const as x86
 from hypervisor.arch.vcpu import Outcome
 from hypervisor.arch.x86_64.cpu.overlay import CS, DS, ES, FS, GS, RAX, RBX, RSP, SS
 from hypervisor.arch.x86_64.cpu.vcpu import VCPU
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason, State
 from hypervisor.memory.guest_memory import BadAddress
 from tests.machines import machine
 from tests.x86_64 import cpu_of
@@ -210,8 +211,8 @@ def test_a_kernel_of_32_bits_can_ask_for_the_version_and_shut_down(domain: Domai
     code += "b8 0c 00 00 00 bb 07 00 00 00" + vmcall + "89 c7"  # memory_op(add_to_physmap)
     code += "b8 1d 00 00 00 bb 02 00 00 00 b9" + struct.pack("<I", DATA + 0x800).hex() + vmcall
     cpu = cpu_of(domain)
-    domain.state = State.RUNNING
+    domain.life.state = State.RUNNING
     domain.memory.write(CODE, bytes.fromhex(code + "f4"))
     cpu.run()
     assert (cpu.general[6], cpu.general[7] & 0xFFFFFFFF) == (4 << 16 | 17, ENOSYS)
-    assert (domain.state, domain.reason) == (State.SHUTDOWN, Reason.REBOOT)
+    assert (domain.life.state, domain.life.reason) == (State.SHUTDOWN, Reason.REBOOT)

@@ -13,7 +13,7 @@ import pytest
 
 from hypervisor.arch.x86_64.cpu.overlay import long_mode
 from hypervisor.arch.x86_64.paravirtual.area import Area
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import (
     GNTST_BAD_DOMAIN,
     GNTST_BAD_GNTREF,
@@ -26,6 +26,7 @@ from hypervisor.domains.grant_table import (
     GTF_READONLY,
     GTF_WRITING,
 )
+from hypervisor.domains.life import Reason, State
 from hypervisor.errors import EBUSY, EFAULT, EINVAL
 from hypervisor.host import Host
 from hypervisor.hypercalls import paravirtual, table
@@ -438,7 +439,7 @@ def test_a_dead_mapper_uses_nothing(host: Host, granter: Domain, mapper: Domain)
 
 
 def test_a_dying_granter_grants_nothing(granter: Domain, mapper: Domain) -> None:
-    granter.state = State.DYING
+    granter.life.state = State.DYING
     assert map_ref(mapper, granter)[0] == GNTST_BAD_DOMAIN
 
 
@@ -495,9 +496,9 @@ def test_a_freeze_forgets_code_of_frames_that_it_empties(host: Host, granter: Do
     """A domain that goes on would else execute what it sees no more."""
     at = PLACE - 300
     assert asleep.memory.foreign.keys() == {at}
-    asleep._overwritten.clear()
+    asleep.platform._overwritten.clear()
     with Template(host, asleep):
-        assert (at * PAGE, (at + 1) * PAGE) in asleep._overwritten and not asleep.memory.foreign
+        assert (at * PAGE, (at + 1) * PAGE) in asleep.platform._overwritten and not asleep.memory.foreign
 
 
 def test_a_clone_maps_but_is_not_mapped(host: Host, granter: Domain, asleep: Domain) -> None:
@@ -517,7 +518,7 @@ def test_a_clone_maps_but_is_not_mapped(host: Host, granter: Domain, asleep: Dom
 
 def test_a_guest_that_begins_anew_has_nothing_mapped(granter: Domain, asleep: Domain) -> None:
     """It resumes as another domain, to which nothing was granted."""
-    asleep.resume()
+    asleep.life.resume()
     asleep.renew()
     assert marks(granter) == 0 and not len(asleep.maptrack) and not asleep.memory.foreign
 
@@ -525,7 +526,7 @@ def test_a_guest_that_begins_anew_has_nothing_mapped(granter: Domain, asleep: Do
 def test_a_live_copy_has_what_a_mapper_wrote(host: Host, granter: Domain, mapper: Domain) -> None:
     """It came by another mapping than the one that is watched: before it was unmapped, and until the stop."""
     source = suspended(host)
-    source.state, source.reason = State.PAUSED, None
+    source.life.state, source.life.reason = State.PAUSED, None
     source.grants.place(0, GRANTS)
     times = counting()
     for ref, frame in ((8, 200), (9, 201)):
@@ -539,8 +540,8 @@ def test_a_live_copy_has_what_a_mapper_wrote(host: Host, granter: Domain, mapper
         mapper.memory.write((PLACE + 8) * PAGE, b"new")
         unmap(mapper, 0, (PLACE + 8) * PAGE)
         mapper.memory.write((PLACE + 9) * PAGE, b"new")
-        source.shut_down(Reason.SUSPEND)
-        source.state = State.SHUTDOWN
+        source.life.shut_down(Reason.SUSPEND)
+        source.life.state = State.SHUTDOWN
         copy.finish()
     file.seek(0)
     again = Image(file).build(host)
@@ -623,7 +624,7 @@ def test_entries_in_an_image_or_a_clone_show_empty_frames(host: Host, granter: D
         assert not any(cpu_of(domain).read(PV_PLACE, PAGE))
         cpu_of(domain).write(PV_PLACE, b"mine")
     assert granter.memory.read(SECRET * PAGE, 7) == b"granted"
-    asleep_pv.resume()
+    asleep_pv.life.resume()
     asleep_pv.renew()
     assert marks(granter) == 0 and not granter.memory.lent and not len(asleep_pv.maptrack)
     grant(granter, 8, SECRET, made[1].domid)

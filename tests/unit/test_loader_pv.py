@@ -6,7 +6,7 @@ import pytest
 
 from hypervisor.arch.x86_64.kinds import PV
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.domains.domain import Reason, State
+from hypervisor.domains.life import Reason, State
 from hypervisor.loader import pv
 from hypervisor.loader.elf import LoadError
 from hypervisor.memory.guest_memory import PAGE, Memory
@@ -120,6 +120,6 @@ def test_a_kernel_runs_where_it_is_linked_at_address_zero_too(base: int, entry: 
         cpu = domain.vcpus[0].cpu
         assert isinstance(cpu, PVCPU)
         pv.enter(cpu, image)
-        domain.vcpus[0].up, domain.pauses, domain.state = True, 0, State.RUNNING
+        domain.vcpus[0].up, domain.life.pauses, domain.life.state = True, 0, State.RUNNING
         domain.run()
-        assert (domain.state, domain.reason, domain.crash) == (State.SHUTDOWN, Reason.REBOOT, "")
+        assert (domain.life.state, domain.life.reason, domain.life.crash) == (State.SHUTDOWN, Reason.REBOOT, "")

@@ -10,8 +10,9 @@ import pytest
 import zstandard
 
 from hypervisor.arch.x86_64.cpu import context as registers
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
 from hypervisor.domains.event_channel import VIRQ_TIMER
+from hypervisor.domains.life import Reason, State
 from hypervisor.host import Host, NoMemory
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
 from hypervisor.memory.guest_memory import PAGE
@@ -50,14 +51,14 @@ def test_a_domain_comes_back(host: Host, domain: Domain, compress: bool) -> None
     image = Image(io.BytesIO(image_of(domain, host, compress)))
     other = image.build(host, "12345678-1234-5678-1234-567812345678")
     assert image.config == CONFIG and other.uuid.startswith("12345678")
-    assert other.domid != domain.domid and (other.state, other.pauses) == (State.PAUSED, 1)
+    assert other.domid != domain.domid and (other.life.state, other.life.pauses) == (State.PAUSED, 1)
     assert bytes(other.memory.bytes[:SIZE]) == bytes(domain.memory.bytes[:SIZE])
     assert list(other.physmap.ballooned.runs()) == [(20, 3), (60, 1)]
     assert other.memory.present == domain.memory.present == 508
     assert (other.memory_map, other.callback_vector) == (domain.memory_map, 0xF3)
     assert [registers.read(v.cpu) for v in other.vcpus] == [registers.read(v.cpu) for v in domain.vcpus]
     assert [v.up for v in other.vcpus] == [True, False]
-    assert other.clock.now() >= domain.clock.now() - 10**9
+    assert other.time.clock.now() >= domain.time.clock.now() - 10**9
     assert other.memory.extra == domain.memory.extra
 
 
@@ -86,7 +87,7 @@ def test_the_clock_goes_on_from_where_it_was(host: Host, domain: Domain) -> None
     host.destroy(domain)
     at = Image(io.BytesIO(image))
     other = at.build(host)
-    assert 0 < other.clock.base <= other.clock.now() < other.clock.base + 10**9
+    assert 0 < other.time.clock.base <= other.time.clock.now() < other.time.clock.base + 10**9
 
 
 def test_a_record_that_readers_may_skip_is_skipped(host: Host, domain: Domain) -> None:
@@ -117,7 +118,7 @@ def test_memory_above_a_hole_comes_back() -> None:
     domain.memory.write(low - PAGE, b"below")
     domain.memory.write(high + (4 << 20) - PAGE, b"above")
     domain.physmap.release(high // PAGE, 512)
-    domain.shut_down(Reason.SUSPEND)
+    domain.life.shut_down(Reason.SUSPEND)
     image = image_of(domain, large)
     other = restored(large, image)
     assert other.ranges == domain.ranges and other.memory.present == domain.memory.present
@@ -139,7 +140,7 @@ def test_a_domain_that_runs_is_not_saved(host: Host) -> None:
         save(host, domain, io.BytesIO())
     with pytest.raises(NotSuspended):
         Template(host, domain)
-    assert domain.pauses == 1
+    assert domain.life.pauses == 1
 
 
 def test_a_file_that_fails_leaves_the_domain_as_it_was(host: Host, domain: Domain) -> None:
@@ -154,9 +155,9 @@ def test_a_file_that_fails_leaves_the_domain_as_it_was(host: Host, domain: Domai
     before = image_of(domain, host)
     with pytest.raises(OSError, match="no space"):
         save(host, domain, Full())
-    assert domain.pauses == 1 and len(image_of(domain, host)) == len(before)
+    assert domain.life.pauses == 1 and len(image_of(domain, host)) == len(before)
     resume.cancel(host, domain)
-    assert domain.state is State.PAUSED and domain.reason is None and domain.pauses == 1
+    assert domain.life.state is State.PAUSED and domain.life.reason is None and domain.life.pauses == 1
 
 
 def test_only_a_suspended_domain_is_resumed(host: Host) -> None:
@@ -165,7 +166,7 @@ def test_only_a_suspended_domain_is_resumed(host: Host) -> None:
     for call in (resume.cancel, resume.renew):
         with pytest.raises(ValueError, match="not suspended"):
             call(host, domain)
-    assert domain.pauses == 1
+    assert domain.life.pauses == 1
 
 
 def test_renewing_forgets_what_the_guest_makes_anew(host: Host, domain: Domain) -> None:
@@ -180,14 +181,14 @@ def test_renewing_forgets_what_the_guest_makes_anew(host: Host, domain: Domain) 
     domain.memory.bytes[domain.memory.offset(0x80001) : domain.memory.offset(0x80001) + 8] = b"\1\0\0\0\5\0\0\0"
     grant = domain.grants.access(0, 0, True)
     domain.vcpus[0].timer = 5
-    domain.set_watchdog(0, 5)
+    domain.time.set_watchdog(0, 5)
     resume.renew(host, domain)
     assert not domain.events.channels and domain.events.shared_info == -1 and not domain.events.vcpu_info
-    assert heard == [port] and domain.deadline() is None and not domain.grants.frames
+    assert heard == [port] and domain.time.deadline() is None and not domain.grants.frames
     domain.grants.place(0, 0x80001)
     grant.end()
     assert not any(domain.memory.frame(0x80001))
-    assert domain.memory.read(2 * PAGE, 1) == b"\2" and domain.state is State.PAUSED
+    assert domain.memory.read(2 * PAGE, 1) == b"\2" and domain.life.state is State.PAUSED
     domain.events.place_vcpu_info(0, 40 * PAGE)
 
 
@@ -360,10 +361,10 @@ def test_a_clones_image_is_that_of_a_whole_domain(host: Host, domain: Domain) ->
         clone = template.clone(host)
     clone.memory.write(400 * PAGE, b"own")
     clone.physmap.release(300, 1)
-    resume_state = clone.state
-    clone.state, clone.pauses = State.RUNNING, 0
-    assert domain.reason is not None
-    clone.shut_down(domain.reason)
+    resume_state = clone.life.state
+    clone.life.state, clone.life.pauses = State.RUNNING, 0
+    assert domain.life.reason is not None
+    clone.life.shut_down(domain.life.reason)
     other = restored(host, image_of(clone, host))
     assert resume_state is State.PAUSED
     assert bytes(other.memory.bytes[:SIZE]) == bytes(clone.memory.bytes[:SIZE])

@@ -83,7 +83,7 @@ def test_a_domain_comes_back(host: Host, domain: Domain, move: Callable[[Host, D
     assert list(other.physmap.ballooned.runs()) == [(900, 3)] and other.memory_map == domain.memory_map
     with pytest.raises(BadAddress):
         other.physmap.release(AREA.shared_info, 1)
-    assert other.hypercall_table is domain.hypercall_table and other.kind is domain.kind is PV
+    assert other.platform.hypercall_table is domain.platform.hypercall_table and other.kind is domain.kind is PV
 
 
 @pytest.mark.parametrize("move", [saved, cloned])
@@ -128,9 +128,9 @@ def test_start_info_tells_what_is_new(host: Host, domain: Domain, move: Callable
 def test_a_wall_clock_behind_the_system_time_is_told(domain: Domain) -> None:
     """A host whose clock is wrong says that the guest's time began before 1970."""
     early = Host(64 << 20, 1, lambda: 0)
-    domain.clock = Clock(base=10 * 10**9)
+    domain.time.clock = Clock(base=10 * 10**9)
     domain.machine = early
-    domain.write_wallclock()
+    domain.time.write_wallclock()
     low, high = struct.unpack("<I4xI", domain.memory.read(AREA.shared_info * PAGE + 0xC04, 12))
     assert high << 32 | low == (1 << 64) - 11
     early.stop()

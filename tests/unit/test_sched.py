@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hypervisor.arch.x86_64.cpu.overlay import RAX, RDI, long_mode
-from hypervisor.domains.domain import Domain, Reason, State
+from hypervisor.domains.domain import Domain
+from hypervisor.domains.life import Reason, State
 from hypervisor.host import Host
 from hypervisor.scheduling.alarm import Alarm
 from hypervisor.scheduling.run_queue import DEBT, SLICE, WEIGHT, WINDOW, Deadlines, Entity, RunQueue
@@ -271,7 +272,7 @@ def a_guest(host: Host, code: str) -> Domain:
 
 def ended(domain: Domain) -> None:
     end = time.monotonic() + 20
-    while domain.reason is None:
+    while domain.life.reason is None:
         assert time.monotonic() < end
         time.sleep(0.001)
 
@@ -307,8 +308,7 @@ def test_an_error_of_ours_costs_one_domain_its_life_and_no_more(
         host.listen(fail)
         domain.memory.write(CODE, bytes.fromhex("faf4"))
     else:
-        name = {"hypercall": "hypercall_table", "port": "port_in"}.get(where, where)
-        monkeypatch.setattr(cpu_of(domain).platform if where in ("port", "cpuid") else domain, name, fail)
+        monkeypatch.setattr(cpu_of(domain).platform, "port_in" if where == "port" else where, fail)
     with caplog.at_level(logging.ERROR):
         host.unpause(domain)
         ended(domain)
@@ -316,14 +316,14 @@ def test_an_error_of_ours_costs_one_domain_its_life_and_no_more(
     assert "a bug" in caplog.text
     assert "Traceback" in caplog.text
     if where != "listener":
-        assert (domain.state, domain.reason) == (State.SHUTDOWN, Reason.CRASH)
-        assert domain.crash == "internal error: RuntimeError: a bug"
+        assert (domain.life.state, domain.life.reason) == (State.SHUTDOWN, Reason.CRASH)
+        assert domain.life.crash == "internal error: RuntimeError: a bug"
     others = [a_guest(host, "faf4") for _ in range(4)]
     for other in others:
         host.unpause(other)
     for other in others:
         ended(other)
-        assert other.reason is Reason.POWEROFF
+        assert other.life.reason is Reason.POWEROFF
 
 
 def test_an_error_in_a_decision_ends_no_thread(
@@ -335,7 +335,7 @@ def test_an_error_in_a_decision_ends_no_thread(
         patch.setattr(domain, "runnable", lambda: 1 // 0)
         host.unpause(domain)
     assert "ZeroDivisionError" in caplog.text
-    assert domain.reason is None
+    assert domain.life.reason is None
     host.scheduler.look(domain.domid)
     ended(domain)
 
@@ -351,15 +351,17 @@ def test_no_time_that_a_guest_names_stops_the_ticker(host: Host, when: int) -> N
     other = a_guest(host, "ebfe")
     host.unpause(other)
     host.pause(other)
-    assert other.state is State.PAUSED
+    assert other.life.state is State.PAUSED
 
 
 class Sleeping:
     """As much of a domain as the scheduler sees, which never has anything to do; counts how often it is asked."""
 
     def __init__(self, domid: int) -> None:
-        self.domid, self.state, self.woken, self.asked = domid, State.RUNNING, 0, 0
-        self.events, self.clock = SimpleNamespace(queued=()), SimpleNamespace(now=lambda: 0)
+        self.domid, self.asked = domid, 0
+        self.life, self.vcpus = SimpleNamespace(state=State.RUNNING), SimpleNamespace(woken=0)
+        clock = SimpleNamespace(now=lambda: 0)
+        self.events, self.time = SimpleNamespace(queued=()), SimpleNamespace(clock=clock, deadline=self.deadline)
 
     def runnable(self) -> bool:
         self.asked += 1
@@ -411,7 +413,7 @@ def test_a_scheduler_without_threads_runs_nothing() -> None:
     domain = a_guest(host, "faf4")
     scheduler.add(domain)
     host.unpause(domain)
-    assert domain.state is State.RUNNING
+    assert domain.life.state is State.RUNNING
     assert not host.step(domain)
-    assert domain.reason is Reason.POWEROFF
+    assert domain.life.reason is Reason.POWEROFF
     host.destroy(domain)

@@ -301,8 +301,8 @@ def test_a_disk_gives_way_to_others_after_a_batch() -> None:
 def on_its_own_thread(front: Front, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Make the domain believe that it runs here; return what it puts off until its hypercall is over."""
     deferred: list[object] = []
-    monkeypatch.setattr(front.domain, "on_this_thread", lambda: True)
-    monkeypatch.setattr(front.domain, "defer", deferred.append)
+    monkeypatch.setattr(front.domain.vcpus, "on_this_thread", lambda: True)
+    monkeypatch.setattr(front.domain.platform, "defer", deferred.append)
     return deferred
 
 
@@ -323,7 +323,7 @@ def test_a_slow_disk_is_left_to_the_disk_threads(monkeypatch: pytest.MonkeyPatch
     front = Front().connect()
     deferred = on_its_own_thread(front, monkeypatch)
     times = iter(range(0, 10**12, SLOW + 1))
-    monkeypatch.setattr(front.domain.clock, "now", lambda: next(times))
+    monkeypatch.setattr(front.domain.time.clock, "now", lambda: next(times))
     slot = request(WRITE, 0, [(front.grant(40, 300), 0, 0)])
     front.push(slot, slot)
     deferred[0]()  # type: ignore[operator]

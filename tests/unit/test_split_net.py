@@ -293,9 +293,9 @@ def test_a_long_batch_lets_others_have_the_lock(monkeypatch: pytest.MonkeyPatch)
     """After a while the rest is put off until the hypercall has let the lock go; nothing is lost."""
     front, deferred = NetFront().connect(), list[Callable[[], None]]()
     times = iter(range(0, 10**15, TURN_NS // 3))
-    monkeypatch.setattr(front.domain, "on_this_thread", lambda: True)
-    monkeypatch.setattr(front.domain, "defer", deferred.append)
-    monkeypatch.setattr(front.domain.clock, "now", lambda: next(times))
+    monkeypatch.setattr(front.domain.vcpus, "on_this_thread", lambda: True)
+    monkeypatch.setattr(front.domain.platform, "defer", deferred.append)
+    monkeypatch.setattr(front.domain.time.clock, "now", lambda: next(times))
     front.push(*[slot for number in range(10) for slot in front.slots_for(PING, first=number)])
     assert 0 < len(front.peer.frames) < 10 and len(deferred) == 1
     while deferred:
@@ -440,7 +440,7 @@ def test_an_answer_from_the_host_comes_with_the_batch() -> None:
 def test_a_frame_that_comes_inside_a_hook_of_the_same_guest_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """From its other NIC, say: there what is posted is done at once."""
     front = NetFront().connect()
-    monkeypatch.setattr(front.domain, "on_this_thread", lambda: True)
+    monkeypatch.setattr(front.domain.vcpus, "on_this_thread", lambda: True)
     for posted in (2, 2):
         front.post(posted)
         for letter in (b"x", b"y", b"z"):

@@ -104,7 +104,7 @@ class EmulatedBackend:
 
     def _attend(self, uuid: str) -> None:
         guest = self.toolstack.guests.get(uuid)
-        if guest is None or guest.domain.reason is not None:
+        if guest is None or guest.domain.life.reason is not None:
             for waiting in self._down.pop(uuid, ()):
                 if not waiting.called:
                     waiting.callback(None)

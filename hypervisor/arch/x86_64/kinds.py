@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hypervisor.arch.clock import Clock
-from hypervisor.arch.vcpu import Machine
-from hypervisor.arch.x86_64.board import Board
+from hypervisor.arch.vcpu import Platform
 from hypervisor.arch.x86_64.cpu import hypercall_page
 from hypervisor.arch.x86_64.cpu.cpuid import Policy, brand
 from hypervisor.arch.x86_64.cpu.shared import SharedEngine
 from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
 from hypervisor.arch.x86_64.paravirtual.cpuid import PVPolicy
+from hypervisor.arch.x86_64.platform import X86Platform
 from hypervisor.memory.guest_memory import Memory
 
 
@@ -29,17 +29,17 @@ class _PVH:
         self,
         count: int,
         memory: Memory,
-        machine: Machine,
+        platform: Platform,
         clock: Clock,
         code_cache: int,
         ranges: Sequence[tuple[int, int]],
         name: str,
     ) -> Sequence[VCPU]:
         """Return the vCPUs of a new domain."""
-        board = Board(machine, Policy(clock.hz, count, brand=brand(name)), hypercall_page.hvm())
+        around = X86Platform(platform, Policy(clock.hz, count, brand=brand(name)), hypercall_page.hvm())
         if self.shares(count):
-            return SharedEngine(count, memory, board, clock.now, code_cache, ranges).cpus
-        return [VCPU(0, memory, board, code_cache, ranges)]
+            return SharedEngine(count, memory, around, clock.now, code_cache, ranges).cpus
+        return [VCPU(0, memory, around, code_cache, ranges)]
 
 
 class _PV:
@@ -55,15 +55,15 @@ class _PV:
         self,
         count: int,
         memory: Memory,
-        machine: Machine,
+        platform: Platform,
         clock: Clock,
         code_cache: int,
         ranges: Sequence[tuple[int, int]],
         name: str,
     ) -> Sequence[PVCPU]:
         """Return the vCPUs of a new domain."""
-        board = Board(machine, PVPolicy(clock.hz, count, brand=brand(name)), hypercall_page.paravirtual())
-        return [PVCPU(number, memory, board, code_cache, ranges) for number in range(count)]
+        around = X86Platform(platform, PVPolicy(clock.hz, count, brand=brand(name)), hypercall_page.paravirtual())
+        return [PVCPU(number, memory, around, code_cache, ranges) for number in range(count)]
 
 
 PVH, PV = _PVH(), _PV()

@@ -1,23 +1,23 @@
-"""The machine around a domain's vCPUs: what of it is x86, CPUID and MSRs, before the rest, which is the domain's."""
+"""What is x86 of the platform around a domain's vCPUs, CPUID and MSRs; the rest is the domain's."""
 
 from __future__ import annotations
 
-from hypervisor.arch.vcpu import Machine
+from hypervisor.arch import vcpu
 from hypervisor.arch.x86_64.cpu import msr
 from hypervisor.arch.x86_64.cpu.cpuid import HYPERCALL_PAGE, Leaf, Policy
 from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.memory.guest_memory import BadAddress
 
 
-class Board:
-    """A `Platform` and `Processors`. `hypercall_page` is what a guest's page for hypercalls is filled with."""
+class X86Platform:
+    """A `cpu.vcpu.Platform`. `hypercall_page` is what a guest's page for hypercalls is filled with."""
 
-    def __init__(self, machine: Machine, policy: Policy, hypercall_page: bytes) -> None:
+    def __init__(self, platform: vcpu.Platform, policy: Policy, hypercall_page: bytes) -> None:
         self.policy = policy
-        self._write_page, self._hypercall_page = machine.write_page, hypercall_page
-        # The domain's own methods: an exit costs no call more for passing here.
-        self.hypercall, self.port_in, self.port_out = machine.hypercall, machine.port_in, machine.port_out
-        self.reset_cpu, self.start_cpu, self.wake_cpu = machine.reset_cpu, machine.start_cpu, machine.wake_cpu
+        self._write_page, self._hypercall_page = platform.write_page, hypercall_page
+        # The domain's own methods: no exit costs a call more for passing here.
+        self.hypercall, self.port_in, self.port_out = platform.hypercall, platform.port_in, platform.port_out
+        self.reset_cpu, self.start_cpu, self.wake_cpu = platform.reset_cpu, platform.start_cpu, platform.wake_cpu
 
     def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> Leaf:
         """Answer CPUID."""
