@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -106,6 +106,19 @@ class VCPU(Protocol):
     def map_extra(self, frame: int) -> None:
         """Show the guest a frame beyond its memory. Raises BadAddress where something of ours lies."""
 
+    def map_device(
+        self,
+        start: int,
+        length: int,
+        read: Callable[[int, int], int],
+        write: Callable[[int, int, int], None],
+    ) -> None:
+        """Have accesses to addresses where no memory is done by `read` and `write`.
+
+        They are given address, size and value. Pages that the range touches are theirs as a whole; harmless where
+        they are it already. While the CPU does not run, or in an exit. Raises BadAddress where something is.
+        """
+
     def forget_code(self, start: int, end: int) -> None:
         """Let bytes of `Memory.bytes` that the host has written be translated anew; on the thread that runs it."""
 
@@ -116,11 +129,13 @@ class Platform(Protocol):
     def hypercall(self, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
         """Do a hypercall of up to five arguments and return its result, negative for an error."""
 
-    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
-        """Read an I/O port of 1, 2 or 4 bytes, where the architecture has ports."""
+    @property
+    def port_in(self) -> Callable[[int, int], int]:
+        """What reads a port, given its number and the size, 1, 2 or 4 bytes, where the architecture has ports."""
 
-    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
-        """Write an I/O port of 1, 2 or 4 bytes."""
+    @property
+    def port_out(self) -> Callable[[int, int, int], None]:
+        """What writes a port, given its number, the size and the value."""
 
     def write_page(self, address: int, content: bytes) -> None:
         """Overwrite a page of the guest's RAM, code or not. Raises BadAddress where it has none of its own."""

@@ -1,4 +1,4 @@
-"""What a domain's vCPUs find around them: hypercalls, ports, each other, and code that the host has written."""
+"""What a domain's vCPUs find around them: hypercalls, devices, each other, and code that the host has written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from hypervisor.arch.vcpu import VCPU
 from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 from hypervisor.memory.physmap import Physmap
+from hypervisor.platform.bus import Bus
+from hypervisor.platform.debug_console import PORT, DebugConsole
 
 if TYPE_CHECKING:
     from hypervisor.domains.domain import Domain
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
 
 HypercallTable = Callable[["Domain", VCPU, int, Sequence[int]], int]
 """Does a hypercall of a vCPU's, by its number and arguments, and returns its result; raises nothing."""
-
-LOG_SIZE = 64 * 1024
-"""Bytes kept of what a domain writes to the hypervisor's console."""
 
 
 class Platform:
@@ -34,8 +33,10 @@ class Platform:
         self._serve = partial[int](_nothing, None)
         self._deferred: deque[Callable[[], None]] = deque()
         self._overwritten: set[tuple[int, int]] = set()
-        self.console_log = bytearray()
-        """What the guest has told the hypervisor's console, the newest of it."""
+        self.bus = Bus(self._map_device)
+        self.port_in, self.port_out = self.bus.ports.read, self.bus.ports.write
+        self.console = DebugConsole(lock)
+        self.bus.ports.claim(PORT, 1, self.console)
 
     def serve(self, domain: Domain, table: HypercallTable) -> None:
         """Have hypercalls done by a table."""
@@ -74,22 +75,6 @@ class Platform:
     def drop_deferred(self) -> None:
         """Do no work that waits for the end of a hypercall: there was an error of ours in it."""
         self._deferred.clear()
-
-    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
-        """Read a port: nothing is there, so all lines are high."""
-        return (1 << 8 * size) - 1
-
-    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
-        """Write a port; 0xE9 is the hypervisor's console, as Xen and Bochs have it."""
-        if port == 0xE9:
-            with self._lock:
-                self.log(bytes([value & 0xFF]))
-
-    def log(self, text: bytes) -> None:
-        """Keep what the guest tells the hypervisor's console."""
-        self.console_log += text
-        if len(self.console_log) > LOG_SIZE:
-            del self.console_log[:-LOG_SIZE]
 
     def write_page(self, address: int, content: bytes) -> None:
         """Overwrite a page of the guest's RAM, code or not. Raises BadAddress where it has none of its own."""
@@ -134,6 +119,11 @@ class Platform:
                 for start, end in self._overwritten:
                     cpu.forget_code(start, end)
             self._overwritten.clear()
+
+    def _map_device(self, start: int, length: int) -> None:
+        """Have accesses to a range of addresses brought to the bus. Raises BadAddress where the guest has memory."""
+        for cpu in self.vcpus.engines():
+            cpu.map_device(start, length, self.bus.memory.read, self.bus.memory.write)
 
     def map_extra(self, frame: int) -> None:
         """Let the vCPUs see a frame beyond the memory."""

@@ -15,7 +15,7 @@ def console_io(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Write to the hypervisor's own log of the domain; there is nothing to read."""
     command, count, buffer = arguments[0] & 0xFFFFFFFF, arguments[1] & 0xFFFFFFFF, arguments[2]
     if command == 0:
-        domain.platform.log(cpu.read(buffer, min(count, _LONGEST)))
+        domain.platform.console.log(cpu.read(buffer, min(count, _LONGEST)))
         return min(count, _LONGEST)
     if command == 1:
         return 0

@@ -207,7 +207,7 @@ class Hypercalls(Lives):
         assert 0 <= domain.memory.present <= MEMORY // PAGE
         assert len(domain.memory.extra) <= EXTRA
         assert len(domain.hypercalls) <= NUMBERS
-        assert len(domain.platform.console_log) <= 64 * 1024
+        assert len(domain.platform.console.text) <= 64 * 1024
         assert len(domain.params) < 64
         for other in (domain, self.victim):
             assert len(other.events.channels) <= PORTS

@@ -99,7 +99,7 @@ class PVGuest:
         for _ in range(1000):
             self.host.step(self.domain)
             if self.domain.life.reason is not None:
-                return self.domain.platform.console_log.decode()
+                return self.domain.platform.console.text.decode()
         raise AssertionError(
-            f"it does not end: RIP {self.cpu.overlay.regs.rip:#x} {self.domain.platform.console_log!r}"
+            f"it does not end: RIP {self.cpu.overlay.regs.rip:#x} {self.domain.platform.console.text!r}"
         )

@@ -99,8 +99,8 @@ def test_boots_without_console_and_xenstore(host: Host) -> None:
     guest = DemoGuest(host)
     guest.domain.params.clear()
     guest.toolstack.unpause(guest.config.uuid)
-    guest.wait_for(lambda: guest.domain.platform.console_log.endswith(b"demo> "))
-    assert bytes(guest.domain.platform.console_log).startswith(b"Kronos demo guest")
+    guest.wait_for(lambda: guest.domain.platform.console.text.endswith(b"demo> "))
+    assert bytes(guest.domain.platform.console.text).startswith(b"Kronos demo guest")
 
 
 def test_boots_with_a_device_whose_backend_never_comes(guest: DemoGuest) -> None:
@@ -230,7 +230,7 @@ def test_a_fault_is_reported_with_the_registers(guest: DemoGuest) -> None:
     """Exception number, address and registers stand on both consoles; the domain crashes."""
     assert guest.boot().ended("fault") is Reason.CRASH
     assert "panic: exception 14 error 2" in guest.output() and "cr2: 0000000000000008" in guest.output()
-    assert b"r15: " in guest.domain.platform.console_log
+    assert b"r15: " in guest.domain.platform.console.text
 
 
 # Memory

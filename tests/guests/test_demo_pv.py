@@ -136,4 +136,4 @@ def test_demo_reports_a_fault_of_its_own(host: Host) -> None:
     """The exception comes by the trap table, and its report by both consoles."""
     guest = Demo(host, 8 * MIB).boot()
     assert guest.end("fault") is Reason.CRASH
-    assert b"panic: exception" in bytes(guest.domain.platform.console_log)
+    assert b"panic: exception" in bytes(guest.domain.platform.console.text)

@@ -72,7 +72,7 @@ class PVLinux(Linux):
         with self.host.lock:
             self.host.xenstore.write(f"/local/domain/{self.domain.domid}/control/shutdown", b"suspend")
         assert down.wait(30) and self.domain.life.reason is Reason.SUSPEND, bytes(
-            self.domain.platform.console_log[-2000:]
+            self.domain.platform.console.text[-2000:]
         )
 
     def go_on(self, domain: Domain) -> None:

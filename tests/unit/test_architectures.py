@@ -24,10 +24,10 @@ class Nothing:
     def hypercall(self, cpu: vcpu.VCPU, number: int, arguments: Sequence[int]) -> int:
         raise AssertionError
 
-    def port_in(self, cpu: vcpu.VCPU, port: int, size: int) -> int:
+    def port_in(self, port: int, size: int) -> int:
         raise AssertionError
 
-    def port_out(self, cpu: vcpu.VCPU, port: int, size: int, value: int) -> None:
+    def port_out(self, port: int, size: int, value: int) -> None:
         raise AssertionError
 
     def write_page(self, address: int, content: bytes) -> None:

@@ -28,7 +28,7 @@ class Bare:
     def __init__(self) -> None:
         self.hypercalls: list[tuple[int, tuple[int, ...]]] = []
         self.ports: list[tuple[int, int, int]] = []
-        self.asked: Callable[[VCPU], None] = lambda cpu: None
+        self.asked: Callable[[], None] = lambda: None
         """What happens when a port is read."""
 
     def hypercall(self, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
@@ -44,11 +44,11 @@ class Bare:
     def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
         raise NoRegister(number)
 
-    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
-        self.asked(cpu)
+    def port_in(self, port: int, size: int) -> int:
+        self.asked()
         return port + size
 
-    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
+    def port_out(self, port: int, size: int, value: int) -> None:
         self.ports.append((port, size, value))
 
 
@@ -361,7 +361,7 @@ def test_an_interrupt_waits_until_the_guest_accepts_it(cpu: VCPU) -> None:
 def test_a_stop_at_a_halt_does_not_carry_the_cpu_past_it(bare: Bare, cpu: VCPU) -> None:
     """The stop comes inside the block that ends in HLT."""
     load(cpu, "ec 90 f4 0f 0b")
-    bare.asked = VCPU.halt_here
+    bare.asked = cpu.halt_here
     assert cpu.run() is Outcome.OFF
     assert cpu.overlay.regs.rip == CODE + 3
 
@@ -369,7 +369,7 @@ def test_a_stop_at_a_halt_does_not_carry_the_cpu_past_it(bare: Bare, cpu: VCPU) 
 def test_a_masked_interrupt_does_not_end_a_halt(bare: Bare, cpu: VCPU) -> None:
     """cli, an interrupt that stays pending, hlt: the CPU is off, as Linux leaves it at the end."""
     load(cpu, "fa ec f4")
-    bare.asked = lambda asked: asked.overlay.interrupt(0x40)
+    bare.asked = lambda: cpu.overlay.interrupt(0x40)
     stopper = threading.Timer(5, cpu.stop)
     stopper.start()
     assert cpu.run() is Outcome.OFF
@@ -379,7 +379,7 @@ def test_a_masked_interrupt_does_not_end_a_halt(bare: Bare, cpu: VCPU) -> None:
 def test_an_instruction_that_ends_like_a_halt_is_none(bare: Bare, cpu: VCPU) -> None:
     """mov ebx, 0xf4000000 before the stop."""
     load(cpu, "ec bb 00 00 00 f4 eb fe")
-    bare.asked = VCPU.halt_here
+    bare.asked = cpu.halt_here
     cpu.general[RBX] = 0
     assert cpu.run() is Outcome.STOPPED
 

@@ -49,10 +49,10 @@ class Nothing:
     def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
         raise AssertionError
 
-    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
+    def port_in(self, port: int, size: int) -> int:
         raise AssertionError
 
-    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
+    def port_out(self, port: int, size: int, value: int) -> None:
         raise AssertionError
 
 

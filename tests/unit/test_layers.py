@@ -32,7 +32,7 @@ HYPERVISOR = rows(
     command: api domains guests host split toolstack
     console_ring:
     disks:
-    domains: arch domid errors memory
+    domains: arch domid errors memory platform
     domid:
     errors:
     guests:
@@ -42,6 +42,7 @@ HYPERVISOR = rows(
     memory:
     migration: arch domains host hypercalls loader memory
     network:
+    platform:
     scheduling: domains
     split: api disks domains errors memory network xenstore
     storage: api disks

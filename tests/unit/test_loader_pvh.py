@@ -236,10 +236,10 @@ class Silent:
     def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
         raise NoRegister(number)
 
-    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
+    def port_in(self, port: int, size: int) -> int:
         return 0
 
-    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
+    def port_out(self, port: int, size: int, value: int) -> None:
         pass
 
 

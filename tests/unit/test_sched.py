@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hypervisor.arch.x86_64.cpu.overlay import RAX, RDI, long_mode
+from hypervisor.arch.x86_64.cpu.overlay import RAX, RDI, RDX, long_mode
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.life import Reason, State
 from hypervisor.host import Host
@@ -304,11 +304,14 @@ def test_an_error_of_ours_costs_one_domain_its_life_and_no_more(
 
     if where == "posted":
         domain.events.post(fail)
+    elif where == "port":
+        cpu_of(domain).general[RDX] = 0xE9
+        monkeypatch.setattr(domain.platform.console, "read", fail)
     elif where == "listener":
         host.listen(fail)
         domain.memory.write(CODE, bytes.fromhex("faf4"))
     else:
-        monkeypatch.setattr(cpu_of(domain).platform, "port_in" if where == "port" else where, fail)
+        monkeypatch.setattr(cpu_of(domain).platform, where, fail)
     with caplog.at_level(logging.ERROR):
         host.unpause(domain)
         ended(domain)

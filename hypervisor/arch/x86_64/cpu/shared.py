@@ -32,8 +32,9 @@ from hypervisor.arch.vcpu import Outcome
 from hypervisor.arch.x86_64.cpu.apic import LocalAPIC, Processors
 from hypervisor.arch.x86_64.cpu.code import TranslatedCode
 from hypervisor.arch.x86_64.cpu.holes import Holes
+from hypervisor.arch.x86_64.cpu.mmio import MMIO
 from hypervisor.arch.x86_64.cpu.overlay import PAUSE_EXIT, VMCB_PAGE, Overlay, Parked, close_engine
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Platform, new_engine
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Platform, hook_ports, new_engine
 from hypervisor.memory.guest_memory import PAGE, Memory
 
 _SIGNATURE_LEAF = 1
@@ -59,6 +60,7 @@ class SharedEngine:
         self.engine = engine = new_engine(memory, code_cache, ranges)
         self.overlay = Overlay(engine)
         self.holes = Holes(engine, ranges or ((0, memory.size),), VMCB_PAGE)
+        self.mmio = MMIO(engine, self.holes)
         self.code = TranslatedCode(engine, memory, ranges)
         self.mapped: set[int] = set()
         self.apic_address: int | None = None
@@ -73,10 +75,9 @@ class SharedEngine:
         for instruction, name in (
             (x86.UC_X86_INS_SYSCALL, "_on_syscall"),
             (x86.UC_X86_INS_CPUID, "_on_cpuid"),
-            (x86.UC_X86_INS_IN, "_on_in"),
-            (x86.UC_X86_INS_OUT, "_on_out"),
         ):
             hook(UC_HOOK_INSN, self._to_resident(name), None, 1, 0, instruction)
+        hook_ports(engine, platform)
 
     def _to_resident(self, name: str) -> Callable[..., Any]:
         return lambda *event: getattr(self.resident, name)(*event)
@@ -120,6 +121,7 @@ class SharingVCPU(VCPU):
         self._shared = shared
         self._translated = shared.code
         self._holes = shared.holes
+        self._mmio = shared.mmio
         self.apic = apic
         self.gave_up = False
         """True when the last run ended because the guest waits for another vCPU."""

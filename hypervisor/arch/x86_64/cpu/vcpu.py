@@ -12,7 +12,7 @@ halts at once 1.2 µs, a hypercall 1 µs plus its work, an exception 15 µs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from unicorn import (
@@ -40,6 +40,7 @@ from hypervisor.arch.x86_64.cpu.exceptions import (
     deliver,
 )
 from hypervisor.arch.x86_64.cpu.holes import Holes
+from hypervisor.arch.x86_64.cpu.mmio import MMIO
 from hypervisor.arch.x86_64.cpu.msr import NoRegister
 from hypervisor.arch.x86_64.cpu.overlay import (
     CS,
@@ -91,10 +92,10 @@ class Platform(Protocol):
     def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
         """Write a model-specific register that is not of `msr.NATIVE`. Raises NoRegister for #GP."""
 
-    def port_in(self, cpu: VCPU, port: int, size: int) -> int:
+    def port_in(self, port: int, size: int) -> int:
         """Read an I/O port of 1, 2 or 4 bytes."""
 
-    def port_out(self, cpu: VCPU, port: int, size: int, value: int) -> None:
+    def port_out(self, port: int, size: int, value: int) -> None:
         """Write an I/O port of 1, 2 or 4 bytes."""
 
 
@@ -105,6 +106,15 @@ def new_engine(memory: Memory, code_cache: int, ranges: Sequence[tuple[int, int]
     for start, end in ranges or ((0, memory.size),):
         engine.mem_map_ptr(start, end - start, UC_PROT_ALL, memory.address + start)
     return engine
+
+
+def hook_ports(engine: Uc, platform: Platform) -> None:
+    """Bring an engine's IN and OUT to the platform, at once: they are the same for all CPUs."""
+    read, write = platform.port_in, platform.port_out
+    engine.hook_add(UC_HOOK_INSN, lambda _, port, size, data: read(port, size), None, 1, 0, x86.UC_X86_INS_IN)
+    engine.hook_add(
+        UC_HOOK_INSN, lambda _, port, size, value, data: write(port, size, value), None, 1, 0, x86.UC_X86_INS_OUT
+    )
 
 
 class VCPU:
@@ -127,14 +137,14 @@ class VCPU:
         self._begin(number, memory, platform, Overlay(engine), set())
         self._translated = TranslatedCode(engine, memory, ranges)
         self._holes = Holes(engine, ranges or ((0, memory.size),), VMCB_PAGE)
+        self._mmio = MMIO(engine, self._holes)
         self._apic_address: int | None = None
         hook = engine.hook_add
         hook(UC_HOOK_INTR, self._on_exception)
         hook(UC_HOOK_INSN_INVALID, self._on_invalid)
         hook(UC_HOOK_INSN, self._on_syscall, None, 1, 0, x86.UC_X86_INS_SYSCALL)
         hook(UC_HOOK_INSN, self._on_cpuid, None, 1, 0, x86.UC_X86_INS_CPUID)
-        hook(UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN)
-        hook(UC_HOOK_INSN, self._on_out, None, 1, 0, x86.UC_X86_INS_OUT)
+        hook_ports(engine, platform)
 
     def _begin(self, number: int, memory: Memory, platform: Platform, overlay: Overlay, mapped: set[int]) -> None:
         self.number = number
@@ -278,6 +288,19 @@ class VCPU:
             except UcError as error:
                 raise BadAddress(f"frame {frame:#x} cannot be mapped: {error}") from None
             self._mapped.add(frame)
+
+    def map_device(
+        self,
+        start: int,
+        length: int,
+        read: Callable[[int, int], int],
+        write: Callable[[int, int, int], None],
+    ) -> None:
+        """Have accesses to addresses where no memory is done by `read` and `write`, which are given them.
+
+        Pages that the range touches are theirs as a whole; harmless where they are it already. Raises BadAddress.
+        """
+        self._mmio.map(start, length, read, write)
 
     def forget_code(self, start: int, end: int) -> None:
         """Let bytes of `Memory.bytes` that the host has written be translated anew; on the thread that runs us."""
@@ -450,9 +473,3 @@ class VCPU:
         values = self.platform.cpuid(self, general[RAX] & 0xFFFFFFFF, general[RCX] & 0xFFFFFFFF)
         general[RAX], general[RBX], general[RCX], general[RDX] = values
         return 1  # skip Unicorn's own
-
-    def _on_in(self, engine: Uc, port: int, size: int, _: Any) -> int:
-        return self.platform.port_in(self, port, size)
-
-    def _on_out(self, engine: Uc, port: int, size: int, value: int, _: Any) -> None:
-        self.platform.port_out(self, port, size, value)
