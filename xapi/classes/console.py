@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from xapi.calls.call import Call
 from xapi.calls.registry import message
 from xapi.datamodel import errors, records
@@ -14,7 +11,7 @@ Console = Ref[records.console]
 
 
 @message("console.create")
-def create(call: Call, args: Mapping[str, Any]) -> Console:
+def create(call: Call, args: records.console_record) -> Console:
     """Refuse, as xapi does."""
     raise errors.NOT_IMPLEMENTED("Console.create")
 

@@ -6,7 +6,6 @@ Archives are none of this: what is recorded says only what they will have. An SR
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from xapi.calls.call import Call
 from xapi.calls.registry import message
@@ -33,7 +32,7 @@ def _unrecorded(name: str) -> Fault:
     return errors.INTERNAL_ERROR(f"Rrd_interface.Rrdd_error([S(Rrdd_internal_error);S({text})])")
 
 
-def _list(call: Call, uuid: str, sources: Sources) -> list[dict[str, Any]]:
+def _list(call: Call, uuid: str, sources: Sources) -> list[dict[str, object]]:
     recorded = call[Sampler].recorded
     return [source.record(enabled=recorded(uuid, source)) for _, source in sorted(sources.items())]
 
@@ -61,7 +60,7 @@ def _forget(call: Call, uuid: str, sources: Sources, name: str) -> None:
 
 
 @message("VM.get_data_sources")
-async def vm_get_data_sources(call: Call, self: VM) -> list[dict[str, Any]]:
+async def vm_get_data_sources(call: Call, self: VM) -> list[dict[str, object]]:
     """Return what is measured of a VM that runs."""
     row = call.db.VM[self]
     return _list(call, row.uuid, await call[Sampler].sources(row))
@@ -94,7 +93,7 @@ async def vm_forget_data_source_archives(call: Call, self: VM, data_source: str)
 
 
 @message("host.get_data_sources")
-def host_get_data_sources(call: Call, host: Host) -> list[dict[str, Any]]:
+def host_get_data_sources(call: Call, host: Host) -> list[dict[str, object]]:
     """Return what is measured of a host."""
     row = call.db.host[host]
     return _list(call, row.uuid, call[Sampler].host_sources(row))
@@ -125,7 +124,7 @@ def host_forget_data_source_archives(call: Call, host: Host, data_source: str) -
 
 
 @message("SR.get_data_sources")
-def sr_get_data_sources(call: Call, sr: SR) -> list[dict[str, Any]]:
+def sr_get_data_sources(call: Call, sr: SR) -> list[dict[str, object]]:
     """Return nothing: no SR of ours measures itself."""
     _ = call.db.SR[sr]
     return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from operator import attrgetter
-from typing import Any, cast
+from typing import cast
 
 from xapi.calls.call import Call
 from xapi.calls.registry import message
@@ -69,7 +69,7 @@ def destroy_all(call: Call, filters: Mapping[str, str]) -> None:
             call.db.message.delete(row._ref)
 
 
-def _newest_first(rows: Iterable[Any]) -> Records:
+def _newest_first(rows: Iterable[records.message]) -> Records:
     return Records(sorted(rows, key=attrgetter("timestamp"), reverse=True))
 
 

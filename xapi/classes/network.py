@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from xapi.calls.call import Call
 from xapi.calls.registry import message
@@ -26,7 +25,7 @@ _CONFLICTS = {"nbd": "insecure_nbd", "insecure_nbd": "nbd"}
 
 
 @message("network.create")
-def create(call: Call, args: Mapping[str, Any]) -> Network:
+def create(call: Call, args: records.network_record) -> Network:
     """Make a network; without a bridge's name it has the next that is free."""
     db = call.db
     bridges: set[str] = {network.bridge for network in db.network}
@@ -38,7 +37,7 @@ def create(call: Call, args: Mapping[str, Any]) -> Network:
     if bridge in bridges:
         raise errors.BRIDGE_NAME_EXISTS(bridge)
     mtu = args.get("MTU", _DEFAULT_MTU)
-    fields = {name: args[name] for name in _COPIED if name in args}
+    fields = {name: value for name, value in args.items() if name in _COPIED}
     return db.network.create(**fields, bridge=bridge, MTU=mtu if mtu > 0 else _DEFAULT_MTU)._ref
 
 
@@ -54,7 +53,7 @@ def pool_introduce(
     other_config: Mapping[str, str],
     bridge: str,
     managed: bool,
-    purpose: tuple[str, ...],
+    purpose: tuple[records.enum_network_purpose, ...],
 ) -> Network:
     """Make the record of a network that a host brings along as it joins."""
     return call.db.network.create(
@@ -72,8 +71,8 @@ def pool_introduce(
 def destroy(call: Call, self: Network) -> None:
     """Remove a network that nothing is plugged into, with the cards that would be."""
     db = call.db
-    row: Any = db.network[self]
-    cards: list[Any] = [db.VIF[ref] for ref in row.VIFs]
+    row = db.network[self]
+    cards = [db.VIF[ref] for ref in row.VIFs]
     used = [card._ref for card in cards if card.currently_attached or card.reserved or card.current_operations]
     if used:
         raise Fault("NETWORK_CONTAINS_VIF", *used)
@@ -87,9 +86,9 @@ def destroy(call: Call, self: Network) -> None:
 
 
 @message("network.set_default_locking_mode")
-def set_default_locking_mode(call: Call, network: Network, value: str) -> None:
+def set_default_locking_mode(call: Call, network: Network, value: records.enum_network_default_locking_mode) -> None:
     """Say what cards are held to whose own mode is network_default; refused while one is plugged."""
-    row: Any = call.db.network[network]
+    row = call.db.network[network]
     for ref in row.VIFs:
         if call.db.VIF[ref].currently_attached:
             raise errors.VIF_IN_USE(network, ref)
@@ -97,9 +96,9 @@ def set_default_locking_mode(call: Call, network: Network, value: str) -> None:
 
 
 @message("network.add_purpose")
-def add_purpose(call: Call, self: Network, value: str) -> None:
+def add_purpose(call: Call, self: Network, value: records.enum_network_purpose) -> None:
     """Give a network one more purpose; one pool has no two that contradict each other."""
-    row: Any = call.db.network[self]
+    row = call.db.network[self]
     if not row.managed:
         raise errors.NETWORK_UNMANAGED(self)
     if value in row.purpose:
@@ -111,9 +110,9 @@ def add_purpose(call: Call, self: Network, value: str) -> None:
 
 
 @message("network.remove_purpose")
-def remove_purpose(call: Call, self: Network, value: str) -> None:
+def remove_purpose(call: Call, self: Network, value: records.enum_network_purpose) -> None:
     """Take a purpose from a network."""
-    row: Any = call.db.network[self]
+    row = call.db.network[self]
     row.purpose = tuple(purpose for purpose in row.purpose if purpose != value)
 
 

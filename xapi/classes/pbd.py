@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from xapi.calls.call import Call
 from xapi.calls.claim import SHORT, changed, claim, declared
@@ -18,7 +17,7 @@ PBD = Ref[records.PBD]
 
 
 @message("PBD.create")
-async def create(call: Call, args: Mapping[str, Any]) -> PBD:
+async def create(call: Call, args: records.PBD_record) -> PBD:
     """Make the connection of an SR to a host; it is not plugged."""
     sr, host = call.db.SR[args["SR"]], call.db.host[args["host"]]
     async with claim(call, "pbd_create", sr, patience=SHORT):
@@ -30,7 +29,7 @@ async def create(call: Call, args: Mapping[str, Any]) -> PBD:
 @message("PBD.destroy")
 async def destroy(call: Call, self: PBD) -> None:
     """Remove a connection that is not plugged, with its secrets."""
-    row: Any = call.db.PBD[self]
+    row = call.db.PBD[self]
     async with claim(call, "pbd_destroy", call.db.SR[row.SR], patience=SHORT):
         if row.currently_attached:
             raise errors.OPERATION_NOT_ALLOWED("PBD is currently attached")
@@ -41,7 +40,7 @@ async def destroy(call: Call, self: PBD) -> None:
 @message("PBD.set_device_config")
 def set_device_config(call: Call, self: PBD, value: Mapping[str, str]) -> None:
     """Replace the settings: the SR's driver does so."""
-    row: Any = call.db.PBD[self]
+    row = call.db.PBD[self]
     vdis.may_write(call, row.SR)
     before = row.device_config
     row.device_config = device_config.kept(call.db, value)
@@ -51,14 +50,14 @@ def set_device_config(call: Call, self: PBD, value: Mapping[str, str]) -> None:
 @message("PBD.plug", patience=SHORT)
 async def plug(call: Call, self: PBD) -> None:
     """Connect an SR to a host; harmless when it is."""
-    row: Any = call.db.PBD[self]
+    row = call.db.PBD[self]
     await srs.plug(call, call.db.SR[row.SR], row)
 
 
 @message("PBD.unplug", claims_itself=True)
 async def unplug(call: Call, self: PBD) -> None:
     """Disconnect an SR from a host, when nothing there uses its disks; harmless when it is."""
-    row: Any = call.db.PBD[self]
+    row = call.db.PBD[self]
     sr = call.db.SR[row.SR]
     await _idle(call, sr)
     async with declared(call, row, patience=SHORT):
@@ -69,10 +68,10 @@ async def unplug(call: Call, self: PBD) -> None:
         row.currently_attached = False
 
 
-async def _idle(call: Call, sr: Any) -> None:
+async def _idle(call: Call, sr: records.SR) -> None:
     """Return when no operation of a VDI of an SR runs. Raises OTHER_OPERATION_IN_PROGRESS."""
 
-    def busy() -> Any:
+    def busy() -> records.VDI | None:
         rows = (call.db.VDI[ref] for ref in sr.VDIs)
         return next((vdi for vdi in rows if vdi.current_operations), None)
 

@@ -6,7 +6,6 @@ import re
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 from urllib.parse import urlsplit
 
 from xapi.access.directory import Directory, DirectoryError
@@ -18,7 +17,7 @@ from xapi.datamodel.types import NULL, Ref
 from xapi.storage.unfinished import durable
 
 
-def _set(call: Call, ref: Ref[Any], **fields: Any) -> None:
+def _set(call: Call, ref: Ref[records.pool], **fields: object) -> None:
     row = call.db.pool[ref]
     for name, value in fields.items():
         setattr(row, name, value)
@@ -118,7 +117,7 @@ def disable_repository_proxy(call: Call, self: Ref[records.pool]) -> None:
     _set(call, self, repository_proxy_url="", repository_proxy_username="", repository_proxy_password=NULL)
 
 
-def _forget_proxy_password(call: Call, ref: Ref[Any]) -> None:
+def _forget_proxy_password(call: Call, ref: Ref[records.pool]) -> None:
     secret = call.db.pool[ref].repository_proxy_password
     if secret in call.db.secret:
         call.db.secret.delete(secret)

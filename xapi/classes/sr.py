@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from twisted.logger import Logger
 
@@ -49,7 +48,7 @@ async def create(
 ) -> SR:
     """Make an SR where its device_config says, and plug it; one that is shared, on every host."""
     db = call.db
-    where: Any = db.host[call.pool.master if shared else host]
+    where = db.host[call.pool.master if shared else host]
     if rolling_upgrade(call.pool):
         raise errors.NOT_SUPPORTED_DURING_UPGRADE()
     hosts = [where, *(each for each in db.host if each is not where)] if shared else [where]
@@ -114,7 +113,7 @@ def make(
 async def destroy(call: Call, sr: SR) -> None:
     """Erase an SR without disks, with all its rows."""
     db = call.db
-    row: Any = db.SR[sr]
+    row = db.SR[sr]
     if row.other_config.get("indestructible") == "true":
         raise errors.SR_INDESTRUCTIBLE(sr)
     for host in db.host:
@@ -146,7 +145,7 @@ async def scan(call: Call, sr: SR) -> None:
 @message("SR.update")
 async def update(call: Call, sr: SR) -> None:
     """Measure an SR anew."""
-    row: Any = call.db.SR[sr]
+    row = call.db.SR[sr]
     used = await call[Storage].repository(call, row)
     if used.kind == "none":
         return
@@ -170,7 +169,7 @@ async def probe(call: Call, host: Host, device_config: Keys, type: str, sm_confi
 
 
 @message("SR.probe_ext")
-async def probe_ext(call: Call, host: Host, device_config: Keys, type: str, sm_config: Keys) -> tuple[Any, ...]:
+async def probe_ext(call: Call, host: Host, device_config: Keys, type: str, sm_config: Keys) -> tuple[object, ...]:
     """Refuse, as for all drivers of the older kind."""
     _assert_probed(call, host, type)
     raise Fault("SR_OPERATION_NOT_SUPPORTED")
@@ -188,9 +187,9 @@ def get_live_hosts(call: Call, sr: SR) -> tuple[Host, ...]:
     """List the hosts that can use an SR now."""
     db, found = call.db, []
     for ref in db.SR[sr].PBDs:
-        pbd: Any = db.PBD[ref]
-        host: Any = db.host[pbd.host]
-        metrics: Any = db.host_metrics.get(host.metrics)
+        pbd = db.PBD[ref]
+        host = db.host[pbd.host]
+        metrics = db.host_metrics.get(host.metrics)
         if pbd.currently_attached and host.enabled and metrics is not None and metrics.live:
             found.append(host._ref)
     return tuple(found)
@@ -238,9 +237,9 @@ def record(call: Call, self: SR, value: int) -> None:
 @message("SR.assert_can_host_ha_statefile")
 def assert_can_host_ha_statefile(call: Call, sr: SR) -> None:
     """Say why an SR cannot hold the disks of high availability, if so."""
-    row: Any = call.db.SR[sr]
+    row = call.db.SR[sr]
     _assert_everywhere(call, row)
-    sm: Any = driver(call.db, row.type)
+    sm = driver(call.db, row.type)
     if sm is None or not {"VDI_GENERATE_CONFIG", "VDI_ATTACH_OFFLINE"} & set(sm.features):
         raise errors.SR_OPERATION_NOT_SUPPORTED(sr)
     if row.physical_size - row.physical_utilisation < STATEFILE_SPACE:
@@ -250,15 +249,15 @@ def assert_can_host_ha_statefile(call: Call, sr: SR) -> None:
 @message("SR.assert_supports_database_replication")
 def assert_supports_database_replication(call: Call, sr: SR) -> None:
     """Say why the pool's database cannot be kept on an SR, if so."""
-    row: Any = call.db.SR[sr]
+    row = call.db.SR[sr]
     _assert_everywhere(call, row)
-    sm: Any = driver(call.db, row.type)
+    sm = driver(call.db, row.type)
     if sm is None or "SR_METADATA" not in sm.features:
         raise errors.SR_OPERATION_NOT_SUPPORTED(sr)
 
 
-def _assert_everywhere(call: Call, sr: Any) -> None:
+def _assert_everywhere(call: Call, sr: records.SR) -> None:
     """Raise SR_HAS_NO_PBDS unless every host has an SR, and all have it plugged."""
-    pbds: list[Any] = [call.db.PBD[ref] for ref in sr.PBDs]
+    pbds = [call.db.PBD[ref] for ref in sr.PBDs]
     if {pbd.host for pbd in pbds} < set(call.db.host.rows) or not all(pbd.currently_attached for pbd in pbds):
         raise errors.SR_HAS_NO_PBDS(sr._ref)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from xapi.access.sessions import Sessions
 from xapi.calls.call import Call
 from xapi.calls.registry import message
@@ -14,7 +11,7 @@ from xapi.datamodel.types import Ref
 
 
 @message("subject.create")
-def create(call: Call, args: Mapping[str, Any]) -> Ref[records.subject]:
+def create(call: Call, args: records.subject_record) -> Ref[records.subject]:
     """Let a user or group in, without a role; while external authentication is on, the directory must know it.
 
     In a pool whose license has no roles (`restrictions:restrict_rbac`) everybody is pool-admin, as in xapi.
@@ -39,7 +36,7 @@ def destroy(call: Call, self: Ref[records.subject]) -> None:
     call.db.subject.delete(self)
 
 
-def _role(call: Call, role: Ref[Any]) -> Any:
+def _role(call: Call, role: Ref[records.role]) -> records.role:
     row = call.db.role.get(role)
     if row is None or row.is_internal:
         raise errors.ROLE_NOT_FOUND()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from xapi.calls.call import Call
 from xapi.calls.implicit import add_to_map_field, remove_from_map_field
@@ -13,9 +12,9 @@ from xapi.datamodel import errors, records
 from xapi.datamodel.types import Ref
 
 
-def _own(call: Call, ref: Ref[Any]) -> records.task:
+def _own(call: Call, ref: Ref[records.task]) -> records.task:
     """Return a task that the caller may end or change: its own, or any with the right permission."""
-    task: records.task = call.db.task[ref]
+    task = call.db.task[ref]
     require_owner(call.caller.session, task, call.db, call.caller.may("task.destroy/any"))
     return task
 

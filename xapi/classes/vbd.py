@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from hypervisor.api import Change
 from xapi.calls.call import Call
@@ -34,23 +32,23 @@ _BACKEND_KIND = "backend-kind"
 
 
 @message("VBD.create")
-def create(call: Call, args: Mapping[str, Any]) -> VBD:
+def create(call: Call, args: records.VBD_record) -> VBD:
     """Make a drive of a VM; it is plugged when the VM starts, or by plug."""
     db = call.db
-    vm: Any = db.VM[args["VM"]]
+    vm = db.VM[args["VM"]]
     empty = args.get("empty", False)
-    vdi: Any = None if empty else db.VDI[args["VDI"]]
+    vdi = None if empty else db.VDI[args["VDI"]]
     _check_medium(args["type"], args["mode"], vdi)
     _check_not_leaving(vm)
     number = _number(call, vm, args["userdevice"], args["type"])
     if vdi is not None:
         _check_agile(call, vm, vdi)
-    fields = {name: args[name] for name in _COPIED if name in args}
+    fields = {name: value for name, value in args.items() if name in _COPIED}
     if vm.power_state == "Suspended":
-        fields |= {name: args[name] for name in ("device", "currently_attached") if name in args}
+        fields |= {name: value for name, value in args.items() if name in ("device", "currently_attached")}
     kind = vdi.sm_config.get(_BACKEND_KIND) if vdi is not None else None
     if kind is not None:
-        fields["other_config"] = {**fields.get("other_config", {}), _BACKEND_KIND: kind}
+        fields["other_config"] = {**args.get("other_config", {}), _BACKEND_KIND: kind}
     userdevice = str(number) if args["userdevice"] == "autodetect" else args["userdevice"]
     row = db.VBD.create(
         **fields, VDI=NULL if vdi is None else vdi._ref, userdevice=userdevice, metrics=db.VBD_metrics.create()._ref
@@ -64,7 +62,7 @@ _COPIED = (
 )  # fmt: skip
 
 
-def _check_medium(kind: str, mode: str, vdi: Any) -> None:
+def _check_medium(kind: str, mode: str, vdi: records.VDI | None) -> None:
     """Raise Fault for a medium that this kind of drive cannot have."""
     if vdi is not None and vdi.type not in _ATTACHABLE:
         raise errors.VDI_INCOMPATIBLE_TYPE(vdi._ref, vdi.type)
@@ -72,18 +70,18 @@ def _check_medium(kind: str, mode: str, vdi: Any) -> None:
         raise errors.VBD_CDS_MUST_BE_READONLY()
     if kind != "CD" and vdi is None:
         raise errors.VBD_NOT_REMOVABLE_MEDIA("in constructor")
-    if mode == "RW" and vdi.read_only:
+    if mode == "RW" and vdi is not None and vdi.read_only:
         raise errors.VDI_READONLY(vdi._ref)
 
 
-def _check_not_leaving(vm: Any) -> None:
+def _check_not_leaving(vm: records.VM) -> None:
     """Raise OTHER_OPERATION_IN_PROGRESS while a VM is on its way to another host."""
     for task, operation in vm.current_operations.items():
         if operation in ("migrate_send", "pool_migrate"):
             raise held("VM", vm._ref, task, operation)
 
 
-def _number(call: Call, vm: Any, userdevice: str, kind: str) -> int:
+def _number(call: Call, vm: records.VM, userdevice: str, kind: str) -> int:
     """Return the number of a new drive. Raises NOT_IMPLEMENTED, INVALID_DEVICE, DEVICE_ALREADY_EXISTS."""
     if kind == "Floppy":
         raise errors.NOT_IMPLEMENTED("VBD of type 'floppy' is not supported")
@@ -100,13 +98,13 @@ def _number(call: Call, vm: Any, userdevice: str, kind: str) -> int:
     return number
 
 
-def _used(call: Call, vm: Any) -> set[int | None]:
+def _used(call: Call, vm: records.VM) -> set[int | None]:
     """Return the numbers of a VM's drives, of where they are and of where they will be."""
-    drives: list[Any] = [call.db.VBD[ref] for ref in vm.VBDs]
+    drives = [call.db.VBD[ref] for ref in vm.VBDs]
     return {number for drive in drives for number in (devices.disk_number(drive.userdevice), domains.position(drive))}
 
 
-def _check_agile(call: Call, vm: Any, vdi: Any) -> None:
+def _check_agile(call: Call, vm: records.VM, vdi: records.VDI) -> None:
     """Raise Fault for a disk that would keep a protected VM from being restarted elsewhere."""
     pool = call.pool
     protected = vm.ha_always_run and vm.ha_restart_priority == "restart"
@@ -121,7 +119,7 @@ def _check_agile(call: Call, vm: Any, vdi: Any) -> None:
 @message("VBD.destroy")
 def destroy(call: Call, self: VBD) -> None:
     """Remove a drive that is not plugged, and not about to be."""
-    row: Any = call.db.VBD[self]
+    row = call.db.VBD[self]
     if row.currently_attached or row.reserved or row.current_operations:
         vm = call.db.VM.get(row.VM)
         uuid = "" if vm is None else vm.uuid
@@ -134,17 +132,17 @@ def destroy(call: Call, self: VBD) -> None:
 @message("VBD.set_userdevice")
 def set_userdevice(call: Call, self: VBD, value: str) -> None:
     """Say where the drive is plugged next; clients exchange two drives so, by way of two of one number."""
-    row: Any = call.db.VBD[self]
+    row = call.db.VBD[self]
     if devices.disk_number(value) is None:
         raise errors.INVALID_DEVICE(value)
     row.userdevice = value
 
 
 @message("VBD.set_mode")
-def set_mode(call: Call, self: VBD, value: str) -> None:
+def set_mode(call: Call, self: VBD, value: records.enum_vbd_mode) -> None:
     """Say whether the guest may write; only while it is halted."""
-    row: Any = call.db.VBD[self]
-    vm: Any = call.db.VM[row.VM]
+    row = call.db.VBD[self]
+    vm = call.db.VM[row.VM]
     if vm.power_state != "Halted":
         raise errors.VM_BAD_POWER_STATE(vm._ref, "halted", vm.power_state.lower())
     row.mode = value
@@ -161,7 +159,7 @@ def assert_attachable(call: Call, self: VBD) -> None:
 @message("VM.get_allowed_VBD_devices")
 def get_allowed_vbd_devices(call: Call, vm: VM) -> list[str]:
     """Return the numbers that a new drive may have, in order."""
-    row: Any = call.db.VM[vm]
+    row = call.db.VM[vm]
     last = devices.LAST_DISK + row.is_control_domain
     return [str(number) for number in devices.free(_used(call, row), last)]
 
@@ -172,8 +170,8 @@ def get_allowed_vbd_devices(call: Call, vm: VM) -> list[str]:
 @message("VBD.plug")
 async def plug(call: Call, self: VBD) -> None:
     """Give the drive to a guest that runs."""
-    row: Any = call.db.VBD[self]
-    vm: Any = call.db.VM[row.VM]
+    row = call.db.VBD[self]
+    vm = call.db.VM[row.VM]
     if row.type == "Floppy":
         raise errors.NOT_IMPLEMENTED("VBD of type 'floppy' is not supported")
     metrics = call.db.VM_metrics.get(vm.metrics)
@@ -185,26 +183,26 @@ async def plug(call: Call, self: VBD) -> None:
 @message("VBD.unplug")
 async def unplug(call: Call, self: VBD) -> None:
     """Ask the guest to let the drive go, and take it away."""
-    row: Any = call.db.VBD[self]
+    row = call.db.VBD[self]
     await hotplug.unplug(call, row, domains.disk(row, {}), force=False)
 
 
 @message("VBD.unplug_force")
 async def unplug_force(call: Call, self: VBD) -> None:
     """Take the drive away, whatever the guest does with it."""
-    row: Any = call.db.VBD[self]
+    row = call.db.VBD[self]
     await hotplug.unplug(call, row, domains.disk(row, {}), force=True)
 
 
 @message("VBD.unplug_force_no_safety_check")
 async def unplug_force_unchecked(call: Call, self: VBD) -> None:
     """Do as `unplug_force` does, whose checks are none that an emulated host needs."""
-    row: Any = call.db.VBD[self]
+    row = call.db.VBD[self]
     async with claim(call, "unplug_force", row):
         await hotplug.unplug(call, row, domains.disk(row, {}), force=True)
 
 
-async def _images(call: Call, row: Any) -> dict[str, Image]:
+async def _images(call: Call, row: records.VBD) -> dict[str, Image]:
     """Return where the medium of a drive lies on its VM's host. Raises Fault."""
     if row.empty:
         return {}
@@ -215,14 +213,14 @@ async def _images(call: Call, row: Any) -> dict[str, Image]:
 @message("VBD.pause")
 async def pause(call: Call, self: VBD) -> str:
     """Refuse: no driver of storage can change what lies under a drive in use."""
-    row: Any = call.db.VBD[self]
+    row = call.db.VBD[self]
     raise errors.SR_OPERATION_NOT_SUPPORTED(call.db.VDI[row.VDI].SR)
 
 
 @message("VBD.unpause")
 async def unpause(call: Call, self: VBD, token: str) -> None:
     """Refuse, as pause does."""
-    row: Any = call.db.VBD[self]
+    row = call.db.VBD[self]
     raise errors.SR_OPERATION_NOT_SUPPORTED(call.db.VDI[row.VDI].SR)
 
 
@@ -235,9 +233,9 @@ async def insert(call: Call, vbd: VBD, vdi: VDI) -> None:
 
     A drive of a running guest that is not plugged yet is plugged with it, as xapi does for PV guests.
     """
-    row: Any = call.db.VBD[vbd]
-    medium: Any = call.db.VDI[vdi]
-    vm: Any = call.db.VM[row.VM]
+    row = call.db.VBD[vbd]
+    medium = call.db.VDI[vdi]
+    vm = call.db.VM[row.VM]
     _check_insertable(call, row, vm, medium)
     _put(call, row, vdi)
     try:
@@ -248,7 +246,7 @@ async def insert(call: Call, vbd: VBD, vdi: VDI) -> None:
         raise
 
 
-def _check_insertable(call: Call, row: Any, vm: Any, medium: Any) -> None:
+def _check_insertable(call: Call, row: records.VBD, vm: records.VM, medium: records.VDI) -> None:
     """Raise Fault for a medium that a drive cannot take now; the rules have looked at the drive alone."""
     if not medium.managed:
         raise errors.VDI_NOT_MANAGED(medium._ref)
@@ -260,12 +258,12 @@ def _check_insertable(call: Call, row: Any, vm: Any, medium: Any) -> None:
         raise fault
 
 
-def _put(call: Call, row: Any, vdi: str) -> None:
+def _put(call: Call, row: records.VBD, vdi: VDI) -> None:
     with call.db.atomic():
         row.VDI, row.empty = vdi, vdi == NULL
 
 
-async def _follow(call: Call, row: Any, vm: Any) -> None:
+async def _follow(call: Call, row: records.VBD, vm: records.VM) -> None:
     """Make what is in a drive of a running guest what its row says."""
     if vm.power_state == "Halted":
         return
@@ -279,7 +277,7 @@ async def _follow(call: Call, row: Any, vm: Any) -> None:
 @message("VBD.eject")
 async def eject(call: Call, vbd: VBD) -> None:
     """Take the CD out of a drive, which stays plugged."""
-    row: Any = call.db.VBD[vbd]
+    row = call.db.VBD[vbd]
     if hotplug.is_plugged(call, row):
         try:
             await hotplug.adjust(call, row, Change(medium=domains.disk(row, {})))
@@ -289,7 +287,7 @@ async def eject(call: Call, vbd: VBD) -> None:
     _put(call, row, NULL)
 
 
-async def _return_to(call: Call, row: Any) -> None:
+async def _return_to(call: Call, row: records.VBD) -> None:
     """Have in a drive that is plugged what its row says again, if it can be had."""
     if hotplug.is_plugged(call, row):
         with suppress(Fault):

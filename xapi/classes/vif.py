@@ -26,19 +26,19 @@ VIF = Ref[records.VIF]
 VM = Ref[records.VM]
 Network = Ref[records.network]
 _LAST_TAG = 4094
-_ADDRESS: Mapping[str, Any] = {"ipv4": IPv4Address, "ipv6": IPv6Address}
-_INTERFACE: Mapping[str, Any] = {"ipv4": IPv4Interface, "ipv6": IPv6Interface}
-_NETWORK: Mapping[str, Any] = {"ipv4": IPv4Network, "ipv6": IPv6Network}
+_ADDRESS: Mapping[str, type[IPv4Address | IPv6Address]] = {"ipv4": IPv4Address, "ipv6": IPv6Address}
+_INTERFACE: Mapping[str, type[IPv4Interface | IPv6Interface]] = {"ipv4": IPv4Interface, "ipv6": IPv6Interface}
+_NETWORK: Mapping[str, type[IPv4Network | IPv6Network]] = {"ipv4": IPv4Network, "ipv6": IPv6Network}
 
 
 # Records
 
 
 @message("VIF.create")
-def create(call: Call, args: Mapping[str, Any]) -> VIF:
+def create(call: Call, args: records.VIF_record) -> VIF:
     """Make a network card of a VM; it is plugged when the VM starts, or by plug."""
     db = call.db
-    vm: Any = db.VM[args["VM"]]
+    vm = db.VM[args["VM"]]
     network = db.network[args["network"]]
     if args.get("locking_mode") == "locked" or args.get("ipv4_allowed") or args.get("ipv6_allowed"):
         _check_licence(call, "vif_locking", "VIF_locking")
@@ -51,7 +51,7 @@ def create(call: Call, args: Mapping[str, Any]) -> VIF:
     _check_agile(call, vm, network)
     if number in {devices.card_number(db.VIF[ref].device) for ref in vm.VIFs}:
         raise errors.DEVICE_ALREADY_EXISTS(args["device"])
-    fields = {name: args[name] for name in _COPIED if name in args}
+    fields = {name: value for name, value in args.items() if name in _COPIED}
     if vm.power_state == "Suspended" and "currently_attached" in args:
         fields["currently_attached"] = args["currently_attached"]
     for tag in args.get("trunks", ()):
@@ -65,7 +65,7 @@ _COPIED = (
 )  # fmt: skip
 
 
-def _mac(vm: Any, given: str, number: int) -> tuple[str, bool]:
+def _mac(vm: records.VM, given: str, number: int) -> tuple[str, bool]:
     """Return a card's address, and whether it follows from the VM's seed. Raises MAC_INVALID."""
     seed = vm.other_config.get("mac_seed")
     if not given and seed is not None:
@@ -81,13 +81,13 @@ def _check_licence(call: Call, feature: str, name: str) -> None:
         raise errors.LICENCE_RESTRICTION(name)
 
 
-def _check_trunks(call: Call, network: Any) -> None:
+def _check_trunks(call: Call, network: records.network) -> None:
     """Raise NETWORK_INCOMPATIBLE_WITH_TRUNKS for the network of a VLAN."""
     if any(call.db.PIF[pif].VLAN != -1 for pif in network.PIFs):
         raise errors.NETWORK_INCOMPATIBLE_WITH_TRUNKS(network._ref)
 
 
-def _check_agile(call: Call, vm: Any, network: Any) -> None:
+def _check_agile(call: Call, vm: records.VM, network: records.network) -> None:
     """Raise Fault for a network that would keep a protected VM from being restarted elsewhere."""
     pool = call.pool
     protected = vm.ha_always_run and vm.ha_restart_priority == "restart"
@@ -101,13 +101,13 @@ def _check_agile(call: Call, vm: Any, network: Any) -> None:
 @message("VIF.destroy")
 def destroy(call: Call, self: VIF) -> None:
     """Remove a card that is not plugged, and not about to be."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     if row.current_operations or hotplug.is_plugged(call, row):
         raise errors.OPERATION_NOT_ALLOWED("VIF currently attached to a running VM")
     remove(call, row)
 
 
-def remove(call: Call, row: Any) -> None:
+def remove(call: Call, row: records.VIF) -> None:
     """Delete a card's rows, and what its network keeps for it."""
     with call.db.atomic():
         networks.release(call.db, row)
@@ -129,7 +129,7 @@ def get_allowed_vif_devices(call: Call, vm: VM) -> list[str]:
 @message("VIF.plug")
 async def plug(call: Call, self: VIF) -> None:
     """Give the card to a guest that runs."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     host = call.db.host[call.db.VM[row.VM].resident_on]
     await call[Networks].join(host, [row])
     await hotplug.plug(call, row, domains.nic(call.db, row))
@@ -138,21 +138,21 @@ async def plug(call: Call, self: VIF) -> None:
 @message("VIF.unplug")
 async def unplug(call: Call, self: VIF) -> None:
     """Ask the guest to let the card go, and take it away."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     await hotplug.unplug(call, row, domains.nic(call.db, row), force=False)
 
 
 @message("VIF.unplug_force")
 async def unplug_force(call: Call, self: VIF) -> None:
     """Take the card away, whatever the guest does with it."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     await hotplug.unplug(call, row, domains.nic(call.db, row), force=True)
 
 
 # What a card is held to
 
 
-async def _change(call: Call, row: Any, **fields: Any) -> None:
+async def _change(call: Call, row: records.VIF, **fields: object) -> None:
     """Write fields, and have a card that is plugged follow; they are taken back when it cannot. Raises Fault."""
     before = {name: getattr(row, name) for name in fields}
     _write(call, row, fields)
@@ -169,7 +169,7 @@ async def _change(call: Call, row: Any, **fields: Any) -> None:
         raise
 
 
-def _write(call: Call, row: Any, fields: Mapping[str, Any]) -> None:
+def _write(call: Call, row: records.VIF, fields: Mapping[str, object]) -> None:
     with call.db.atomic():
         for name, value in fields.items():
             setattr(row, name, value)
@@ -178,8 +178,8 @@ def _write(call: Call, row: Any, fields: Mapping[str, Any]) -> None:
 @message("VIF.move")
 async def move(call: Call, self: VIF, network: Network) -> None:
     """Put the card on another network; the guest keeps it, and hears nothing of it."""
-    row: Any = call.db.VIF[self]
-    target: Any = call.db.network[network]
+    row = call.db.VIF[self]
+    target = call.db.network[network]
     if hotplug.is_plugged(call, row):
         host = call.db.VM[row.VM].resident_on
         if target.PIFs and host not in {call.db.PIF[pif].host for pif in target.PIFs}:
@@ -195,7 +195,7 @@ async def move(call: Call, self: VIF, network: Network) -> None:
 @message("VIF.set_locking_mode")
 async def set_locking_mode(call: Call, self: VIF, value: str) -> None:
     """Say what the guest may send: anything, from its own addresses only, or nothing."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     if _effective(call, row, value) == "locked":
         if len(call.db.SDN_controller):
             raise errors.OPERATION_NOT_ALLOWED("A vswitch controller is active")
@@ -203,11 +203,11 @@ async def set_locking_mode(call: Call, self: VIF, value: str) -> None:
     await _change(call, row, locking_mode=value)
 
 
-def _effective(call: Call, row: Any, mode: str) -> str:
+def _effective(call: Call, row: records.VIF, mode: str) -> str:
     """Return a locking mode, in place of network_default the network's."""
     if mode != "network_default":
         return mode
-    network: Any = call.db.network[row.network]
+    network = call.db.network[row.network]
     return str(network.default_locking_mode)
 
 
@@ -217,7 +217,7 @@ def _distinct(values: Sequence[str]) -> tuple[str, ...]:
 
 async def _allow(call: Call, self: VIF, version: str, change: Mapping[str, Any]) -> None:
     """Set, add to or remove from the addresses that a locked card may use. Raises Fault."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     name = f"{version}_allowed"
     present: tuple[str, ...] = getattr(row, name)
     if "remove" in change:
@@ -232,7 +232,7 @@ async def _allow(call: Call, self: VIF, version: str, change: Mapping[str, Any])
     await _change(call, row, **{name: given if "set" in change else _distinct((*present, *given))})
 
 
-def _is_valid(kind: Any, text: str) -> bool:
+def _is_valid(kind: type[IPv4Address | IPv6Address], text: str) -> bool:
     """Tell whether a text is an address, or one with a prefix; scopes such as %eth0 are nobody else's business."""
     try:
         kind(text)
@@ -293,7 +293,7 @@ async def configure_ipv6(call: Call, self: VIF, mode: str, address: str, gateway
 
 
 async def _configure(call: Call, self: VIF, version: str, mode: str, address: str, gateway: str) -> None:
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     if mode == "Static":
         _check_licence(call, "guest_ip_setting", "Guest_ip_setting")
         if "/" not in address or not _is_valid(_INTERFACE[version], address):
@@ -303,8 +303,8 @@ async def _configure(call: Call, self: VIF, version: str, mode: str, address: st
             raise errors.ADDRESS_VIOLATES_LOCKING_CONSTRAINT(address)
         if gateway and not _is_valid(_ADDRESS[version], gateway):
             raise errors.INVALID_IP_ADDRESS_SPECIFIED("gateway")
-    vm: Any = call.db.VM[row.VM]
-    metrics: Any = call.db.VM_guest_metrics.get(vm.guest_metrics)
+    vm = call.db.VM[row.VM]
+    metrics = call.db.VM_guest_metrics.get(vm.guest_metrics)
     if metrics is None or metrics.other.get("feature-static-ip-setting") != "1":
         raise errors.VM_LACKS_FEATURE(vm._ref)
     fields = {"configuration_mode": mode, "addresses": (address,), "gateway": gateway}
@@ -322,7 +322,7 @@ def _is_allowed(version: str, address: str, allowed: Sequence[str]) -> bool:
 @message("VIF.set_trunks")
 async def set_trunks(call: Call, self: VIF, value: tuple[int, ...]) -> None:
     """Say for which VLANs the guest may tag frames."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     if value:
         _check_trunks(call, call.db.network[row.network])
     for tag in value:
@@ -333,7 +333,7 @@ async def set_trunks(call: Call, self: VIF, value: tuple[int, ...]) -> None:
 @message("VIF.add_trunks")
 async def add_trunks(call: Call, self: VIF, value: int) -> None:
     """Let the guest tag frames for one more VLAN."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     _check_tag(value)
     _check_trunks(call, call.db.network[row.network])
     await _change(call, row, trunks=tuple(dict.fromkeys((value, *row.trunks))))
@@ -342,7 +342,7 @@ async def add_trunks(call: Call, self: VIF, value: int) -> None:
 @message("VIF.remove_trunks")
 async def remove_trunks(call: Call, self: VIF, value: int) -> None:
     """Let the guest tag frames for a VLAN no longer."""
-    row: Any = call.db.VIF[self]
+    row = call.db.VIF[self]
     await _change(call, row, trunks=tuple(tag for tag in row.trunks if tag != value))
 
 

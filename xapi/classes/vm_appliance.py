@@ -6,8 +6,6 @@ those that are not as they should be.
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -53,9 +51,9 @@ async def shutdown(call: Call, self: Appliance) -> None:
     await _perform(call, row, "VM.shutdown", "Halted")
 
 
-async def _perform(call: Call, appliance: Any, name: str, wanted: str, *arguments: Any) -> None:
+async def _perform(call: Call, appliance: records.VM_appliance, name: str, wanted: str, *arguments: bool) -> None:
     """Bring the VMs of an appliance into a power state. Raises OPERATION_PARTIALLY_FAILED."""
-    rows: list[Any] = [call.db.VM[ref] for ref in appliance.VMs]
+    rows = [call.db.VM[ref] for ref in appliance.VMs]
     targets = [vm for vm in rows if vm.power_state != wanted]
     orders = sorted({vm.order for vm in targets}, reverse=wanted == "Halted")
     for done, order in enumerate(orders, start=1):
@@ -68,7 +66,7 @@ async def _perform(call: Call, appliance: Any, name: str, wanted: str, *argument
         raise Fault("OPERATION_PARTIALLY_FAILED", operation, *failed)
 
 
-async def _one(call: Call, vm: Any, name: str, *arguments: Any) -> None:
+async def _one(call: Call, vm: records.VM, name: str, *arguments: bool) -> None:
     """Run a message of a VM, with a task of its own, and let the VM's delay pass."""
     own, function = call[Dispatcher].own(name)
     work = Deferred.fromCoroutine(function(own, vm._ref, *arguments))
@@ -89,7 +87,7 @@ async def _all(works: list[Deferred[None]]) -> None:
     stopped = []
     done = DeferredList(works, consumeErrors=True)
 
-    def stop(_: Any) -> None:
+    def stop(_: Deferred[None]) -> None:
         stopped.append(True)
         done.cancel()
 

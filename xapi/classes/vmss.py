@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from xapi.calls.call import Call
 from xapi.calls.implicit import constructor_fields
@@ -18,14 +17,15 @@ VMSS = Ref[records.VMSS]
 
 
 @message("VMSS.create")
-def create(call: Call, args: Mapping[str, Any]) -> VMSS:
+def create(call: Call, args: records.VMSS_record) -> VMSS:
     """Make a schedule; keys of its times that are not given get their defaults."""
     table = call.db.VMSS
-    fields = {name: args[name] for name in constructor_fields(table) if name in args}
-    given = fields.get("schedule", {})
-    schedules.checked(given, schedules.KEYS[fields["frequency"]])
-    schedules.check_retained(fields.get("retained_snapshots", 7))
-    made: VMSS = table.create(**{**fields, "schedule": schedules.completed(fields["frequency"], given)})._ref
+    known = constructor_fields(table)
+    fields = {name: value for name, value in args.items() if name in known}
+    given = args.get("schedule", {})
+    schedules.checked(given, schedules.KEYS[args["frequency"]])
+    schedules.check_retained(args.get("retained_snapshots", 7))
+    made: VMSS = table.create(**{**fields, "schedule": schedules.completed(args["frequency"], given)})._ref
     return made
 
 
@@ -47,9 +47,9 @@ async def snapshot_now(call: Call, vmss: VMSS) -> str:
 
 
 @message("VMSS.set_type")
-def set_type(call: Call, self: VMSS, value: str) -> None:
+def set_type(call: Call, self: VMSS, value: records.enum_vmss_type) -> None:
     """Choose what is kept of VMs; no guest can bring its file systems to rest."""
-    row: Any = call.db.VMSS[self]
+    row = call.db.VMSS[self]
     if value == "snapshot_with_quiesce":
         for vm in row.VMs:
             raise errors.VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED(vm)
@@ -57,9 +57,9 @@ def set_type(call: Call, self: VMSS, value: str) -> None:
 
 
 @message("VMSS.set_frequency")
-def set_frequency(call: Call, self: VMSS, value: str) -> None:
+def set_frequency(call: Call, self: VMSS, value: records.enum_vmss_frequency) -> None:
     """Choose hourly, daily or weekly runs; the times are made to fit."""
-    row: Any = call.db.VMSS[self]
+    row = call.db.VMSS[self]
     row.schedule = schedules.completed(value, row.schedule)
     row.frequency = value
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hypervisor.api import NIC, DeviceState, disk_name
 from xapi.datamodel.lexical import parse_number
@@ -29,7 +29,7 @@ class Source(NamedTuple):
     maximum: float = math.inf
     standard: bool = True
 
-    def record(self, *, enabled: bool) -> dict[str, Any]:
+    def record(self, *, enabled: bool) -> dict[str, object]:
         """Return it as the API tells it, which leaves the value to query_data_source."""
         return {
             "name_label": self.name,

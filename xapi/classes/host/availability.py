@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from xapi.calls.call import Call
 from xapi.calls.claim import SHORT
@@ -59,7 +58,7 @@ def assert_can_evacuate(call: Call, host: Host) -> None:
 
 
 @message("host.get_uncooperative_resident_VMs", "host.get_uncooperative_domains")
-def get_uncooperative(call: Call, self: Host) -> tuple[Any, ...]:
+def get_uncooperative(call: Call, self: Host) -> tuple[VM, ...]:
     """Return nothing, as xapi does: it no longer watches how balloons behave."""
     _ = call.db.host[self]
     return ()
@@ -111,7 +110,7 @@ def set_power_on_mode(call: Call, self: Host, power_on_mode: str, power_on_confi
 @message("host.power_on")
 async def power_on(call: Call, host: Host) -> None:
     """Have a plugin switch a host on that is not there."""
-    row: Any = call.db.host[host]
+    row = call.db.host[host]
     answer = await call[Plugins].call(_POWER_ON, "main", call.caller.session_ref, {"remote_host_uuid": row.uuid})
     if answer != "True":
         raise errors.INTERNAL_ERROR("The host failed to power on.")

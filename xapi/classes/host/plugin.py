@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from hypervisor.api import Change
 from xapi.calls.call import Call
@@ -67,7 +66,7 @@ async def call_extension(call: Call, host: Host, call_: str) -> str:
 @message("VM.call_plugin")
 async def call_agent(call: Call, vm: VM, plugin: str, fn: str, args: Mapping[str, str]) -> str:
     """Have a guest's agent do something; its own channels in xenstore carry it, no program is run."""
-    row: Any = call.db.VM[vm]
+    row = call.db.VM[vm]
     if plugin != _AGENT:
         raise errors.XENAPI_MISSING_PLUGIN(plugin)
     _throttle(call, vm)
@@ -91,8 +90,8 @@ def _throttle(call: Call, vm: str) -> None:
     last[vm] = now
 
 
-async def _request_rdp(call: Call, row: Any, plugin: str, fn: str) -> None:
-    metrics: Any = call.db.VM_guest_metrics.get(row.guest_metrics)
+async def _request_rdp(call: Call, row: records.VM, plugin: str, fn: str) -> None:
+    metrics = call.db.VM_guest_metrics.get(row.guest_metrics)
     if metrics is None or metrics.other.get("feature-ts2", "") in ("", "0"):
         text = (
             f'The requested fn "{fn}" of plugin "{plugin}" could not be executed for lack of guest agent control '

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from hypervisor.api import Description
 from xapi.calls.call import Call
@@ -26,7 +25,7 @@ Keys = Mapping[str, str]
 
 
 @message("VDI.create")
-async def create(call: Call, args: Mapping[str, Any]) -> VDI:
+async def create(call: Call, args: records.VDI_record) -> VDI:
     """Make an empty disk."""
     if args["type"] == "cbt_metadata":
         raise errors.VDI_INCOMPATIBLE_TYPE("", "cbt_metadata")
@@ -38,17 +37,17 @@ async def create(call: Call, args: Mapping[str, Any]) -> VDI:
         read_only=args["read_only"],
         sharable=args["sharable"],
     )
-    rest = {name: args[name] for name in ("other_config", "xenstore_data", "tags") if name in args}
+    rest = {name: value for name, value in args.items() if name in ("other_config", "xenstore_data", "tags")}
     async with claim(call, "vdi_create", sr, patience=SHORT):
         row = await vdis.create(call, sr, args["virtual_size"], said, args.get("sm_config", {}), rest)
-    ref: VDI = row._ref
-    return ref
+    made: VDI = row._ref
+    return made
 
 
 @message("VDI.destroy")
 async def destroy(call: Call, self: VDI) -> None:
     """Delete a disk with its data."""
-    row: Any = call.db.VDI[self]
+    row = call.db.VDI[self]
     async with claims(call, [("vdi_destroy", call.db.SR[row.SR]), ("destroy", row)], patience=SHORT):
         await call[Storage].repository(call, call.db.SR[row.SR])
         if not row.managed:
@@ -89,14 +88,14 @@ async def introduce(
     snapshot_of: VDI,
 ) -> VDI:
     """Make the row of an image that is on the storage, which alone says what it is."""
-    sr: Any = call.db.SR[SR]
+    sr = call.db.SR[SR]
     async with claim(call, "vdi_introduce", sr, patience=SHORT):
         await call[Storage].repository(call, sr)
         for ref in sr.VDIs:
             other = call.db.VDI[ref]
             if other.location == location and other.uuid != uuid:
                 raise errors.LOCATION_NOT_UNIQUE(SR, location)
-        said: dict[str, Any] = {"type": type, "sharable": sharable}
+        said: dict[str, object] = {"type": type, "sharable": sharable}
         said |= {"name_label": name_label} if name_label else {}
         said |= {"name_description": name_description} if name_description else {}
         more = {"other_config": other_config, "xenstore_data": xenstore_data}
@@ -113,7 +112,7 @@ async def introduce(
 @message("VDI.snapshot", patience=SHORT)
 async def snapshot(call: Call, vdi: VDI, driver_params: Keys) -> VDI:
     """Keep what a disk holds now as a new one."""
-    row: Any = call.db.VDI[vdi]
+    row = call.db.VDI[vdi]
     try:
         new: VDI = (await vdis.snapshot(call, row))._ref
     except errors.Fault as fault:
@@ -134,10 +133,10 @@ async def clone(call: Call, vdi: VDI, driver_params: Keys) -> VDI:
 @message("VDI.copy", patience=SHORT)
 async def copy(call: Call, vdi: VDI, sr: SR, base_vdi: VDI, into_vdi: VDI) -> VDI:
     """Write all that a disk holds into a new one, or into one that exists; what `base_vdi` saves is written, too."""
-    row: Any = call.db.VDI[vdi]
+    row = call.db.VDI[vdi]
     if not row.managed:
         raise errors.VDI_NOT_MANAGED(vdi)
-    other: Any = call.db.VDI.get(into_vdi)
+    other = call.db.VDI.get(into_vdi)
     if other is None:
         new: VDI = (await vdis.copy(call, row, call.db.SR[sr]))._ref
         return new
@@ -153,7 +152,7 @@ async def copy(call: Call, vdi: VDI, sr: SR, base_vdi: VDI, into_vdi: VDI) -> VD
 @message("VDI.revert", patience=SHORT)
 async def revert(call: Call, snapshot: VDI) -> None:
     """Set a disk back to a snapshot; no storage here can."""
-    row: Any = call.db.VDI[snapshot]
+    row = call.db.VDI[snapshot]
     async with claim(call, "revert_from", call.db.VDI[row.snapshot_of], patience=SHORT):
         await call[Storage].repository(call, call.db.SR[row.SR])
         raise errors.UNIMPLEMENTED_IN_SM_BACKEND(row.SR)
@@ -216,10 +215,10 @@ def set_allow_caching(call: Call, self: VDI, value: bool) -> None:
     row.allow_caching = value
 
 
-def _assert_halted(call: Call, vdi: Any) -> None:
+def _assert_halted(call: Call, vdi: records.VDI) -> None:
     """Raise VM_BAD_POWER_STATE for a disk of a VM that is not halted."""
     for ref in vdi.VBDs:
-        vm: Any = call.db.VM.get(call.db.VBD[ref].VM)
+        vm = call.db.VM.get(call.db.VBD[ref].VM)
         if vm is not None and vm.power_state != "Halted":
             raise errors.VM_BAD_POWER_STATE(vm._ref, "halted", vm.power_state.lower())
 
@@ -230,7 +229,7 @@ def _assert_halted(call: Call, vdi: Any) -> None:
 @message("VDI.force_unlock", patience=SHORT)
 async def force_unlock(call: Call, vdi: VDI) -> None:
     """Refuse: there are no locks to break."""
-    row: Any = call.db.VDI[vdi]
+    row = call.db.VDI[vdi]
     await call[Storage].repository(call, call.db.SR[row.SR])
     raise errors.MESSAGE_DEPRECATED()
 
@@ -247,7 +246,7 @@ async def checksum(call: Call, self: VDI) -> str:
 @message("VDI.db_forget")
 def db_forget(call: Call, vdi: VDI) -> None:
     """Drop the row: the SR's driver says that the image is gone."""
-    row: Any = call.db.VDI[vdi]
+    row = call.db.VDI[vdi]
     vdis.may_write(call, row.SR)
     volumes.drop(call.db, row)
 
@@ -255,7 +254,7 @@ def db_forget(call: Call, vdi: VDI) -> None:
 @message("VDI.set_metadata_of_pool")
 def set_metadata_of_pool(call: Call, self: VDI, value: Pool) -> None:
     """Record whose database a disk holds."""
-    row: Any = call.db.VDI[self]
+    row = call.db.VDI[self]
     vdis.may_write(call, row.SR)
     if row.type == "cbt_metadata":
         raise errors.VDI_INCOMPATIBLE_TYPE(self, row.type)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from xapi.calls.call import Call
 from xapi.calls.registry import message
@@ -25,9 +24,9 @@ _RECORDED = (
 
 
 @message(*[f"VDI.set_{name}" for name in _RECORDED])
-def record(call: Call, self: VDI, value: Any) -> None:
+def record(call: Call, self: VDI, value: object) -> None:
     """Record what the SR's driver says of an image, in the field that the message names."""
-    row: Any = call.db.VDI[self]
+    row = call.db.VDI[self]
     vdis.may_write(call, row.SR)
     setattr(row, call.message.name.removeprefix("set_"), value)
 
@@ -35,7 +34,7 @@ def record(call: Call, self: VDI, value: Any) -> None:
 @message("VDI.set_sharable")
 async def set_sharable(call: Call, self: VDI, value: bool) -> None:
     """Record whether several VMs may write at a time, here and beside the image."""
-    row: Any = call.db.VDI[self]
+    row = call.db.VDI[self]
     vdis.may_write(call, row.SR)
     await vdis.describe(call, row, sharable=value)
 
@@ -43,7 +42,7 @@ async def set_sharable(call: Call, self: VDI, value: bool) -> None:
 @message("VDI.set_read_only")
 async def set_read_only(call: Call, self: VDI, value: bool) -> None:
     """Record whether VMs may write, here and beside the image."""
-    row: Any = call.db.VDI[self]
+    row = call.db.VDI[self]
     vdis.may_write(call, row.SR)
     await vdis.describe(call, row, read_only=value)
 
@@ -76,7 +75,7 @@ def introduce_row(
     del fields["call"]
     if call.message.name == "db_introduce":
         vdis.may_write(call, SR)
-    sr: Any = call.db.SR[SR]
+    sr = call.db.SR[SR]
     if any(call.db.VDI[ref].location == location for ref in sr.VDIs):
         raise errors.LOCATION_NOT_UNIQUE(SR, location)
     if not volumes.is_uuid(uuid.lower()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from twisted.logger import Logger
 
@@ -48,7 +47,7 @@ async def copy(call: Call, vm: VM, new_name: str, sr: Ref[records.SR]) -> VM:
     return (await duplicate(call, row, new_name, _of(row, how)))._ref
 
 
-def _of(row: Any, how: How) -> How:
+def _of(row: records.VM, how: How) -> How:
     """Return how to copy a VM: what is made of a snapshot is halted, so it needs no memory."""
     return replace(how, memory=not row.is_a_snapshot)
 
@@ -90,7 +89,7 @@ async def checkpoint(call: Call, vm: VM, new_name: str) -> VM:
     return made._ref
 
 
-async def _checkpoint_running(call: Call, row: Any, new_name: str) -> records.VM:
+async def _checkpoint_running(call: Call, row: records.VM, new_name: str) -> records.VM:
     """Suspend a guest where it is, copy its disks, and let it go on, whatever became of the copy."""
     _assert_snapshots(call, row)
     info = copies.snapshot_info(row)
@@ -105,7 +104,7 @@ async def _checkpoint_running(call: Call, row: Any, new_name: str) -> records.VM
     return made
 
 
-async def _give_up(call: Call, row: Any, saved: Any) -> None:
+async def _give_up(call: Call, row: records.VM, saved: records.VDI) -> None:
     """Let a guest go on without the image of its memory."""
     try:
         await _go_on(call, row)
@@ -113,7 +112,7 @@ async def _give_up(call: Call, row: Any, saved: Any) -> None:
         await call[Storage].destroy(call, saved)
 
 
-def _assert_snapshots(call: Call, row: Any) -> None:
+def _assert_snapshots(call: Call, row: records.VM) -> None:
     """Raise SR_OPERATION_NOT_SUPPORTED when a disk cannot be snapshotted, before the guest is disturbed."""
     for vbd in copies.drives(call.db, row):
         vdi = call.db.VDI.get(vbd.VDI) if vbd.type != "CD" else None
@@ -124,7 +123,7 @@ def _assert_snapshots(call: Call, row: Any) -> None:
                 raise errors.SR_OPERATION_NOT_SUPPORTED(row._ref)
 
 
-async def _go_on(call: Call, row: Any) -> None:
+async def _go_on(call: Call, row: records.VM) -> None:
     """Let a guest go on that was suspended where it is. Raises VM_CHECKPOINT_RESUME_FAILED; then it is halted."""
     backend = power.backend(call, row)
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet.task import deferLater
 
 from hypervisor.api import Change
@@ -45,7 +43,7 @@ async def set_memory(call: Call, self: VM, value: int) -> None:
     _set_limits(call, row, Limits(row.memory_static_min, value, value, value))
 
 
-def _set_limits(call: Call, vm: Any, wanted: Limits) -> None:
+def _set_limits(call: Call, vm: records.VM, wanted: Limits) -> None:
     check_limits(call.db, vm, wanted)
     with call.db.atomic():
         vm.memory_static_min, vm.memory_static_max = wanted.static_min, wanted.static_max
@@ -54,7 +52,7 @@ def _set_limits(call: Call, vm: Any, wanted: Limits) -> None:
         _later(vm)
 
 
-def _later(vm: Any) -> None:
+def _later(vm: records.VM) -> None:
     """Say of a control domain that runs that it has its new settings after a reboot."""
     if vm.is_control_domain and vm.power_state == "Running":
         vm.requires_reboot = True
@@ -80,7 +78,7 @@ async def set_memory_static_max(call: Call, self: VM, value: int) -> None:
     await _static(call, row, row.memory_static_min, value)
 
 
-async def _static(call: Call, vm: Any, least: int, most: int) -> None:
+async def _static(call: Call, vm: records.VM, least: int, most: int) -> None:
     async with claim(call, "changing_static_range", vm):
         check_limits(call.db, vm, limits(vm)._replace(static_min=least, static_max=most))
         with call.db.atomic():
@@ -111,7 +109,7 @@ async def set_memory_dynamic_max(call: Call, self: VM, value: int) -> None:
     await _dynamic(call, row, row.memory_dynamic_min, value)
 
 
-async def _dynamic(call: Call, vm: Any, least: int, most: int) -> None:
+async def _dynamic(call: Call, vm: records.VM, least: int, most: int) -> None:
     async with claim(call, "changing_dynamic_range", vm):
         runs = vm.power_state == "Running"
         if runs:
@@ -128,19 +126,19 @@ async def _dynamic(call: Call, vm: Any, least: int, most: int) -> None:
                 raise
 
 
-def _check_room(call: Call, vm: Any, growth: int) -> None:
+def _check_room(call: Call, vm: records.VM, growth: int) -> None:
     """Raise HOST_NOT_ENOUGH_FREE_MEMORY, in KiB as xapi does here, when a host cannot keep so much more for a VM."""
     free = memory.free(call.db, call.db.host[vm.resident_on])
     if free < growth:
         raise errors.HOST_NOT_ENOUGH_FREE_MEMORY(str(growth // 1024), str(free // 1024))
 
 
-def _set_dynamic(call: Call, vm: Any, least: int, most: int, target: int) -> None:
+def _set_dynamic(call: Call, vm: records.VM, least: int, most: int, target: int) -> None:
     with call.db.atomic():
         vm.memory_dynamic_min, vm.memory_dynamic_max, vm.memory_target = least, most, target
 
 
-async def _balloon(call: Call, vm: Any, most: int) -> None:
+async def _balloon(call: Call, vm: records.VM, most: int) -> None:
     """Tell a guest what to keep: its dynamic maximum, because our hosts lend no memory twice."""
     target = most // PAGE * PAGE
     with told(vm):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from xapi.calls.call import Call
 from xapi.calls.registry import message
@@ -32,7 +32,7 @@ def can_boot_here(call: Call, self: VM, host: Host) -> None:
 
 
 @message("VM.retrieve_wlb_recommendations")
-def retrieve_wlb_recommendations(call: Call, vm: VM) -> Any:
+def retrieve_wlb_recommendations(call: Call, vm: VM) -> Mapping[str, tuple[str, ...]]:
     """Return what the workload balancing server thinks of each host; no pool of ours talks to one."""
     _ = call.db.VM[vm]
     if not call.pool.wlb_url:
@@ -81,8 +81,9 @@ def assert_operation_valid(call: Call, self: VM, op: records.enum_vm_operations)
 def update_allowed_operations(call: Call, self: VM) -> None:
     """Bring the lists of the VM and of its devices up to date; they always are."""
     db, row = call.db, call.db.VM[self]
-    devices: list[Any] = [db.VBD[ref] for ref in row.VBDs] + [db.VIF[ref] for ref in row.VIFs]
-    for each in (row, *devices, *[db.VUSB[ref] for ref in row.VUSBs]):
+    drives, cards = [db.VBD[ref] for ref in row.VBDs], [db.VIF[ref] for ref in row.VIFs]
+    listing: Iterable[records.Claimable] = (row, *drives, *cards, *[db.VUSB[ref] for ref in row.VUSBs])
+    for each in listing:
         each.allowed_operations = allowed_operations(db, each)
 
 
@@ -109,6 +110,6 @@ async def send_trigger(call: Call, vm: VM, trigger: str) -> None:
 
 
 @message("VM.query_services")
-async def query_services(call: Call, self: VM) -> Any:
+async def query_services(call: Call, self: VM) -> Mapping[str, str]:
     """Refuse, as xapi does: no driver domain is asked."""
     raise errors.NOT_IMPLEMENTED("query_services")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from typing import Any
 
 from xapi.calls.call import Call
 from xapi.calls.claim import claim, declared
@@ -37,21 +35,22 @@ VENDOR_DEVICE_VERSION = 2
 
 
 @message("VM.create")
-def create(call: Call, args: Mapping[str, Any]) -> VM:
+def create(call: Call, args: records.VM_record) -> VM:
     """Make a VM: only a record, whose settings are looked at when it starts."""
     db = call.db
     known = constructor_fields(db.VM)
     fields = {name: value for name, value in args.items() if name in known and name not in IGNORED}
-    state = fields.pop("power_state", "Halted")
+    fields.pop("power_state", None)
+    state = args.get("power_state", "Halted")
     _check_suspended(fields, state)
-    kind = fields.get("domain_type", "unspecified")
+    kind = args.get("domain_type", "unspecified")
     metrics = db.VM_metrics.create(
         VCPUs_utilisation={0: 0.0}, current_domain_type=kind if state == "Suspended" else "unspecified"
     )
     if kind == "unspecified":
-        fields["domain_type"] = "hvm" if fields["HVM_boot_policy"] else "pv"
-    fields["other_config"] = {MAC_SEED: db.uuids.draw(MAC_SEED), **fields["other_config"]}
-    row: Any = db.VM.create(
+        fields["domain_type"] = "hvm" if args["HVM_boot_policy"] else "pv"
+    fields["other_config"] = {MAC_SEED: db.uuids.draw(MAC_SEED), **args["other_config"]}
+    row = db.VM.create(
         **fields, power_state="Suspended" if state == "Suspended" else "Halted", metrics=metrics._ref, domid=-1
     )
     if row.has_vendor_device:
@@ -60,7 +59,7 @@ def create(call: Call, args: Mapping[str, Any]) -> VM:
     return made
 
 
-def _check_suspended(fields: dict[str, Any], state: str) -> None:
+def _check_suspended(fields: dict[str, object], state: str) -> None:
     """Take away what only a suspended VM has. Raises VM_BAD_POWER_STATE when such a one lacks it."""
     given = [fields.get(name) for name in OF_SUSPENDED]
     if state != "Suspended":
@@ -107,7 +106,7 @@ async def set_is_a_template(call: Call, self: VM, value: bool) -> None:
             _make_template(call, row)
 
 
-def _install(call: Call, row: Any) -> None:
+def _install(call: Call, row: records.VM) -> None:
     """Make a template a VM, which is its installation. Under `atomic`."""
     metrics = call.db.VM_metrics.get(row.metrics)
     if metrics is not None:
@@ -115,7 +114,7 @@ def _install(call: Call, row: Any) -> None:
     row.is_a_template = False
 
 
-def _make_template(call: Call, row: Any) -> None:
+def _make_template(call: Call, row: records.VM) -> None:
     """Make a halted VM a template: without what only VMs have. Under `atomic`. Raises VM_IS_PROTECTED."""
     db = call.db
     if call.pool.ha_enabled and row.ha_always_run and row.ha_restart_priority == "restart":
@@ -146,7 +145,7 @@ async def set_is_default_template(call: Call, vm: VM, value: bool) -> None:
         _set_default(row, value)
 
 
-def _set_default(row: Any, value: bool) -> None:
+def _set_default(row: records.VM, value: bool) -> None:
     row.other_config = {**row.other_config, DEFAULT_TEMPLATE: "true" if value else "false"}
     row.is_default_template = value
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from hypervisor.api import Change
 from xapi.calls.call import Call
@@ -58,7 +57,7 @@ def set_shutdown_delay(call: Call, self: VM, value: int) -> None:
 
 
 def _set_natural(call: Call, ref: VM, name: str, value: int) -> None:
-    row: Any = call.db.VM[ref]
+    row = call.db.VM[ref]
     if value < 0:
         raise errors.INVALID_VALUE(f"{name} must be non-negative", str(value))
     setattr(row, name, value)
@@ -270,7 +269,7 @@ async def set_suspend_VDI(call: Call, self: VM, value: Ref[records.VDI]) -> None
     row.suspend_VDI = value
 
 
-async def _checksum(call: Call, vdi: Any) -> str:
+async def _checksum(call: Call, vdi: records.VDI) -> str:
     """Return the checksum of an image, by the message of VDI."""
     found = call[Dispatcher].methods["VDI.checksum"].function(call, vdi._ref)
     return str(await found if inspect.isawaitable(found) else found)

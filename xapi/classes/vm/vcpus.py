@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hypervisor.api import Change
 from xapi.calls.call import Call
 from xapi.calls.registry import message
@@ -68,7 +66,7 @@ async def add_to_VCPUs_params_live(call: Call, self: VM, key: str, value: str) -
     row.VCPUs_params = {**row.VCPUs_params, key: value}
 
 
-def _scheduling(vm: Any, key: str, value: str) -> Change:
+def _scheduling(vm: records.VM, key: str, value: str) -> Change:
     """Return what a parameter changes. Raises INVALID_VALUE."""
     number = parse_number(value)
     if key == "weight" and number is not None and 1 <= number <= 65535:
