@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from hypervisor.api import Card, Code, HostError, Network
 from hypervisor.network.services import AddressPlan, AddressService
+from hypervisor.network.site import Site, Uplink
 from hypervisor.network.switch import Switch
 from hypervisor.network.ticker import Ticker
 
@@ -16,11 +17,19 @@ from hypervisor.network.ticker import Ticker
 class Networks:
     """Switches by name, made when they are first asked for. All under the machine's lock, which methods take."""
 
-    def __init__(self, lock: threading.RLock, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self, lock: threading.RLock, site: Site | None = None, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        """`site` is what networks with a card are joined to, and None for a host that is alone."""
         self._lock = lock
+        self._site = site
         self._clock = clock
         self._switches: dict[str, Switch] = {}
         self._services: dict[str, AddressService] = {}
+        self._plans: dict[str, AddressPlan | None] = {}
+        self._uplinks: dict[str, Uplink] = {}
+        self._chosen: set[str] = set()
+        """Networks whose LAN this host serves."""
         self._ticker = Ticker(lock, clock)
 
     def start(self) -> None:
@@ -28,8 +37,11 @@ class Networks:
         self._ticker.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread, and leave the LANs of the site."""
         self._ticker.stop()
+        with self._lock:
+            for name in list(self._uplinks):
+                self._unplug(name)
 
     def switch(self, name: str) -> Switch:
         """Return the switch of a network."""
@@ -43,12 +55,34 @@ class Networks:
     def bring_up(self, networks: Iterable[Network]) -> None:
         """Have all of these networks as they are described, or change none. Raises HostError.
 
-        A card of the host is where address services are; frames do not leave the process by it.
+        A network with a card is on the LAN of its name; one host of a LAN has its address service.
         """
-        planned = [(network.name, _plan(network)) for network in networks]
+        planned = [(network, _plan(network)) for network in networks]
         with self._lock:
-            for name, plan in planned:
-                self._serve(name, plan)
+            for network, plan in planned:
+                self._plans[network.name] = plan
+                if self._site is None or network.uplink is None:
+                    self._unplug(network.name)
+                    self._serve(network.name, plan)
+                elif network.name in self._uplinks:
+                    self._serve(network.name, plan if network.name in self._chosen else None)
+                else:
+                    self._plug(self._site, network.name)
+
+    def _plug(self, site: Site, name: str) -> None:
+        """Join a network to its LAN."""
+
+        def serve(chosen: bool) -> None:
+            (self._chosen.add if chosen else self._chosen.discard)(name)
+            self._serve(name, self._plans[name] if chosen else None)
+
+        self._serve(name, None)
+        self._uplinks[name] = site.join(name, self.switch(name), self._lock, serve)
+
+    def _unplug(self, name: str) -> None:
+        uplink = self._uplinks.pop(name, None)
+        if uplink is not None and self._site is not None:
+            self._site.leave(uplink)
 
     def _serve(self, name: str, plan: AddressPlan | None) -> None:
         """Give a network this address service, or none; one that has it already keeps what it has given out."""

@@ -99,7 +99,7 @@ def test_a_tunnel_comes_after_the_network_that_it_crosses() -> None:
 
 
 def networks() -> Networks:
-    return Networks(threading.RLock(), lambda: 0)
+    return Networks(threading.RLock(), clock=lambda: 0)
 
 
 def test_networks_that_are_as_they_are_to_be_are_left_alone() -> None:
