@@ -62,7 +62,7 @@ XAPI = rows(
     datamodel:
     events: access datamodel store wire
     host: cancelling hypervisor.api hypervisor.arch hypervisor.disks hypervisor.guests hypervisor.host
-        hypervisor.split hypervisor.storage hypervisor.toolstack
+        hypervisor.network hypervisor.split hypervisor.storage hypervisor.toolstack
     hosts: access calls datamodel store wire hypervisor.api
     http: access calls datamodel events process wire hypervisor.api
     inventory: datamodel host hosts storage store vms hypervisor.api

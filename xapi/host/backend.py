@@ -33,7 +33,9 @@ from hypervisor.api import (
 )
 from hypervisor.guests import DEMO_KERNEL
 from hypervisor.host import Host
+from hypervisor.network.site import Site
 from hypervisor.toolstack.devices.screen import Screen
+from hypervisor.toolstack.networks import Networks
 from hypervisor.toolstack.toolstack import Toolstack
 from xapi.cancelling import to_its_end
 from xapi.host.console import ConsoleStream
@@ -66,9 +68,11 @@ class EmulatedBackend:
         pcpus: int | None = None,
         network_boot: str = DEMO,
         cpu_name: str = "",
+        site: Site | None = None,
     ) -> None:
         self.storage = storage
-        self.toolstack = Toolstack(Host(memory, pcpus, cpu_name=cpu_name), repositories=storage.repositories)
+        host = Host(memory, pcpus, cpu_name=cpu_name)
+        self.toolstack = Toolstack(host, Networks(host.lock, site), storage.repositories)
         self.toolstack.attention = self._heard
         self._threads = threads
         self._network_boot = _kernel(DirectBoot(network_boot)) if network_boot else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from xapi.host.machine import load, make_host, why_no_guests
+from xapi.host.machine import Site, load, make_host, why_no_guests
 from xapi.hosts import availability
 from xapi.inventory import processors, product
 from xapi.process.stages import Stage
@@ -54,8 +54,10 @@ def _look_at_the_machine(db: Store) -> None:
     processors.tell(db)
 
 
-def make_backend(store: Store, host: Any, threads: Threads, storage: LocalStorage, config: Config) -> Backend:
-    """Return an emulated host with the memory that its record says."""
+def make_backend(
+    store: Store, host: Any, threads: Threads, storage: LocalStorage, site: Site, config: Config
+) -> Backend:
+    """Return an emulated host of a site with the memory that its record says."""
     metrics = store.host_metrics.get(host.metrics)
     memory = metrics.memory_total if metrics is not None else 0
-    return make_host(memory, threads, storage, config.network_boot, host.cpu_info.get("modelname", ""))
+    return make_host(memory, threads, storage, config.network_boot, host.cpu_info.get("modelname", ""), site)

@@ -23,6 +23,7 @@ from twisted.python.threadpool import ThreadPool
 from xapi import datamodel
 from xapi.access.directory import Directory
 from xapi.access.passwords import verify_password
+from xapi.host.machine import Site
 from xapi.host.storage import LocalStorage
 from xapi.host.threads import Threads
 from xapi.hosts.plugins import Plugins, Runner
@@ -157,6 +158,7 @@ def make_service(
         keeping = Keeping(store, reactor.seconds, config.audit_log)
         undo.callback(keeping.close)
         programs = Runner(reactor, config.socket, config.plugin_seconds)
+        site = Site()
         daemon = Daemon(
             model,
             store,
@@ -166,7 +168,7 @@ def make_service(
             pool_secret=state.pool_secret(),
             directory_path=config.directory,
             fragment_budget=config.fragment_budget,
-            make_backend=lambda host: make_backend(store, host, threads, storage, config),
+            make_backend=lambda host: make_backend(store, host, threads, storage, site, config),
             guest_directory=config.guests,
             storage_directory=config.storage,
             plugins=Plugins(config.plugins, config.extensions, programs.run),
@@ -193,6 +195,7 @@ def make_service(
         connections,
         Writing(writer, store, growth, in_thread),
         Reserve(storage.keep_back, filled, config.reserve),
+        Doing(stop=site.close),
         Hosts(daemon),
         Doing(stop=programs.stop),
         *([Doing(garbage.settle), Timer(garbage.EVERY, garbage.Collector().look, reactor)] if alone else []),
