@@ -1,4 +1,4 @@
-"""The machine: its memory, its pCPUs, its domains and xenstore."""
+"""The host: its memory, its pCPUs, its domains and xenstore."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypervisor.arch.kind import Kind
 from hypervisor.arch.x86_64.clock import Clock
 from hypervisor.arch.x86_64.kinds import PVH
 from hypervisor.console_ring import ConsoleRing
-from hypervisor.domains.domain import Domain, Machine
+from hypervisor.domains.domain import Domain, DomainHost
 from hypervisor.domains.event_channel import EventChannels
 from hypervisor.domains.life import State
 from hypervisor.domid import DOMID_FIRST_RESERVED
@@ -30,7 +30,7 @@ class NoMemory(Exception):
     """The host has not enough memory left for what was asked; the text says how much there is."""
 
 
-class Host(Machine):
+class Host(DomainHost):
     """A host of `memory` bytes and `pcpus` physical CPUs; guests run once `start` was called.
 
     Without `start` nothing runs by itself: `step` runs guests on the caller's thread, for tests that want

@@ -1,7 +1,7 @@
 """A guest's console on the terminal: what it prints goes to standard output, what is typed to the guest.
 
 The guest's output is kept until the terminal takes it, the newest of it when that is slow: nothing here makes the
-guest, or anybody who wants the machine's lock, wait for a terminal.
+guest, or anybody who wants the host's lock, wait for a terminal.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Terminal:
                 before = termios.tcgetattr(self._source)
                 tty.setraw(self._source)
                 undo.callback(termios.tcsetattr, self._source, termios.TCSADRAIN, before)
-            with console.domain.machine.lock:
+            with console.domain.host.lock:
                 if console.history:
                     self.show(bytes(console.history))
                 console.listen(self.show)

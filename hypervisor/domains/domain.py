@@ -31,7 +31,7 @@ from hypervisor.memory.physmap import Physmap
 _log = logging.getLogger(__name__)
 
 
-class Machine(Peers, Protocol):
+class DomainHost(Peers, Protocol):
     """What a domain asks of its host."""
 
     lock: threading.RLock
@@ -58,7 +58,7 @@ class Domain:
         domid: int,
         uuid_text: str,
         memory: Memory,
-        machine: Machine,
+        host: DomainHost,
         kind: Kind,
         clock: Clock,
         *,
@@ -71,7 +71,7 @@ class Domain:
         self.uuid = uuid_text
         self.uuid_bytes = uuid.UUID(uuid_text).bytes
         self.memory = memory
-        self.machine = machine
+        self.host = host
         self.kind = kind
         self.params: dict[int, int] = {}
         self.callback_vector = 0
@@ -80,13 +80,13 @@ class Domain:
         self.memory_map: list[tuple[int, int, int]] = [(0, memory.size, 1)]
         self.hypercalls: dict[int, int] = {}
         """How often each hypercall was done, by number."""
-        self.events = EventChannels(domid, memory, machine, count)
+        self.events = EventChannels(domid, memory, host, count)
         self.grants = GrantTable(memory)
         own = proxy(self)  # what is ours alone does not keep us, so that all of it goes when a domain has ended
         self.physmap = Physmap(
             memory,
             self.ranges,
-            lambda frames: machine.may_grow(own, frames),
+            lambda frames: host.may_grow(own, frames),
             lambda frame: own.platform.map_extra(frame),
             lambda ranges: own.platform.overwritten(ranges),
             lambda at: own.grants.occupies(at) or at == own.events.shared_info,
@@ -94,7 +94,7 @@ class Domain:
         self.maptrack = Maptrack(domid, self.physmap)
         self.life = Life(lambda: own._went_down())
         self.time = Time(own, clock)
-        self.platform = Platform(machine.lock, memory, self.physmap)
+        self.platform = Platform(host.lock, memory, self.physmap)
         cpus = kind.vcpus(count, memory, self.platform, clock, code_cache, ranges, cpu_name)
         self.vcpus = self.platform.vcpus = vcpus(own, cpus, kind.shares(count))
         self._ended: list[DomainVCPU] = []
@@ -118,19 +118,19 @@ class Domain:
             return self._run()
         except Exception as error:
             _log.exception("domain %d is crashed by an error of the hypervisor's own", self.domid)
-            with self.machine.lock:
+            with self.host.lock:
                 self.vcpus.current = None
                 self.platform.drop_deferred()
                 self.life.crashed(f"internal error: {type(error).__name__}: {error}")
             return False
 
     def _run(self) -> bool:
-        with self.machine.lock:
+        with self.host.lock:
             vcpu = self._enter()
         if vcpu is None:
             return False
         outcome = vcpu.cpu.run()
-        with self.machine.lock:
+        with self.host.lock:
             self.vcpus.leave(vcpu, outcome)
             if outcome is Outcome.CRASHED:
                 self.life.crashed(vcpu.cpu.crash)
@@ -151,11 +151,11 @@ class Domain:
 
     def attend(self) -> None:
         """Have the domain looked at: it has another timer, or is to be stopped."""
-        self.machine.attend(self.domid)
+        self.host.attend(self.domid)
 
     def changed(self) -> None:
         """Tell that another number of vCPUs is up."""
-        self.machine.changed(self)
+        self.host.changed(self)
 
     def power_off(self) -> None:
         """Shut down, for no vCPU is up any more."""
@@ -163,11 +163,11 @@ class Domain:
 
     def _went_down(self) -> None:
         self.vcpus.halt()
-        self.machine.changed(self)
+        self.host.changed(self)
 
     def peer(self, domid: int) -> Domain | None:
         """Return another domain of the host."""
-        return self.machine.domain_of(domid)
+        return self.host.domain_of(domid)
 
     # What its parts do together
 

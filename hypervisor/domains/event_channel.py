@@ -48,7 +48,7 @@ CLOSED, UNBOUND, INTERDOMAIN, PIRQ, VIRQ, IPI = range(6)
 
 
 class Peers(Protocol):
-    """What event channels ask of the machine: other domains, and to look at this one."""
+    """What event channels ask of the host: other domains, and to look at this one."""
 
     def event_channels_of(self, domid: int) -> EventChannels | None:
         """Return another domain's channels, or None when there is no such domain."""

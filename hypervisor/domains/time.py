@@ -79,7 +79,7 @@ class Time:
 
     def write_wallclock(self) -> None:
         """Tell the guest in the shared page when system time was 0."""
-        boot = self._domain.machine.time_of_day() - self.clock.now()
+        boot = self._domain.host.time_of_day() - self.clock.now()
         guest_time.write_wallclock(self._domain.memory, self._domain.events.shared_info, boot)
 
     def runstate_times(self, number: int) -> tuple[int, int, int, int]:

@@ -1,6 +1,6 @@
 """The time of networks: a thread that ticks switches, services and stations when something is due.
 
-What it ticks it ticks under the lock of the machine that they belong to. A network where nothing is under way costs
+What it ticks it ticks under the lock of the host that they belong to. A network where nothing is under way costs
 nothing: the thread sleeps until there is a deadline, for which parts are looked at whenever they ring their `alarm`.
 While there is one it looks again after `GRAIN` at the latest. So an alarm for each frame wakes it seldom.
 """

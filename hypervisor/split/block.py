@@ -97,7 +97,7 @@ class BlockDevice:
 
     @property
     def counters(self) -> Counters:
-        """Return what the disk has done; read it under the machine's lock to have it consistent."""
+        """Return what the disk has done; read it under the host's lock to have it consistent."""
         return self.queue.counters
 
     @property
@@ -290,21 +290,21 @@ class BlockDevice:
             self.resized()
             done()
 
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             self.queue.hold(idle)
 
     def resized(self) -> None:
         """Tell the guest the size that the disk has now."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             if self._bus is not None:
                 self._bus.update(self._medium())
 
     def hold(self, done: Callable[[], None]) -> None:
         """Let requests wait; call `done`, under the lock, when the disk is not used any more, until `release`."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             self.queue.hold(done)
 
     def release(self) -> None:
         """Undo one `hold`."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             self.queue.release()

@@ -127,7 +127,7 @@ class Item:
 
 
 class BlockQueue:
-    """Serve requests of a domain from `disk`, which may be None: an empty drive. Call under the machine's lock."""
+    """Serve requests of a domain from `disk`, which may be None: an empty drive. Call under the host's lock."""
 
     def __init__(self, domain: Domain, execute: Execute, disk: Disk | None, read_only: bool, indirect: int) -> None:
         self.domain = domain
@@ -211,7 +211,7 @@ class BlockQueue:
 
     def _work(self, here: bool = False) -> None:
         """Serve what waits; with `here`, only as long as that is quick."""
-        lock, now = self.domain.machine.lock, self.domain.time.clock.now
+        lock, now = self.domain.host.lock, self.domain.time.clock.now
         item: Item | None = None
         buffers: Buffers | None = None
         left = HERE if here else BATCH

@@ -130,7 +130,7 @@ class Console:
 
     def _domain_ends(self) -> None:
         """Let go of the domain's memory, and of those who look and type."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             with self._lock:
                 self.ended = True
                 self._typed.clear()

@@ -76,7 +76,7 @@ class Picture:
 class Follower:
     """What of the screen somebody has not seen yet. `changed` is called once, until `take`, when there is something.
 
-    It is called under the machine's lock, on the domain's thread as a rule; it should only wake somebody up.
+    It is called under the host's lock, on the domain's thread as a rule; it should only wake somebody up.
     """
 
     def __init__(self, screen: Framebuffer, changed: Callable[[], None]) -> None:
@@ -89,7 +89,7 @@ class Follower:
 
     def take(self) -> Damage:
         """Return what has changed since last time; all of it when the front does not tell (`Framebuffer.tells`)."""
-        with self._screen.domain.machine.lock:
+        with self._screen.domain.host.lock:
             areas, self._areas, self._told = self._areas, [], False
             shape = self._screen.shape
             if shape is None:
@@ -213,7 +213,7 @@ class Framebuffer:
         done()
 
     def close(self) -> None:
-        """Tell those who look that the screen was taken away; under the machine's lock."""
+        """Tell those who look that the screen was taken away; under the host's lock."""
         self._gone = True
         for follower in list(self._followers):
             follower.lose()
@@ -255,7 +255,7 @@ class Framebuffer:
     def follow(self, changed: Callable[[], None]) -> Follower:
         """Return a follower; all that is on the screen now is new to it."""
         follower = Follower(self, changed)
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             self._followers[follower] = None
             if self._gone:
                 follower.lose()
@@ -265,19 +265,19 @@ class Framebuffer:
 
     def unfollow(self, follower: Follower) -> None:
         """Stop `follow`."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             self._followers.pop(follower, None)
 
     def picture(self) -> Picture:
         """Return what is on the screen, 0 x 0 when there is none; the guest may be drawing meanwhile."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             if self.shape is None:
                 return Picture(0, 0, b"")
             return Picture(self.shape.width, self.shape.height, self._copy(self.shape.area, self.shape))
 
     def pixels(self, x: int, y: int, width: int, height: int) -> bytes:
         """Return a part of the screen, 4 bytes a pixel, see `pixels`. Raises ValueError for one that is not on it."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             area = Area(x, y, width, height)
             if self.shape is None or width <= 0 or height <= 0 or area not in self.shape.area:
                 raise ValueError(f"{area} is not on the screen")

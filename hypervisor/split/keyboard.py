@@ -107,7 +107,7 @@ class Keyboard:
         """Press or release a key or button. Raises ValueError for a code that Linux does not have."""
         if not 0 < code <= KEY_LAST:
             raise ValueError(f"there is no key {code}")
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             release = not pressed and code in self._pressed
             taken = self._put(struct.pack("<BBxxI", _KEY, pressed, code), must=release)
             if taken and pressed:
@@ -120,7 +120,7 @@ class Keyboard:
 
         The wheel is in steps, up (away from the user) is positive. Places off the screen count as its edge.
         """
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             before, (width, height) = self._at, within or self._screen
             columns, rows = self._screen
             self._at = _scaled(x, width, columns), _scaled(y, height, rows)
@@ -130,7 +130,7 @@ class Keyboard:
 
     def move_by(self, across: int, down: int, wheel: int = 0) -> bool:
         """Move the pointer by pixels of the device's own screen, and turn the wheel."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             columns, rows = self._screen
             self._at = x, y = _clamped(self._at[0] + across, columns), _clamped(self._at[1] + down, rows)
             if self.absolute:

@@ -109,7 +109,7 @@ class NetDevice:
 
     @property
     def counters(self) -> NetCounters:
-        """Return what the NIC has done; take the machine's lock to have it consistent."""
+        """Return what the NIC has done; take the host's lock to have it consistent."""
         sent, received, failures = self.port.counters.sent, self.port.counters.received, self._failures
         return NetCounters(
             rx_bytes=sent.bytes - failures.received_bytes,
@@ -238,7 +238,7 @@ class NetDevice:
         same. Raises ValueError for a setting out of range, or when the switch has no room; all is as before then.
         """
         membership, bucket, lock = _membership(config), _bucket(config), _lock(config)
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             before = self.config
             config = replace(config, mac=before.mac, mtu=before.mtu, number=before.number)
             self._go(switch or self.switch, membership, config)

@@ -2,7 +2,7 @@
 
 Threads. The rings and the guest's memory are touched on the domain's own thread only (see `ring`). What the guest
 sends goes through the switch there and then, inside its own hypercall. What comes for it may come on any thread
-that holds the machine's lock: then it waits in the port, which bounds it, and one call is posted to the domain's
+that holds the host's lock: then it waits in the port, which bounds it, and one call is posted to the domain's
 thread, however many frames follow before it is made. What is answered meanwhile, an echo of the host's for
 instance, is put into the ring when the batch ends. A batch is answered by one event at most.
 
@@ -40,7 +40,7 @@ from hypervisor.split.net_request import (
 from hypervisor.split.ring import Ring
 
 TURN_NS = 1_000_000
-"""Nanoseconds of sending after which whoever else wants the machine's lock has a turn."""
+"""Nanoseconds of sending after which whoever else wants the host's lock has a turn."""
 
 ANSWERS_HELD = 32
 """Answers that are held until the guest's CPU comes back, at most: each event interrupts the guest."""
@@ -181,7 +181,7 @@ class NetQueue:
         """Have `transmit` called again, with the lock let go before if we are in a hypercall."""
 
         def go_on() -> None:
-            with self._domain.machine.lock:
+            with self._domain.host.lock:
                 self.transmit()
 
         if self._domain.vcpus.on_this_thread():

@@ -36,7 +36,7 @@ class StoreRing:
 
     def _domain_ends(self) -> None:
         """Let go of the domain's memory; what xenstore has to say from here on nobody hears."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             self.ended, self.connection.on_output = True, None
             self.domain.events.disconnect_backend(self.port)
             self._page.release()

@@ -14,7 +14,7 @@ Two directories of xenstore tell of a device, as libxl lays them out: the front'
 
 `Backend` looks at the state that the front is in, never at what happened, so that lost, doubled or merged watch
 events do no harm. What a device class must do is `DeviceClass`. Everything runs under the lock of the domain's
-machine. A front that breaks the rules gets an error node and Closing, as from Linux's xenbus_dev_fatal.
+host. A front that breaks the rules gets an error node and Closing, as from Linux's xenbus_dev_fatal.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Frontend:
 
 
 class DeviceClass(Protocol):
-    """One device of some kind: what `Backend` asks of it, always under the machine's lock."""
+    """One device of some kind: what `Backend` asks of it, always under the host's lock."""
 
     @property
     def kind(self) -> str:
@@ -160,7 +160,7 @@ class Backend:
 
     def plug(self) -> None:
         """Create the nodes; the front, once there is one, sees them and connects. Raises XenstoreError."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             self._store.transact(self._create)
             self.online = True
             self.state = BusState.INIT_WAIT
@@ -193,7 +193,7 @@ class Backend:
 
         A front that does not agree can be left to itself, or be made to by `remove`.
         """
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             if self.gone:
                 self._call_when_quiet(done)
                 return
@@ -212,7 +212,7 @@ class Backend:
 
         `done` is called, under the lock, when the last transfer that was under way has ended.
         """
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             if done is not None:
                 self._done.append(done)
             if not self.gone:
@@ -222,20 +222,20 @@ class Backend:
 
     def restart(self) -> None:
         """Drop the rings and wait for the front to come with new ones: the domain is to be resumed."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             if self.online:
                 # What stands there tells of the rings of before; our look at it does the rest.
                 self._store.write(f"{self.front}/state", str(BusState.INITIALISING.value))
 
     def update(self, nodes: Mapping[str, str]) -> None:
         """Change nodes of ours and, while connected, tell the front by writing the state again."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             if not self.gone:
                 self._store.transact(lambda store: self._write_all(store, nodes, self.state))
 
     def tell(self, nodes: Mapping[str, str]) -> None:
         """Change nodes of the toolstack's in the front's directory."""
-        with self.domain.machine.lock:
+        with self.domain.host.lock:
             if not self.gone and self._store.exists(self.front):
                 for key, value in nodes.items():
                     self._store.write(f"{self.front}/{key}", value)

@@ -4,7 +4,7 @@ It says: go down (control/shutdown), hold so much memory (memory/target). It hea
 request, which it does by emptying the key, and what the guest tells of itself: the keys that xapi's guest agent reads,
 see `Control.metrics`. How far a balloon has come is not told here: `Memory.present` is.
 
-Everything is done at once, by a caller that holds the lock of the domain's machine; callbacks come under it too. Time
+Everything is done at once, by a caller that holds the lock of the domain's host; callbacks come under it too. Time
 is the caller's: one that does not want to wait for ever withdraws its request. A guest may write what it likes, as
 much as its quota allows and as often: what is returned is bounded, and changes are told once until they are read.
 """

@@ -48,7 +48,7 @@ class Guest:
         return f"/local/domain/{self.domain.domid}"
 
     def state(self) -> DomainState:
-        """Return what is true of it now; under the lock of the domain's machine, and not after its end."""
+        """Return what is true of it now; under the lock of the domain's host, and not after its end."""
         domain, config = self.domain, self.config
         self.looked_at = True
         shutdown = _REASONS[domain.life.reason] if domain.life.reason is not None else None

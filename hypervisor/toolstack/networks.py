@@ -1,4 +1,4 @@
-"""The networks of a machine: a switch for each name, and for some of them somebody who gives out addresses."""
+"""The networks of a host: a switch for each name, and for some of them somebody who gives out addresses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypervisor.network.ticker import Ticker
 
 
 class Networks:
-    """Switches by name, made when they are first asked for. All under the machine's lock, which methods take."""
+    """Switches by name, made when they are first asked for. All under the host's lock, which methods take."""
 
     def __init__(
         self, lock: threading.RLock, site: Site | None = None, clock: Callable[[], int] = time.monotonic_ns

@@ -181,7 +181,7 @@ def test_a_guest_that_starts_and_stops_vcpus_is_told_of_once(toolstack: Toolstac
             assert guest.state.vcpus == 1
             heard.clear()
             for _ in range(3):
-                domain.machine.changed(domain)
+                domain.host.changed(domain)
             assert heard == [guest.uuid]
 
 

@@ -129,7 +129,7 @@ def test_a_wall_clock_behind_the_system_time_is_told(domain: Domain) -> None:
     """A host whose clock is wrong says that the guest's time began before 1970."""
     early = Host(64 << 20, 1, lambda: 0)
     domain.time.clock = Clock(base=10 * 10**9)
-    domain.machine = early
+    domain.host = early
     domain.time.write_wallclock()
     low, high = struct.unpack("<I4xI", domain.memory.read(AREA.shared_info * PAGE + 0xC04, 12))
     assert high << 32 | low == (1 << 64) - 11

@@ -69,14 +69,14 @@ class Card(Plugged[NIC]):
         """Have the network keep a card's address for it. Raises ValueError."""
         service = self.slot.networks.service(described.network)
         if described.address and service is not None:
-            with self.slot.domain.machine.lock:
+            with self.slot.domain.host.lock:
                 service.reserve(mac_from_text(described.mac), address=IPv4Address(described.address))
 
     def _release(self, described: NIC) -> None:
         """Give a card's address back to the network that kept it."""
         service = self.slot.networks.service(described.network)
         if described.address and service is not None:
-            with self.slot.domain.machine.lock:
+            with self.slot.domain.host.lock:
                 service.forget(mac_from_text(described.mac))
 
     def _set_static_ip(self, described: NIC) -> None:
@@ -84,7 +84,7 @@ class Card(Plugged[NIC]):
         setting, domain = f"{self._settings}/static-ip-setting", self.slot.domain
         keys = {"mac": described.mac, "error-code": "0", "error-msg": "", **described.static_ip}
         own = Permissions(domain.domid, NONE)
-        with domain.machine.lock, self.slot.store.transaction() as transaction:
+        with domain.host.lock, self.slot.store.transaction() as transaction:
             for path in (self._settings, setting):
                 if not transaction.exists(path):
                     transaction.mkdir(path)

@@ -82,7 +82,7 @@ class Plugged(ABC, Generic[Described]):
 
         Without `force` that is when the guest agrees, which it may never do.
         """
-        with self.slot.domain.machine.lock:
+        with self.slot.domain.host.lock:
             if self._freed:
                 done()
                 return
@@ -97,7 +97,7 @@ class Plugged(ABC, Generic[Described]):
             self.free(self._end)
 
     def _end(self) -> None:
-        with self.slot.domain.machine.lock:
+        with self.slot.domain.host.lock:
             self._freed = True
             waiting, self._done = self._done, []
         for done in waiting:
@@ -126,5 +126,5 @@ class Plugged(ABC, Generic[Described]):
         raise HostError(Code.FAILED, f"device {described.number} cannot be changed while it is plugged")
 
     def state(self) -> DeviceState | None:
-        """Return what is true of it now, under the machine's lock; None for a kind that counts nothing."""
+        """Return what is true of it now, under the host's lock; None for a kind that counts nothing."""
         return None

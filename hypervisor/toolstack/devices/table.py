@@ -75,7 +75,7 @@ class Devices:
         return plugged
 
     def states(self) -> Iterator[DeviceState]:
-        """Yield what is true of each disk and card; under the machine's lock."""
+        """Yield what is true of each disk and card; under the host's lock."""
         for plugged in list(self._plugged.values()):
             state = plugged.state()
             if state is not None:
