@@ -274,7 +274,7 @@ class Processor:
     """The CPU that a host's guests find, each of them alike.
 
     `flags` are Linux's names. `features` are four words in hexadecimal, ECX and EDX of CPUID leaves 1 and 0x80000001;
-    the other two are Xen's featuresets (public/arch-x86/cpufeatureset.h) for paravirtual guests and for all others.
+    the other two are Xen's featuresets (public/arch-x86/cpufeatureset.h) for PV guests and for all others.
     """
 
     vendor: str

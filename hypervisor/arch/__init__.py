@@ -1,7 +1,7 @@
 """Instruction sets, a folder each, and what the rest of the program knows of all of them: `vcpu`, `kind`, `clock`.
 
 Nothing outside of here imports an engine, names a register, or imports of an architecture more than `PROVIDED` and,
-for what only x86 has, `PARAVIRTUAL`. Whoever adds one adds these modules, and nothing outside but the loader of its
+for what only x86 has, `X86_ONLY`. Whoever adds one adds these modules, and nothing outside but the loader of its
 kernels; a test looks that they are there, and that nobody reaches past them.
 """
 
@@ -15,8 +15,8 @@ PROVIDED = {
 }
 """Modules of each architecture, by their names below its folder."""
 
-PARAVIRTUAL = {
-    "paravirtual": "the CPU of guests that know of Xen only, and their hypercalls for page tables and descriptors",
+X86_ONLY = {
+    "pv": "the CPU of guests that know of Xen only, and their hypercalls for page tables and descriptors",
     "cpu.hypercall_page": "the page of calls that a PV kernel finds where it wants it",
     "cpu.apic": "where the ACPI tables of a PVH guest say that local APICs are",
 }

@@ -5,7 +5,7 @@ until the mapper unmaps it, or ends. When the granter ends first, or is frozen t
 of what it saw, and its handle; when the mapper is frozen, its foreign frames are empty, as Xen saves them. A domain
 that is suspended and goes on where it is keeps its mappings; a saved image has none, and empty frames in their place.
 
-A translated domain chooses the frame that shows the granted one. A paravirtual one chooses an entry of a page table
+A translated domain chooses the frame that shows the granted one. A PV one chooses an entry of a page table
 (`hypercalls.grant_map`), and sees the frame at a number of its own behind its memory, one for each handle.
 """
 

@@ -1,4 +1,4 @@
-"""Grants that paravirtual domains map: an entry of a page table shows the granted frame (public/grant_table.h).
+"""Grants that PV domains map: an entry of a page table shows the granted frame (public/grant_table.h).
 
 The entry is that of a virtual address, or one whose machine address the guest gives (GNTMAP_contains_pte). It is
 written with the number that the frame has in this domain, one of `Area.foreign`, which `dev_bus_addr` tells too. A
@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 
 from hypervisor.arch.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual.area import (
+from hypervisor.arch.x86_64.pv.area import (
     ACCESSED,
     DIRTY,
     FRAME_MASK,
@@ -27,7 +27,7 @@ from hypervisor.arch.x86_64.paravirtual.area import (
     WRITABLE,
     canonical,
 )
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU, paravirtual
+from hypervisor.arch.x86_64.pv.cpu import PVCPU, pv_cpu
 from hypervisor.domains import maptrack
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import GNTST_BAD_GNTREF, GNTST_GENERAL_ERROR, GNTST_OKAY, GrantError
@@ -72,7 +72,7 @@ def _map(domain: Domain, cpu: VCPU, address: int) -> None:
         mapping = domain.maptrack.find(handle)
         mapping.flags, bus_address = flags, mapping.bus_address
         if flags & HOST_MAP:
-            _place(domain, paravirtual(cpu), host_address, handle)
+            _place(domain, pv_cpu(cpu), host_address, handle)
     except GrantError as error:
         status, handle, bus_address = error.status, 0, 0
     cpu.write(address + 18, struct.pack("<hIQ", status, handle, bus_address))
@@ -95,14 +95,14 @@ def _place(domain: Domain, cpu: PVCPU, address: int, handle: int) -> None:
 def _unmap(domain: Domain, cpu: VCPU, address: int) -> None:
     """Do one gnttab_unmap_grant_ref and write its status."""
     host_address, bus_address, handle = struct.unpack("<QQI", cpu.read(address, 20))
-    status = _unmapped(domain, paravirtual(cpu), handle, host_address, bus_address, 0)
+    status = _unmapped(domain, pv_cpu(cpu), handle, host_address, bus_address, 0)
     cpu.write(address + 20, struct.pack("<h", status))
 
 
 def _unmap_and_replace(domain: Domain, cpu: VCPU, address: int) -> None:
     """Do one gnttab_unmap_and_replace: the entry of another virtual address moves to where the mapping was."""
     host_address, replacement, handle = struct.unpack("<QQI", cpu.read(address, 20))
-    status = _unmapped(domain, paravirtual(cpu), handle, host_address, 0, replacement)
+    status = _unmapped(domain, pv_cpu(cpu), handle, host_address, 0, replacement)
     cpu.write(address + 20, struct.pack("<h", status))
 
 

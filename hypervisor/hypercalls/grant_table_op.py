@@ -3,7 +3,7 @@
 Mapping is for translated domains here, as Xen has it for them (xen/arch/x86/hvm/grant_table.c): `host_addr` is a
 guest-physical address, whose frame shows the granted one until it is unmapped, and is empty then. What lay there is
 given back to the host. A grant that is mapped for devices alone has a bus address, by which it is unmapped. It is good
-for nothing else, and is one of the handle's own, where Xen gives that of the granted frame. Paravirtual domains map at
+for nothing else, and is one of the handle's own, where Xen gives that of the granted frame. PV domains map at
 a page table entry: `grant_map`.
 """
 
@@ -35,7 +35,7 @@ _SOURCE_GREF, _DESTINATION_GREF = 1, 2
 _MAP, _UNMAP, _COPY, _QUERY_SIZE, _UNMAP_AND_REPLACE, _SET_VERSION, _GET_VERSION = 0, 1, 5, 6, 7, 8, 10
 
 DEVICE_MAP, HOST_MAP, READONLY = 1, 2, 4
-"""GNTMAP_*. Those beyond, application_map and contains_pte, are for paravirtual domains."""
+"""GNTMAP_*. Those beyond, application_map and contains_pte, are for PV domains."""
 
 Operation = tuple[int, int, Callable[[Domain, VCPU, int], None]]
 """Of a command that comes in lists: how many in one call, the bytes of each, and what does it."""

@@ -1,4 +1,4 @@
-"""Build the memory of a paravirtual domain, and put its first CPU at the kernel's entry (public/xen.h, start_info).
+"""Build the memory of a PV domain, and put its first CPU at the kernel's entry (public/xen.h, start_info).
 
 Layout as libxc's for 64-bit guests (tools/libs/guest/xg_dom_x86.c), by guest frames, which are machine frames too:
 
@@ -8,9 +8,9 @@ Layout as libxc's for 64-bit guests (tools/libs/guest/xg_dom_x86.c), by guest fr
     start_info, xenstore's ring, the console's ring, page tables (mapped read-only), one page of stack
     …            mapped up to the next 4 MiB with 512 KiB of spare, for the kernel's first needs
 
-Frames below the kernel are plain RAM. Behind the RAM lie Xen's own frames (`paravirtual.area`): the domain's
+Frames below the kernel are plain RAM. Behind the RAM lie Xen's own frames (`arch.x86_64.pv.area`): the domain's
 `Memory` is larger than its RAM by those, `ranges` says how large. `build` fills the memory, `attach` makes the
-domain a paravirtual one, `enter` puts a CPU at the kernel's entry. `reconnect` is for a guest that goes on from a
+domain a PV one, `enter` puts a CPU at the kernel's entry. `reconnect` is for a guest that goes on from a
 suspend.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from hypervisor.arch.vcpu import VCPU
 from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu import hypercall_page
-from hypervisor.arch.x86_64.paravirtual.area import (
+from hypervisor.arch.x86_64.pv.area import (
     ACCESSED,
     DIRTY,
     LARGEST,
@@ -33,11 +33,11 @@ from hypervisor.arch.x86_64.paravirtual.area import (
     WRITABLE,
     Area,
 )
-from hypervisor.arch.x86_64.paravirtual.cpu import paravirtual
-from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
+from hypervisor.arch.x86_64.pv.cpu import pv_cpu
+from hypervisor.arch.x86_64.pv.page_tables import PageTables
 from hypervisor.domains.domain import Domain
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
-from hypervisor.hypercalls.paravirtual import dispatch
+from hypervisor.hypercalls.pv import dispatch
 from hypervisor.loader import bzimage, elf
 from hypervisor.loader.elf import Kernel, LoadError, Notes
 from hypervisor.loader.pvh import MemoryRange, Source, content
@@ -125,7 +125,7 @@ def build(
     _page_tables(memory, plan)
     memory.write(plan.start_info * PAGE, _start_info(plan, area, line, len(ramdisk)))
     if image.notes.hypercall_page is not None:
-        memory.write(image.notes.hypercall_page - plan.base, hypercall_page.paravirtual())
+        memory.write(image.notes.hypercall_page - plan.base, hypercall_page.pv())
     return PVImage(
         area=area,
         entry=start,
@@ -274,14 +274,14 @@ def _start_info(plan: _Plan, area: Area, line: bytes, ramdisk: int) -> bytes:
 
 
 def adopt(domain: Domain, area: Area) -> PageTables:
-    """Make a domain over `ranges`, of the kind `PV`, a paravirtual one, by its hypercalls and RAM.
+    """Make a domain over `ranges`, of the kind `PV`, a PV one, by its hypercalls and RAM.
 
     Returns its page tables, of which none is known yet. Raises LoadError.
     """
     if len(domain.vcpus) > VCPUS:
         raise LoadError(f"a PV domain has at most {VCPUS} vCPUs")
     tables = PageTables(domain.memory, area)
-    cpus = [paravirtual(vcpu.cpu) for vcpu in domain.vcpus]
+    cpus = [pv_cpu(vcpu.cpu) for vcpu in domain.vcpus]
     for cpu in cpus:
         cpu.attach(area, tables, domain.events, cpus)
     domain.platform.serve(domain, dispatch)
@@ -291,7 +291,7 @@ def adopt(domain: Domain, area: Area) -> PageTables:
 
 
 def attach(domain: Domain, image: PVImage, store_port: int, console_port: int) -> None:
-    """Make a built domain a paravirtual one, with its shared page and the ports of its rings."""
+    """Make a built domain a PV one, with its shared page and the ports of its rings."""
     adopt(domain, image.area).pin(image.root, 4)
     domain.memory_map = [(entry.start, entry.size, entry.kind) for entry in image.memory_map]
     domain.params |= {STORE_PFN: image.xenstore, CONSOLE_PFN: image.console}

@@ -34,7 +34,7 @@ class Physmap:
         """RAM without memory of the domain's own."""
         self.ranges = tuple(ranges)
         self.foreign = range(0)
-        """Frames of the memory in which a paravirtual domain sees others'."""
+        """Frames of the memory in which a PV domain sees others'."""
         self._memory = memory
         self._may_grow, self._show, self._overwritten, self._occupied = may_grow, show, overwritten, occupied
 

@@ -11,10 +11,10 @@ from hypervisor.arch.x86_64 import entry
 from hypervisor.arch.x86_64.cpu import context as registers
 from hypervisor.arch.x86_64.cpu.context import CPUContext
 from hypervisor.arch.x86_64.kinds import PV
-from hypervisor.arch.x86_64.paravirtual import context as paravirtual
-from hypervisor.arch.x86_64.paravirtual.area import VCPUS, Area
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.arch.x86_64.paravirtual.state import PVState
+from hypervisor.arch.x86_64.pv import context as pv_context
+from hypervisor.arch.x86_64.pv.area import VCPUS, Area
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
+from hypervisor.arch.x86_64.pv.state import PVState
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.vcpus import DomainVCPU
 from hypervisor.hypercalls.hvm_op import CONSOLE_EVTCHN, CONSOLE_PFN, STORE_EVTCHN, STORE_PFN
@@ -39,7 +39,7 @@ class Shape:
 
     vcpus: int
     ranges: tuple[tuple[int, int], ...]
-    paravirtual: bool = False
+    is_pv: bool = False
 
     @classmethod
     def of(cls, domain: Domain) -> Shape:
@@ -53,13 +53,13 @@ class Shape:
 
     @property
     def area(self) -> Area:
-        """Xen's frames behind a paravirtual domain's."""
+        """Xen's frames behind a PV domain's."""
         return Area(self.end)
 
     @property
     def space(self) -> tuple[tuple[int, int], ...]:
         """The ranges of the domain's `Memory`: Xen's frames too, if it has any."""
-        return pv.ranges(self.end) if self.paravirtual else self.ranges
+        return pv.ranges(self.end) if self.is_pv else self.ranges
 
     def is_ram(self, frame: int, count: int) -> bool:
         """Tell whether all frames of a run are RAM."""
@@ -72,7 +72,7 @@ class Shape:
         return _SHAPE.pack(self.vcpus, PAGE, len(self.ranges)) + pairs
 
     @classmethod
-    def decode(cls, body: bytes, paravirtual: bool = False) -> Shape:
+    def decode(cls, body: bytes, is_pv: bool = False) -> Shape:
         """Return what a body says. Raises ImageError."""
         cursor = _Cursor(body)
         vcpus, page, count = cursor.take(_SHAPE)
@@ -85,14 +85,14 @@ class Shape:
             if low % PAGE or high % PAGE or not last <= low < high <= LARGEST_MEMORY:
                 raise ImageError("the domain's memory has impossible ranges")
             last = high
-        shape = cls(vcpus, ranges, paravirtual)
-        if paravirtual:
-            shape._check_paravirtual()
+        shape = cls(vcpus, ranges, is_pv)
+        if is_pv:
+            shape._check_pv()
         return shape
 
-    def _check_paravirtual(self) -> None:
+    def _check_pv(self) -> None:
         if self.vcpus > VCPUS or self.ranges != ((0, self.end),):
-            raise ImageError("the paravirtual domain has an impossible shape")
+            raise ImageError("the PV domain has an impossible shape")
         try:
             pv.ranges(self.end)
         except LoadError as error:
@@ -107,13 +107,13 @@ class VCPUContext:
     blocked: bool
     upcall_vector: int
     registers: CPUContext
-    paravirtual: PVState | None = None
-    """What else a paravirtual one has; it has a record of its own."""
+    pv: PVState | None = None
+    """What else a PV one has; it has a record of its own."""
 
     @classmethod
     def of(cls, vcpu: DomainVCPU) -> VCPUContext:
         """Return a vCPU's."""
-        state = paravirtual.copied(vcpu.cpu.state) if isinstance(vcpu.cpu, PVCPU) else None
+        state = pv_context.copied(vcpu.cpu.state) if isinstance(vcpu.cpu, PVCPU) else None
         return cls(vcpu.up, vcpu.blocked, vcpu.upcall_vector, registers.read(vcpu.cpu), state)
 
     def encode(self) -> bytes:
@@ -123,14 +123,14 @@ class VCPUContext:
 
     @classmethod
     def decode(cls, body: bytes, state: PVState | None = None) -> VCPUContext:
-        """Return what a body says, with the record of a paravirtual one. Raises ImageError."""
+        """Return what a body says, with the record of a PV one. Raises ImageError."""
         cursor = _Cursor(body)
         up, blocked, vector, length = cursor.take(_VCPU)
         if up > 1 or blocked > 1 or length != len(body) - _VCPU.size:
             raise ImageError("a virtual CPU is damaged")
         registers = decoded(CPUContext.decode, body[_VCPU.size :])
         if state is not None and registers.apic:
-            raise ImageError("a paravirtual CPU has a local APIC")
+            raise ImageError("a PV CPU has a local APIC")
         return cls(bool(up), bool(blocked), vector, registers, state)
 
 
@@ -149,7 +149,7 @@ class DomainContext:
     vcpus: tuple[VCPUContext, ...]
     ballooned: tuple[Run, ...]
     pinned: Mapping[int, int]
-    """A paravirtual guest's page tables: levels by frames."""
+    """A PV guest's page tables: levels by frames."""
 
     def encode(self) -> bytes:
         """Return the body of the record `STATE`; vCPUs and ballooned frames have records of their own."""
@@ -256,8 +256,8 @@ def install(domain: Domain, context: DomainContext) -> None:
             registers.load(vcpu.cpu, saved.registers)
             vcpu.up, vcpu.blocked, vcpu.upcall_vector = saved.up, saved.blocked, saved.upcall_vector
             vcpu.runstate.since = domain.time.clock.now()
-        if context.vcpus[0].paravirtual is not None:
-            _install_paravirtual(domain, context)
+        if context.vcpus[0].pv is not None:
+            _install_pv(domain, context)
     except (BadAddress, KeyError, ValueError) as error:
         raise ImageError(f"the domain's state is impossible: {error}") from error
     domain.params = dict(context.params)
@@ -265,13 +265,13 @@ def install(domain: Domain, context: DomainContext) -> None:
     domain.memory_map = list(context.memory_map)
 
 
-def _install_paravirtual(domain: Domain, context: DomainContext) -> None:
+def _install_pv(domain: Domain, context: DomainContext) -> None:
     first = domain.vcpus[0].cpu
     assert isinstance(first, PVCPU)
-    paravirtual.pin(first.tables, context.pinned)
+    pv_context.pin(first.tables, context.pinned)
     for vcpu, saved in zip(domain.vcpus, context.vcpus):
-        assert isinstance(vcpu.cpu, PVCPU) and saved.paravirtual is not None
-        paravirtual.install(vcpu.cpu, saved.paravirtual)
+        assert isinstance(vcpu.cpu, PVCPU) and saved.pv is not None
+        pv_context.install(vcpu.cpu, saved.pv)
     pv.start_info_frame(domain)
     pv.place_shared_page(domain)
 

@@ -38,7 +38,7 @@ class ImageError(Exception):
 
 
 class Kind(IntEnum):
-    """Types of records, in the order in which they come, then those of paravirtual domains only.
+    """Types of records, in the order in which they come, then those of PV domains only.
 
     `PAGES`, `ZEROS`, `BALLOONED` and `PINNED` come any number of times.
     """
@@ -59,7 +59,7 @@ class Kind(IntEnum):
     """One virtual CPU; one record for each, in order."""
     END = 8
     PV_DOMAIN = 9
-    """Stands in the place of `DOMAIN` for a paravirtual one."""
+    """Stands in the place of `DOMAIN` for a PV one."""
     PINNED = 10
     """Page tables that the guest has pinned; behind `BALLOONED`."""
     PV_VCPU = 11

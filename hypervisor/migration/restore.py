@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from hypervisor.arch.x86_64.clock import Clock
 from hypervisor.arch.x86_64.kinds import PV, PVH
-from hypervisor.arch.x86_64.paravirtual import context as paravirtual
+from hypervisor.arch.x86_64.pv import context as pv_context
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host, NoMemory
 from hypervisor.loader import pv
@@ -45,7 +45,7 @@ class Image:
             raise NoMemory(f"{size} bytes asked for, {host.free_memory()} are free")
         memory = Memory(shape.space[-1][1])
         try:
-            if shape.paravirtual:
+            if shape.is_pv:
                 shape.area.build(memory)
             context = self._read(memory)
             return place(host, shape, memory, context, uuid_text, code_cache)
@@ -62,7 +62,7 @@ class Image:
                 pages.zeros(body)
         state = reader.expect(Kind.STATE)
         ballooned = [run for _, body in reader.each(Kind.BALLOONED) for run in self._ballooned(memory, body)]
-        pinned = self._pinned() if self.shape.paravirtual else {}
+        pinned = self._pinned() if self.shape.is_pv else {}
         vcpus = [self._vcpu() for _ in range(self.shape.vcpus)]
         if reader.expect(Kind.END):
             raise ImageError("the end has a body")
@@ -72,7 +72,7 @@ class Image:
         """Return the levels of page tables by frames: as each is there once, they are no more than the frames."""
         found: dict[int, int] = {}
         for _, body in self._reader.each(Kind.PINNED):
-            for frame, level in decoded(paravirtual.decode_pinned, body):
+            for frame, level in decoded(pv_context.decode_pinned, body):
                 if frame in found or not self.shape.is_ram(frame, 1):
                     raise ImageError(f"frame {frame:#x} cannot be pinned")
                 found[frame] = level
@@ -80,8 +80,8 @@ class Image:
 
     def _vcpu(self) -> VCPUContext:
         body, state = self._reader.expect(Kind.VCPU), None
-        if self.shape.paravirtual:
-            state = decoded(paravirtual.decode, self._reader.expect(Kind.PV_VCPU))
+        if self.shape.is_pv:
+            state = decoded(pv_context.decode, self._reader.expect(Kind.PV_VCPU))
         return VCPUContext.decode(body, state)
 
     def _ballooned(self, memory: Memory, body: bytes) -> list[Run]:
@@ -106,10 +106,10 @@ def place(host: Host, shape: Shape, memory: Memory, context: DomainContext, uuid
         code_cache=code_cache,
         space=memory,
         clock=Clock(base=context.system_time),
-        kind=PV if shape.paravirtual else PVH,
+        kind=PV if shape.is_pv else PVH,
     )
     try:
-        if shape.paravirtual:
+        if shape.is_pv:
             pv.adopt(domain, shape.area)
         install(domain, context)
     except BaseException:

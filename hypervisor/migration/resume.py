@@ -39,7 +39,7 @@ def renew(host: Host, domain: Domain) -> None:
             domain.renew()
             for key in (STORE_PFN, CONSOLE_PFN):
                 domain.memory.write(domain.params[key] * PAGE, bytes(PAGE))
-            if Shape.of(domain).paravirtual:
+            if Shape.of(domain).is_pv:
                 pv.place_shared_page(domain)
     finally:
         host.unpause(domain)
@@ -51,5 +51,5 @@ def connect(domain: Domain, store_port: int, console_port: int) -> None:
     A PVH guest asks for them; a PV guest finds them in its start_info. Raises BadAddress where that is none.
     """
     domain.params |= {STORE_EVTCHN: store_port, CONSOLE_EVTCHN: console_port}
-    if Shape.of(domain).paravirtual:
+    if Shape.of(domain).is_pv:
         pv.reconnect(domain, store_port, console_port)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hypervisor.arch.x86_64.paravirtual import context as paravirtual
+from hypervisor.arch.x86_64.pv import context as pv_context
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.life import Reason, State
 from hypervisor.host import Host
@@ -61,7 +61,7 @@ def save(host: Host, domain: Domain, file: Sink, config: bytes = b"", compress: 
 def begin(writer: Writer, shape: Shape, config: bytes) -> None:
     """Write what comes before the pages."""
     writer.put(Kind.CONFIG, config)
-    writer.put(Kind.PV_DOMAIN if shape.paravirtual else Kind.DOMAIN, shape.encode())
+    writer.put(Kind.PV_DOMAIN if shape.is_pv else Kind.DOMAIN, shape.encode())
 
 
 def finish(writer: Writer, context: DomainContext) -> None:
@@ -71,9 +71,9 @@ def finish(writer: Writer, context: DomainContext) -> None:
         writer.put(Kind.BALLOONED, encode_runs(context.ballooned[at : at + RUNS]))
     pinned = list(context.pinned.items())
     for at in range(0, len(pinned), RUNS):
-        writer.put(Kind.PINNED, paravirtual.encode_pinned(pinned[at : at + RUNS]))
+        writer.put(Kind.PINNED, pv_context.encode_pinned(pinned[at : at + RUNS]))
     for vcpu in context.vcpus:
         writer.put(Kind.VCPU, vcpu.encode())
-        if vcpu.paravirtual is not None:
-            writer.put(Kind.PV_VCPU, paravirtual.encode(vcpu.paravirtual))
+        if vcpu.pv is not None:
+            writer.put(Kind.PV_VCPU, pv_context.encode(vcpu.pv))
     writer.put(Kind.END)

@@ -58,7 +58,7 @@ def read(host: Host, config: DomainConfig, path: Path) -> tuple[Domain, str, dic
         raise HostError(Code.NO_MEMORY, str(error)) from error
     except OSError as error:
         raise HostError(Code.BAD_IMAGE, f"{path}: {error.strerror}") from error
-    return domain, "pv" if image.shape.paravirtual else "pvh", said
+    return domain, "pv" if image.shape.is_pv else "pvh", said
 
 
 def _said(config: bytes) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A paravirtual guest that maps grants, and writes any entries into its page tables, beside one that granted to it."""
+"""A PV guest that maps grants, and writes any entries into its page tables, beside one that granted to it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from hypervisor.arch.x86_64.cpu.overlay import RAX, RDI, RSI, RSP
-from hypervisor.arch.x86_64.paravirtual.area import FRAME_MASK, Area
+from hypervisor.arch.x86_64.pv.area import FRAME_MASK, Area
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import GrantError
 from hypervisor.domains.life import State
 from hypervisor.host import Host
-from hypervisor.hypercalls.paravirtual import TABLE, dispatch
+from hypervisor.hypercalls.pv import TABLE, dispatch
 from hypervisor.memory.foreign import MOST
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 from tests.fuzz.lives import Lives

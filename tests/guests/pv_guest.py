@@ -1,4 +1,4 @@
-"""A paravirtual domain under test, put together as a toolstack does it, with console and xenstore."""
+"""A PV domain under test, put together as a toolstack does it, with console and xenstore."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hypervisor.arch.x86_64.kinds import PV
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.loader import pv

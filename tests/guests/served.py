@@ -1,4 +1,4 @@
-"""The paravirtual demo guest with a disk and a network, built by the toolstack or going on from its image."""
+"""The PV demo guest with a disk and a network, built by the toolstack or going on from its image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo guest by its paravirtual entry: the same kernel and shell as by PVH, over other hypercalls."""
+"""The demo guest by its PV entry: the same kernel and shell as by PVH, over other hypercalls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guests that share a frame by a mapped grant: two tiny kernels at the same time, and a paravirtual one."""
+"""Guests that share a frame by a mapped grant: two tiny kernels at the same time, and a PV one."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def seen(still: Host, granter: Domain, kernel: bytes) -> dict[str, int]:
     return fields(text)
 
 
-def test_a_paravirtual_guest_maps_by_address_and_by_entry(seen: dict[str, int], granter: Domain) -> None:
+def test_a_pv_guest_maps_by_address_and_by_entry(seen: dict[str, int], granter: Domain) -> None:
     """It reads and writes, by an entry with the flags it asked for, until it unmaps with the same address."""
     done = ("map", "read-only", "unmap", "by-entry", "unmap-entry", "device", "replace", "unmap-again", "left")
     assert {name: seen[name] for name in done} == dict.fromkeys(done, 0)
@@ -164,7 +164,7 @@ def test_a_paravirtual_guest_maps_by_address_and_by_entry(seen: dict[str, int], 
     assert (seen["replaced"], seen["alive"]) == (0xF0, 0x1239)
 
 
-def test_what_a_paravirtual_guest_may_only_read_it_cannot_write(seen: dict[str, int], granter: Domain) -> None:
+def test_what_a_pv_guest_may_only_read_it_cannot_write(seen: dict[str, int], granter: Domain) -> None:
     """It faults; and what it writes by an entry that it has changed itself is its own."""
     assert (seen["write"], seen["copy"]) == (0x103, 0xBAD)
     assert granter.memory.read_u64(SECRET + PAGE) == 0x1239
@@ -177,7 +177,7 @@ def test_page_tables_reach_no_frame_that_is_not_mapped(seen: dict[str, int]) -> 
     assert (seen["other-flags"], seen["empty"]) == (0, 0)
 
 
-def test_a_paravirtual_guest_is_refused_as_by_xen(seen: dict[str, int]) -> None:
+def test_a_pv_guest_is_refused_as_by_xen(seen: dict[str, int]) -> None:
     """With the status that Xen has for it, and the mapping as it was."""
     wrong = (
         *("spoilt", "by-address", "unaligned", "no-table", "far-table", "upper-table", "no-ref", "not-writable"),
@@ -190,7 +190,7 @@ def test_a_paravirtual_guest_is_refused_as_by_xen(seen: dict[str, int]) -> None:
     assert (seen["in-table"], seen["unpin"]) == (0, 0)
 
 
-def test_a_dead_paravirtual_guest_uses_nothing(still: Host, seen: dict[str, int], granter: Domain) -> None:
+def test_a_dead_pv_guest_uses_nothing(still: Host, seen: dict[str, int], granter: Domain) -> None:
     """One entry is still there when it ends, the other went with its page table."""
     assert [granter.memory.read(ENTRY + at, 1)[0] & 0x18 for at in (0, 8)] == [0x18, 8]
     still.destroy(still.domains[2])

@@ -44,7 +44,7 @@ _MODULES = (
 
 
 class PVLinux(Linux):
-    """Linux in a paravirtual domain; its console is driven as the others' are."""
+    """Linux in a PV domain; its console is driven as the others' are."""
 
     disk: tuple[AnonymousDisk, DiskThreads]
 
@@ -109,7 +109,7 @@ def linux(host: Host, linux_files: LinuxFiles) -> PVLinux:
     return PVLinux(host, linux_files).boot()
 
 
-def test_linux_runs_as_a_paravirtual_guest(linux: PVLinux) -> None:
+def test_linux_runs_as_a_pv_guest(linux: PVLinux) -> None:
     """The kernel says so itself, and found nothing to warn of but what is known."""
     log = linux.run("dmesg")
     assert "Booting kernel on Xen" in log or "Booting paravirtualized kernel on Xen" in log

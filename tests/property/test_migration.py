@@ -49,7 +49,7 @@ class Saved:
 
 @pytest.fixture(scope="module", params=[suspended, suspended_pv])
 def saved(request: pytest.FixtureRequest) -> Saved:
-    """Of a PVH domain, and of a paravirtual one."""
+    """Of a PVH domain, and of a PV one."""
     return Saved(request.param)
 
 

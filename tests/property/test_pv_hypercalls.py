@@ -1,4 +1,4 @@
-"""Hostile paravirtual kernels: any hypercall with any arguments, any frame to return by: only they are harmed."""
+"""Hostile PV kernels: any hypercall with any arguments, any frame to return by: only they are harmed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypervisor.arch.x86_64.cpu.overlay import R8, R10, RAX, RDI, RDX, RSI, RSP
-from hypervisor.arch.x86_64.paravirtual.area import Area
-from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
+from hypervisor.arch.x86_64.pv.area import Area
+from hypervisor.arch.x86_64.pv.page_tables import PageTables
 from hypervisor.domains.life import State
 from hypervisor.errors import XenError
 from hypervisor.host import Host
-from hypervisor.hypercalls.paravirtual import TABLE
+from hypervisor.hypercalls.pv import TABLE
 from hypervisor.memory.guest_memory import PAGE, Memory
 from tests.guests.pv_guest import PVGuest
 from tests.unit.loader_images import kernel, note

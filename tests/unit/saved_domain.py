@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from hypervisor.arch.x86_64.cpu.overlay import RDX
 from hypervisor.arch.x86_64.kinds import PV
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.arch.x86_64.paravirtual.descriptors import set_ldt
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
+from hypervisor.arch.x86_64.pv.descriptors import set_ldt
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.life import Reason
 from hypervisor.host import Host
@@ -25,7 +25,7 @@ from tests.x86_64 import cpu_of
 ROOM, SIZE, RAM = 64 << 20, 2 << 20, 4 << 20
 """Bytes of the machine, and of the two kinds of domain."""
 GDT, LDT = 700, 701
-"""Frames of the paravirtual domain's descriptor tables."""
+"""Frames of the PV domain's descriptor tables."""
 CONFIG = b'{"name": "saved"}'
 
 
@@ -63,7 +63,7 @@ def suspended(host: Host, size: int = SIZE) -> Domain:
 
 
 def suspended_pv(host: Host) -> Domain:
-    """A paravirtual domain whose guest, if it had one, would have told Xen all that it can, and suspended itself."""
+    """A PV domain whose guest, if it had one, would have told Xen all that it can, and suspended itself."""
     content = note(1, struct.pack("<Q", 0x100000)) + note(3, bytes(8))
     domain = host.create(pv.ranges(RAM), vcpus=2, kind=PV)
     image = pv.build(domain.memory, kernel(b"\xf4" * 64, content, size=0x2000), None, "", ram=RAM)

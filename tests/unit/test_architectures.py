@@ -45,7 +45,7 @@ class Nothing:
 
 def beyond(names: frozenset[str], folder: str) -> set[str]:
     """Return what of these names reaches into an architecture past what it provides."""
-    open_to_all = tuple(f"hypervisor.arch.{folder}.{module}" for module in (*arch.PROVIDED, *arch.PARAVIRTUAL))
+    open_to_all = tuple(f"hypervisor.arch.{folder}.{module}" for module in (*arch.PROVIDED, *arch.X86_ONLY))
     packages = tuple(f"hypervisor.arch.{folder}{module}" for module in ("", ".cpu"))
     return {
         name
@@ -60,7 +60,7 @@ def beyond(names: frozenset[str], folder: str) -> set[str]:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_each_architecture_provides_all(folder: str) -> None:
     """Another one is not asked for what only x86 has."""
-    modules = (*arch.PROVIDED, *(arch.PARAVIRTUAL if folder == "x86_64" else ()))
+    modules = (*arch.PROVIDED, *(arch.X86_ONLY if folder == "x86_64" else ()))
     assert [name for name in modules if find_spec(f"hypervisor.arch.{folder}.{name}") is None] == []
 
 
@@ -82,9 +82,9 @@ def test_an_import_of_a_register_is_past_what_an_architecture_provides() -> None
     assert not beyond(frozenset({"hypervisor.arch.x86_64.kinds.PV", "hypervisor.arch.x86_64.entry"}), "x86_64")
 
 
-def test_only_loaders_hypercalls_and_migration_know_what_is_paravirtual() -> None:
+def test_only_loaders_hypercalls_and_migration_know_what_only_x86_has() -> None:
     """What only x86 has is asked for where its own kinds of guests are served."""
-    names = tuple(f"hypervisor.arch.x86_64.{module}" for module in arch.PARAVIRTUAL)
+    names = tuple(f"hypervisor.arch.x86_64.{module}" for module in arch.X86_ONLY)
     users = (path for path, found in imports("hypervisor").items() if any(each.startswith(names) for each in found))
     places = {path.split("/")[1] for path in users}
     assert places == {"arch", "hypercalls", "loader", "migration"}

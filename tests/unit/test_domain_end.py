@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hypervisor.arch.x86_64.kinds import PV
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 from hypervisor.migration.clone import Template

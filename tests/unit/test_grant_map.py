@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hypervisor.arch.x86_64.cpu.overlay import long_mode
-from hypervisor.arch.x86_64.paravirtual.area import Area
+from hypervisor.arch.x86_64.pv.area import Area
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import (
     GNTST_BAD_DOMAIN,
@@ -29,7 +29,7 @@ from hypervisor.domains.grant_table import (
 from hypervisor.domains.life import Reason, State
 from hypervisor.errors import EBUSY, EFAULT, EINVAL
 from hypervisor.host import Host
-from hypervisor.hypercalls import paravirtual, table
+from hypervisor.hypercalls import pv, table
 from hypervisor.memory import atomic
 from hypervisor.memory.foreign import MOST
 from hypervisor.memory.guest_memory import EXTRA, PAGE
@@ -548,7 +548,7 @@ def test_a_live_copy_has_what_a_mapper_wrote(host: Host, granter: Domain, mapper
     assert again.memory.read(200 * PAGE, 3) == again.memory.read(201 * PAGE, 3) == b"new"
 
 
-# Paravirtual domains, whose kernel `tests.guests.test_grant_map` runs
+# PV domains, whose kernel `tests.guests.test_grant_map` runs
 
 PV_HEAP, PV_PLACE = 0x200000, 0x201000
 """Virtual addresses, which are the domain's frames as well."""
@@ -566,19 +566,19 @@ def asleep_pv(host: Host, granter: Domain) -> Domain:
 def pv_map(domain: Domain, granter: Domain, flags: int = HOST_MAP) -> tuple[int, int, int]:
     """Map at PV_PLACE; return status, handle and machine address."""
     domain.memory.write(PV_HEAP, struct.pack("<QIIHhIQ", PV_PLACE, flags, 8, granter.domid, 99, 0, 0))
-    assert paravirtual.dispatch(domain, cpu_of(domain), 20, (MAP, PV_HEAP, 1, 0, 0)) == 0
+    assert pv.dispatch(domain, cpu_of(domain), 20, (MAP, PV_HEAP, 1, 0, 0)) == 0
     status, handle, address = struct.unpack("<hIQ", domain.memory.read(PV_HEAP + 18, 14))
     return status, handle, address
 
 
 def pv_unmap(domain: Domain, handle: int) -> int:
     domain.memory.write(PV_HEAP, struct.pack("<QQIhxx", PV_PLACE, 0, handle, 99))
-    assert paravirtual.dispatch(domain, cpu_of(domain), 20, (UNMAP, PV_HEAP, 1, 0, 0)) == 0
+    assert pv.dispatch(domain, cpu_of(domain), 20, (UNMAP, PV_HEAP, 1, 0, 0)) == 0
     status: int = struct.unpack("<h", domain.memory.read(PV_HEAP + 20, 2))[0]
     return status
 
 
-def test_a_paravirtual_domain_has_no_more_mappings_than_handles(granter: Domain, asleep_pv: Domain) -> None:
+def test_a_pv_domain_has_no_more_mappings_than_handles(granter: Domain, asleep_pv: Domain) -> None:
     """Each has a frame, to which it returns; a list that is longer is refused whole."""
     cpu, memory = cpu_of(asleep_pv), asleep_pv.memory
     present = memory.present
@@ -594,10 +594,10 @@ def test_a_paravirtual_domain_has_no_more_mappings_than_handles(granter: Domain,
     assert pv_unmap(asleep_pv, 700) == GNTST_OKAY and memory.read_u64(entry) == 0
     assert pv_map(asleep_pv, granter)[:2] == (GNTST_OKAY, 700) and memory.read_u64(entry) == entries[700]
     assert memory.present == present
-    assert paravirtual.dispatch(asleep_pv, cpu, 20, (MAP, PV_HEAP, MOST + 1, 0, 0)) == -EINVAL
+    assert pv.dispatch(asleep_pv, cpu, 20, (MAP, PV_HEAP, MOST + 1, 0, 0)) == -EINVAL
 
 
-def test_a_paravirtual_mapper_keeps_what_a_dead_granter_left(host: Host, granter: Domain, asleep_pv: Domain) -> None:
+def test_a_pv_mapper_keeps_what_a_dead_granter_left(host: Host, granter: Domain, asleep_pv: Domain) -> None:
     """A copy, at the same address; it unmaps it as ever."""
     host.destroy(granter)
     assert cpu_of(asleep_pv).read(PV_PLACE, 7) == b"granted"

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from hypervisor.arch.x86_64.kinds import PV
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
 from hypervisor.domains.life import Reason, State
 from hypervisor.loader import pv
 from hypervisor.loader.elf import LoadError

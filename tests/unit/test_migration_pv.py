@@ -1,4 +1,4 @@
-"""The stream of a paravirtual domain: what comes back, what its guest finds anew, and what is refused."""
+"""The stream of a PV domain: what comes back, what its guest finds anew, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypervisor.arch.x86_64.clock import Clock
 from hypervisor.arch.x86_64.cpu import context as registers
 from hypervisor.arch.x86_64.cpu.overlay import RDX
 from hypervisor.arch.x86_64.kinds import PV
-from hypervisor.arch.x86_64.paravirtual import context as paravirtual
-from hypervisor.arch.x86_64.paravirtual import segments
-from hypervisor.arch.x86_64.paravirtual.area import M2P_SLOT, Area
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.pv import context as pv_context
+from hypervisor.arch.x86_64.pv import segments
+from hypervisor.arch.x86_64.pv.area import M2P_SLOT, Area
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.hypercalls.hvm_op import CONSOLE_PFN, STORE_PFN
@@ -171,7 +171,7 @@ def changed(kind: Kind, change: Callable[[bytes], bytes]) -> Callable[[Records],
 
 
 def state(**fields: Any) -> Callable[[Records], Records]:
-    return changed(Kind.PV_VCPU, lambda body: paravirtual.encode(replace(paravirtual.decode(body), **fields)))
+    return changed(Kind.PV_VCPU, lambda body: pv_context.encode(replace(pv_context.decode(body), **fields)))
 
 
 def context(change: Callable[[registers.CPUContext], registers.CPUContext]) -> Callable[[Records], Records]:
@@ -183,7 +183,7 @@ def context(change: Callable[[registers.CPUContext], registers.CPUContext]) -> C
 
 
 def pinned(*frames: tuple[int, int]) -> Callable[[Records], Records]:
-    return changed(Kind.PINNED, lambda body: body + paravirtual.encode_pinned(frames))
+    return changed(Kind.PINNED, lambda body: body + pv_context.encode_pinned(frames))
 
 
 def shape(vcpus: int, *ranges: tuple[int, int]) -> Callable[[Records], Records]:
@@ -192,7 +192,7 @@ def shape(vcpus: int, *ranges: tuple[int, int]) -> Callable[[Records], Records]:
 
 BAD: dict[str, Callable[[Records], Records]] = {
     "taken for a PVH domain": lambda records: [records[0], (Kind.DOMAIN, records[1][1]), *records[2:]],
-    "without what is paravirtual": lambda records: [record for record in records if record[0] is not Kind.PV_VCPU],
+    "without what is of PV": lambda records: [record for record in records if record[0] is not Kind.PV_VCPU],
     "a short record": changed(Kind.PV_VCPU, lambda body: body[:100]),
     "a long record": changed(Kind.PV_VCPU, lambda body: body + bytes(8)),
     "a trap at no address": state(traps=[(1 << 63, 0)] * 256),

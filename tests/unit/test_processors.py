@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypervisor.arch.x86_64.cpu import cpuid
 from hypervisor.arch.x86_64.cpu.cpuid import Policy
 from hypervisor.arch.x86_64.kinds import PV
-from hypervisor.arch.x86_64.paravirtual.area import Area
 from hypervisor.arch.x86_64.processor import processor
+from hypervisor.arch.x86_64.pv.area import Area
 from hypervisor.host import Host
 from hypervisor.loader import pv
 from tests.journal import store_at_once
@@ -36,11 +36,11 @@ def populated(*names: str) -> Store:
     return store
 
 
-@pytest.mark.parametrize("paravirtual", [False, True])
-def test_the_featureset_is_what_a_domain_finds(paravirtual: bool) -> None:
+@pytest.mark.parametrize("is_pv", [False, True])
+def test_the_featureset_is_what_a_domain_finds(is_pv: bool) -> None:
     """Words 1d, 1c, e1d and e1c of a real domain's CPUID."""
     host = Host(64 << 20, 1, cpu_name=NAME)
-    if paravirtual:
+    if is_pv:
         domain = host.create(pv.ranges(8 << 20), kind=PV)
         pv.adopt(domain, Area(8 << 20))
     else:
@@ -52,7 +52,7 @@ def test_the_featureset_is_what_a_domain_finds(paravirtual: bool) -> None:
     )
     host.destroy(domain)
     told = processor(NAME)
-    found = (told.features_pv if paravirtual else told.features_hvm).split("-")
+    found = (told.features_pv if is_pv else told.features_hvm).split("-")
     assert [int(word, 16) for word in found[:4]] == [leaf[3], leaf[2], more[3], more[2]]
     assert len(found) == 18 and all(int(word, 16) == 0 for word in found[4:])
     assert name.rstrip(b"\0").decode() == told.name == NAME

@@ -8,8 +8,8 @@ from hypervisor.arch import vcpu
 from hypervisor.arch.x86_64.cpu import apic
 from hypervisor.arch.x86_64.cpu.overlay import CS, RBX, RSI, RSP
 from hypervisor.arch.x86_64.cpu.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual.area import KERNEL_CODE, KERNEL_STACK, RESERVED_GDT_PAGE
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
+from hypervisor.arch.x86_64.pv.area import KERNEL_CODE, KERNEL_STACK, RESERVED_GDT_PAGE
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
 from hypervisor.memory.guest_memory import PAGE
 
 _TASK_SEGMENT, _TASK_LIMIT = 0x8B00, 0x67

@@ -10,9 +10,9 @@ from hypervisor.arch.x86_64.cpu import hypercall_page
 from hypervisor.arch.x86_64.cpu.cpuid import Policy, brand
 from hypervisor.arch.x86_64.cpu.shared import SharedEngine
 from hypervisor.arch.x86_64.cpu.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.arch.x86_64.paravirtual.cpuid import PVPolicy
 from hypervisor.arch.x86_64.platform import X86Platform
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
+from hypervisor.arch.x86_64.pv.cpuid import PVPolicy
 from hypervisor.memory.guest_memory import Memory
 
 
@@ -62,7 +62,7 @@ class _PV:
         name: str,
     ) -> Sequence[PVCPU]:
         """Return the vCPUs of a new domain."""
-        around = X86Platform(platform, PVPolicy(clock.hz, count, brand=brand(name)), hypercall_page.paravirtual())
+        around = X86Platform(platform, PVPolicy(clock.hz, count, brand=brand(name)), hypercall_page.pv())
         return [PVCPU(number, memory, around, code_cache, ranges) for number in range(count)]
 
 

@@ -10,7 +10,7 @@ from functools import cache
 
 from hypervisor.api import Processor
 from hypervisor.arch.x86_64.cpu import cpuid
-from hypervisor.arch.x86_64.paravirtual.cpuid import PVPolicy
+from hypervisor.arch.x86_64.pv.cpuid import PVPolicy
 
 _FEATURE_WORDS = 18
 """Words of a featureset of Xen 4.17 (public/arch-x86/cpufeatureset.h); those that are not named below are zero."""

@@ -1,6 +1,6 @@
 """The page of calls that a guest gets from Xen: entry n, of 32 bytes, does hypercall n and returns.
 
-A paravirtual kernel that names a place for it in its notes finds it there; all others write the frame's address to
+A PV kernel that names a place for it in its notes finds it there; all others write the frame's address to
 the register `msr.HYPERCALL_PAGE`, at any time and as often as they like.
 """
 
@@ -25,7 +25,7 @@ def hvm() -> bytes:
     return bytes(page.ljust(PAGE, b"\xcc"))
 
 
-def paravirtual() -> bytes:
+def pv() -> bytes:
     """Return the page of a 64-bit PV guest: SYSCALL with RCX and R11 kept; iret does not come back."""
     page = bytearray()
     for number in range(PAGE // _ENTRY):

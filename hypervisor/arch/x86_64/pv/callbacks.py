@@ -1,4 +1,4 @@
-"""Hypercalls by which a paravirtual kernel says how it is entered, and what each CPU's registers are.
+"""Hypercalls by which a PV kernel says how it is entered, and what each CPU's registers are.
 
 set_trap_table, set_callbacks, callback_op, nmi_op, stack_switch, fpu_taskswitch, set_segment_base, set_debugreg
 and get_debugreg (public/arch-x86/xen.h, xen-x86_64.h, callback.h, nmi.h; answers as xen/arch/x86/pv has them).
@@ -13,9 +13,9 @@ from unicorn import x86_const as x86
 
 from hypervisor.arch.vcpu import VCPU
 from hypervisor.arch.x86_64.cpu.overlay import GS
-from hypervisor.arch.x86_64.paravirtual import segments
-from hypervisor.arch.x86_64.paravirtual.area import END_XEN_SLOT, FIRST_XEN_SLOT, canonical
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU, paravirtual
+from hypervisor.arch.x86_64.pv import segments
+from hypervisor.arch.x86_64.pv.area import END_XEN_SLOT, FIRST_XEN_SLOT, canonical
+from hypervisor.arch.x86_64.pv.cpu import PVCPU, pv_cpu
 from hypervisor.errors import EFAULT, EINVAL, ENODEV, ENOSYS, EPERM, XenError
 from hypervisor.memory.guest_memory import BadAddress
 
@@ -38,7 +38,7 @@ def _check(address: int) -> None:
 
 def set_trap_table(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Take entries of trap_info {u8 vector, flags; u16 cs; unsigned long address}, until one of address 0."""
-    state, at = paravirtual(cpu).state, arguments[0]
+    state, at = pv_cpu(cpu).state, arguments[0]
     if not at:
         state.traps = [(0, 0)] * 256
         return 0
@@ -59,7 +59,7 @@ def set_callbacks(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Take the addresses for events, failsafe and system calls."""
     for kind, address in zip((_EVENT, _FAILSAFE, _SYSCALL), arguments, strict=False):
         if canonical(address):
-            _register(paravirtual(cpu), kind, 0, address)
+            _register(pv_cpu(cpu), kind, 0, address)
     return 0
 
 
@@ -69,12 +69,12 @@ def callback_op(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     if command == 0:
         kind, flags, address = struct.unpack("<HHxxxxQ", cpu.read(at, 16))
         _check(address)
-        _register(paravirtual(cpu), kind, flags, address)
+        _register(pv_cpu(cpu), kind, flags, address)
     elif command == 1:
         (kind,) = struct.unpack("<H", cpu.read(at, 2))
         if kind != _NMI_CALLBACK:
             raise XenError(EINVAL if kind in (_EVENT, _FAILSAFE, _SYSCALL, _SYSENTER, _SYSCALL32) else ENOSYS)
-        paravirtual(cpu).state.traps[_NMI] = (0, 0)
+        pv_cpu(cpu).state.traps[_NMI] = (0, 0)
     else:
         raise XenError(ENOSYS)
     return 0
@@ -102,9 +102,9 @@ def nmi_op(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     if command == 0:
         (address,) = struct.unpack("<Q", cpu.read(arguments[1], 8))
         _check(address)
-        paravirtual(cpu).state.traps[_NMI] = (address, 4)
+        pv_cpu(cpu).state.traps[_NMI] = (address, 4)
     elif command == 1:
-        paravirtual(cpu).state.traps[_NMI] = (0, 0)
+        pv_cpu(cpu).state.traps[_NMI] = (0, 0)
     else:
         raise XenError(ENOSYS)
     return 0
@@ -112,20 +112,20 @@ def nmi_op(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
 
 def stack_switch(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Take the stack on which the kernel is entered from its users."""
-    paravirtual(cpu).state.stack = arguments[1]
+    pv_cpu(cpu).state.stack = arguments[1]
     return 0
 
 
 def fpu_taskswitch(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Set or clear CR0.TS."""
-    paravirtual(cpu).set_task_switched(bool(arguments[0] & 0xFFFFFFFF))
+    pv_cpu(cpu).set_task_switched(bool(arguments[0] & 0xFFFFFFFF))
     return 0
 
 
 def set_segment_base(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Set FS's base, GS's of the kernel or of its users, or load GS for the users (SEGBASE_*)."""
     which, base = arguments[0] & 0xFFFFFFFF, arguments[1]
-    pv = paravirtual(cpu)
+    pv = pv_cpu(cpu)
     overlay = pv.overlay
     if which in (_FS, _GS_USER, _GS_KERNEL):
         _check(base)
@@ -159,7 +159,7 @@ def _load_user_gs(cpu: PVCPU, selector: int) -> None:
 def set_debugreg(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Set a debug register; breakpoints are kept out of Xen's addresses, and general detection is Xen's."""
     number, value = arguments[0] & 0xFFFFFFFF, arguments[1]
-    pv = paravirtual(cpu)
+    pv = pv_cpu(cpu)
     state = pv.state
     if number > 7:
         raise XenError(ENODEV)
@@ -184,4 +184,4 @@ def get_debugreg(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     number = arguments[0] & 0xFFFFFFFF
     if number > 7:
         raise XenError(ENODEV)
-    return paravirtual(cpu).state.debug[number + 2 if number in (4, 5) else number]
+    return pv_cpu(cpu).state.debug[number + 2 if number in (4, 5) else number]

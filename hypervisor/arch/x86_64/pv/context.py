@@ -1,8 +1,8 @@
-"""What a paravirtual domain takes along besides memory and registers: what its guest has told Xen.
+"""What a PV domain takes along besides memory and registers: what its guest has told Xen.
 
 **Nothing is translated.** To another host Xen's toolstack carries page tables with the guest's own frame numbers in
 them and puts other machine frames in (tools/libs/guest/xg_sr_common_x86_pv.c). Here each domain has machine frames
-of its own memory, `mfn == pfn` (`paravirtual.area`); the calls by which a guest could have it otherwise are refused
+of its own memory, `mfn == pfn` (`arch.x86_64.pv.area`); the calls by which a guest could have it otherwise are refused
 (`memory_op` exchanges nothing and populates a frame under its own number). So page tables, p2m list and descriptor
 tables mean in the new domain what they meant in the old one. Entries for Xen's frames (grants, M2P) do too, for
 those lie behind as much RAM again.
@@ -18,11 +18,11 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from hypervisor.arch.x86_64.paravirtual.area import FRAME_MASK, RESERVED_GDT_PAGE, canonical
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU
-from hypervisor.arch.x86_64.paravirtual.descriptors import set_ldt
-from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
-from hypervisor.arch.x86_64.paravirtual.state import PVState
+from hypervisor.arch.x86_64.pv.area import FRAME_MASK, RESERVED_GDT_PAGE, canonical
+from hypervisor.arch.x86_64.pv.cpu import PVCPU
+from hypervisor.arch.x86_64.pv.descriptors import set_ldt
+from hypervisor.arch.x86_64.pv.page_tables import PageTables
+from hypervisor.arch.x86_64.pv.state import PVState
 from hypervisor.errors import EINVAL, XenError
 from hypervisor.memory.guest_memory import PAGE
 
@@ -48,16 +48,16 @@ def encode(state: PVState) -> bytes:
 def decode(body: bytes) -> PVState:
     """Return what a body says. Raises ValueError for addresses that no guest can have told; `install` checks frames."""
     if len(body) < _STATE.size:
-        raise ValueError("a paravirtual CPU's record is too short")
+        raise ValueError("a PV CPU's record is too short")
     values = _STATE.unpack_from(body)
     addresses, flags, rest = values[:256], values[256:512], values[512:]
     callbacks, (stack, *roots), ldt, debug, count = rest[:7], rest[7:10], rest[10:12], rest[12:20], rest[20]
     if count > RESERVED_GDT_PAGE or len(body) != _STATE.size + 8 * count:
-        raise ValueError("a paravirtual CPU's descriptor table has another length")
+        raise ValueError("a PV CPU's descriptor table has another length")
     event, failsafe, syscall, syscall32 = callbacks[0], callbacks[1:3], callbacks[3:5], callbacks[5:7]
     told = (*addresses, event, failsafe[0], syscall[0], syscall32[0])
     if not all(canonical(address) for address in told) or any(root % PAGE for root in roots):
-        raise ValueError("a paravirtual CPU has impossible addresses")
+        raise ValueError("a PV CPU has impossible addresses")
     gdt = struct.unpack_from(f"<{count}Q", body, _STATE.size)
     traps = list(zip(addresses, flags))
     return PVState(traps, event, failsafe, syscall, syscall32, stack, roots[0], roots[1], gdt, ldt, list(debug))
@@ -92,7 +92,7 @@ def install(cpu: PVCPU, state: PVState) -> None:
     if any(frame >= cpu.area.frames for frame in state.gdt):
         raise ValueError("a descriptor table lies outside of the domain's memory")
     if cpu.overlay.cr[3] & FRAME_MASK not in (state.kernel_root, state.user_root):
-        raise ValueError("a paravirtual CPU runs on page tables that it was not given")
+        raise ValueError("a PV CPU runs on page tables that it was not given")
     try:
         for root in (state.kernel_root, state.user_root):
             if root:
@@ -100,5 +100,5 @@ def install(cpu: PVCPU, state: PVState) -> None:
         if state.ldt[1]:
             set_ldt(cpu, *state.ldt)
     except XenError as error:
-        raise ValueError("a paravirtual CPU's page tables are none") from error
+        raise ValueError("a PV CPU's page tables are none") from error
     cpu.area.place_gdt(cpu.memory, cpu.number, state.gdt)

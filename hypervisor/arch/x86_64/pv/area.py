@@ -1,4 +1,4 @@
-"""The frames of a paravirtual domain that are Xen's: what a guest sees of the hypervisor, above its own RAM.
+"""The frames of a PV domain that are Xen's: what a guest sees of the hypervisor, above its own RAM.
 
 On hardware these are pages of the host; here they lie in the domain's `Memory`, behind its RAM, so that the
 CPU's page walks and our own checked ones find them. Frame numbers are the same for guest and machine:

@@ -1,4 +1,4 @@
-"""The CPU of a paravirtual domain: how a guest's kernel is entered and left by Xen's rules (xen-x86_64.h).
+"""The CPU of a PV domain: how a guest's kernel is entered and left by Xen's rules (xen-x86_64.h).
 
 **The guest's kernel runs at CPL 0 of the emulated CPU**, its users at CPL 3. On hardware both have ring 3 and
 Xen makes kernel pages accessible to it, entry by entry; an unmodified kernel does not see the difference (frames
@@ -9,7 +9,7 @@ Xen's own examples return to themselves, is done as Xen's CPU would.
 
 **Who does a crossing** was decided by what Unicorn offers. Stubs of guest code that build frames natively would
 spare nothing: Unicorn has no SYSCALL of its own, nor delivers exceptions, so each crossing into a kernel is a
-call into Python anyway, and a paravirtual kernel leaves by a hypercall, which is a SYSCALL too. What can be
+call into Python anyway, and a PV kernel leaves by a hypercall, which is a SYSCALL too. What can be
 saved is the TLB: QEMU keeps separate ones for CPL 3 and CPL 0, so CR3 is *poked* when users and kernel have
 tables of their own, and nothing is flushed; each TLB is only ever filled through its own tables. Measured (CPU
 time, 2 cores under load): a hypercall 2.4 µs; a system call of Linux (dd's read or write, all told) 25 µs, by PVH
@@ -50,8 +50,8 @@ from hypervisor.arch.x86_64.cpu.overlay import (
     SS,
 )
 from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Platform
-from hypervisor.arch.x86_64.paravirtual import segments
-from hypervisor.arch.x86_64.paravirtual.area import (
+from hypervisor.arch.x86_64.pv import segments
+from hypervisor.arch.x86_64.pv.area import (
     FRAME_MASK,
     KERNEL_CODE,
     KERNEL_STACK,
@@ -62,14 +62,14 @@ from hypervisor.arch.x86_64.paravirtual.area import (
     WRITABLE,
     Area,
 )
-from hypervisor.arch.x86_64.paravirtual.page_tables import PageTables
-from hypervisor.arch.x86_64.paravirtual.state import PVState
+from hypervisor.arch.x86_64.pv.page_tables import PageTables
+from hypervisor.arch.x86_64.pv.state import PVState
 from hypervisor.memory.guest_memory import BadAddress, Memory
 
 _WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
 _DEBUG, _BREAKPOINT, _OVERFLOW, _INVALID_OPCODE, _NO_DEVICE, _GENERAL_PROTECTION, _PAGE_FAULT = 1, 3, 4, 6, 7, 13, 14
 _FORCED_CPUID = b"\x0f\x0bxen\x0f\xa2"
-"""XEN_EMULATE_PREFIX and CPUID (public/arch-x86/xen.h): a paravirtual kernel's way to ask Xen."""
+"""XEN_EMULATE_PREFIX and CPUID (public/arch-x86/xen.h): a PV kernel's way to ask Xen."""
 _IRETQ = b"\x48\xcf"
 _IRET = 23
 """__HYPERVISOR_iret, which is no function of arguments."""
@@ -97,7 +97,7 @@ class Events(Protocol):
 
 
 class PVCPU(VCPU):
-    """A vCPU of a paravirtual domain; `attach` it to the domain before it runs."""
+    """A vCPU of a PV domain; `attach` it to the domain before it runs."""
 
     area: Area
     tables: PageTables
@@ -437,7 +437,7 @@ class PVCPU(VCPU):
         self.engine.reg_write(x86.UC_X86_REG_CR0, cr0 | 8 if on else cr0 & ~8)
 
 
-def paravirtual(cpu: vcpu.VCPU) -> PVCPU:
-    """Return a CPU of a paravirtual domain as what it is."""
+def pv_cpu(cpu: vcpu.VCPU) -> PVCPU:
+    """Return a CPU of a PV domain as what it is."""
     assert isinstance(cpu, PVCPU)
     return cpu

@@ -1,4 +1,4 @@
-"""What CPUID tells paravirtual guests: no large pages, no APIC, and Xen as their only hypervisor."""
+"""What CPUID tells PV guests: no large pages, no APIC, and Xen as their only hypervisor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HIDDEN_EDX = 1 << 3 | 1 << 9 | 1 << 13 | 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class PVPolicy(Policy):
-    """The leaves of one paravirtual domain."""
+    """The leaves of one PV domain."""
 
     def leaf(self, number: int, leaf: int, subleaf: int) -> Leaf:
         """Return EAX, EBX, ECX and EDX of a leaf for vCPU `number`; zeros where there is nothing."""

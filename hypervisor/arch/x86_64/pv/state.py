@@ -1,4 +1,4 @@
-"""What a paravirtual kernel has told Xen of one vCPU: with the registers, all that there is to carry elsewhere."""
+"""What a PV kernel has told Xen of one vCPU: with the registers, all that there is to carry elsewhere."""
 
 from __future__ import annotations
 

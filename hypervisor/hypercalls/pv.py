@@ -1,4 +1,4 @@
-"""The hypercalls of paravirtual domains, and the answers that differ for them from those of translated ones."""
+"""The hypercalls of PV domains, and the answers that differ for them from those of translated ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 
 from hypervisor.arch.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual import callbacks, descriptors, mmu
-from hypervisor.arch.x86_64.paravirtual.area import GRANT_FRAMES, M2P, STATUS_FRAMES
-from hypervisor.arch.x86_64.paravirtual.cpu import paravirtual
+from hypervisor.arch.x86_64.pv import callbacks, descriptors, mmu
+from hypervisor.arch.x86_64.pv.area import GRANT_FRAMES, M2P, STATUS_FRAMES
+from hypervisor.arch.x86_64.pv.cpu import pv_cpu
 from hypervisor.domains.domain import Domain
 from hypervisor.domains.grant_table import GNTST_BAD_DOMAIN, GNTST_GENERAL_ERROR, GNTST_OKAY
 from hypervisor.domid import DOMID_SELF
@@ -75,7 +75,7 @@ def _multicall(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
 def _memory(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
     """memory_op: frames keep their numbers here, so a guest cannot exchange them, nor have its own map changed."""
     command, address = arguments[0] & 0x3F, arguments[1]
-    pv = paravirtual(cpu)
+    pv = pv_cpu(cpu)
     if command == _MACHPHYS_MAPPING:
         size = pv.area.table_frames << 12
         cpu.write(address, struct.pack("<QQQ", M2P, M2P + size, pv.area.frames - 1))
@@ -108,7 +108,7 @@ def _reservation(domain: Domain, cpu: VCPU, arguments: Sequence[int], command: i
         start = arguments[0] >> 6
         count = max(min(extents, start + 1024) - start, 0)
         frames = struct.unpack(f"<{count}Q", cpu.read(buffer + 8 * start, 8 * count))
-        tables = paravirtual(cpu).tables
+        tables = pv_cpu(cpu).tables
         if order <= 9 and any(tables.level(frame + number) for frame in frames for number in range(1 << order)):
             raise XenError(EINVAL)
     return memory_op.memory_op(domain, cpu, arguments)
@@ -121,7 +121,7 @@ def _grant_table(domain: Domain, cpu: VCPU, arguments: Sequence[int]) -> int:
         return grant_table_op.each(domain, cpu, grant_map.LISTS[command], address, arguments[2] & 0xFFFFFFFF)
     if command not in (2, 9):
         return grant_table_op.grant_table_op(domain, cpu, arguments)
-    area, grants = paravirtual(cpu).area, domain.grants
+    area, grants = pv_cpu(cpu).area, domain.grants
     if command == 2:  # setup_table: {u16 dom; u32 nr_frames; s16 status; u64 *frame_list}
         owner, count, frame_list = struct.unpack("<HxxIxxxxxxxxQ", cpu.read(address, 24))
         status_at, first, most = address + 8, area.grants, GRANT_FRAMES

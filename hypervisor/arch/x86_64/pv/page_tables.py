@@ -1,4 +1,4 @@
-"""Which frames of a paravirtual domain are page tables, and of what level: Xen's page types, as far as guests see.
+"""Which frames of a PV domain are page tables, and of what level: Xen's page types, as far as guests see.
 
 Xen validates page tables because a guest's entries are machine addresses. Here they are not: an entry can reach
 nothing but the domain's own memory, and the frames of others that it shows for as long as they are mapped, so
@@ -14,7 +14,7 @@ counts on it. `is_level1` tells the CPU when such a write is to be let through.
 
 from __future__ import annotations
 
-from hypervisor.arch.x86_64.paravirtual.area import (
+from hypervisor.arch.x86_64.pv.area import (
     ACCESSED,
     DIRTY,
     END_XEN_SLOT,

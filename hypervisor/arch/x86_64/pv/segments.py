@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypervisor.arch.x86_64.cpu.descriptor import Descriptor
 from hypervisor.arch.x86_64.cpu.overlay import CS, SS, Overlay
-from hypervisor.arch.x86_64.paravirtual.area import FRAME_MASK, LDT_PAGES, PRESENT, Area
+from hypervisor.arch.x86_64.pv.area import FRAME_MASK, LDT_PAGES, PRESENT, Area
 from hypervisor.memory.guest_memory import BadAddress, Memory
 
 _LONG = 1 << 21

@@ -11,8 +11,8 @@ from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from hypervisor.arch.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU, paravirtual
-from hypervisor.arch.x86_64.paravirtual.descriptors import set_ldt
+from hypervisor.arch.x86_64.pv.cpu import PVCPU, pv_cpu
+from hypervisor.arch.x86_64.pv.descriptors import set_ldt
 from hypervisor.domid import DOMID_SELF
 from hypervisor.errors import EACCES, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, XenError
 from hypervisor.memory.guest_memory import PAGE, BadAddress
@@ -66,7 +66,7 @@ def _each(cpu: VCPU, arguments: Sequence[int], size: int) -> Generator[bytes, No
 def mmu_update(domain: Caller, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Write page table entries by machine address; the lowest bits of it say what kind of update."""
     _check_owner(domain, arguments[3])
-    pv = paravirtual(cpu)
+    pv = pv_cpu(cpu)
     tables, area = pv.tables, pv.area
     if arguments[1] == 1 and not arguments[2]:  # most are: nothing to count
         pointer, value = struct.unpack("<QQ", cpu.read(arguments[0], 16))
@@ -95,7 +95,7 @@ def mmu_update(domain: Caller, cpu: VCPU, arguments: Sequence[int]) -> int:
 def update_va_mapping(domain: Caller, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Write the level-1 entry of a virtual address of the kernel's."""
     address, value, flags = arguments[0], arguments[1], arguments[2]
-    pv = paravirtual(cpu)
+    pv = pv_cpu(cpu)
     at = pv.tables.entry(pv.state.kernel_root, address)
     if not pv.tables.is_level1(at >> 12):
         raise XenError(EINVAL)
@@ -114,7 +114,7 @@ def update_va_mapping_otherdomain(domain: Caller, cpu: VCPU, arguments: Sequence
 def mmuext_op(domain: Caller, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Do a list of mmuext_op {u32 cmd; u64 arg1, arg2}: pins, base pointers, flushes, the LDT, whole frames."""
     _check_owner(domain, arguments[3])
-    pv = paravirtual(cpu)
+    pv = pv_cpu(cpu)
     operations = _each(cpu, arguments, 24)
     try:
         for operation in operations:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from hypervisor.arch.vcpu import VCPU
-from hypervisor.arch.x86_64.paravirtual.area import (
+from hypervisor.arch.x86_64.pv.area import (
     ACCESSED,
     DIRTY,
     GDT_PAGES,
@@ -16,7 +16,7 @@ from hypervisor.arch.x86_64.paravirtual.area import (
     WRITABLE,
     canonical,
 )
-from hypervisor.arch.x86_64.paravirtual.cpu import PVCPU, paravirtual
+from hypervisor.arch.x86_64.pv.cpu import PVCPU, pv_cpu
 from hypervisor.errors import EINVAL, XenError
 from hypervisor.memory.guest_memory import PAGE, BadAddress
 
@@ -27,7 +27,7 @@ _ENTRY = PRESENT | WRITABLE | ACCESSED | DIRTY | NO_EXECUTE
 
 def set_gdt(domain: object, cpu: VCPU, arguments: Sequence[int]) -> int:
     """Let a list of frames be the calling CPU's GDT, with a number of entries."""
-    pv, entries = paravirtual(cpu), arguments[1] & 0xFFFFFFFF
+    pv, entries = pv_cpu(cpu), arguments[1] & 0xFFFFFFFF
     if entries > _MOST:
         raise XenError(EINVAL)
     count = -(-entries // 512)
@@ -45,7 +45,7 @@ def update_descriptor(domain: object, cpu: VCPU, arguments: Sequence[int]) -> in
     address, descriptor = arguments[0], arguments[1]
     kind = descriptor >> 40 & 0x1F
     refused = descriptor >> 47 & 1 and not kind & 0x10 and kind not in (0, 0xC)
-    if address & 7 or refused or not 0 <= address < paravirtual(cpu).area.ram:
+    if address & 7 or refused or not 0 <= address < pv_cpu(cpu).area.ram:
         raise XenError(EINVAL)
     cpu.memory.write_u64(address, descriptor)
     return 0
