@@ -115,20 +115,29 @@ class Firmware(Struct, frozen=True, tag=True):
 Boot = DirectBoot | BootLoader | Firmware
 
 
-class Disk(Struct, frozen=True, tag=True):
-    """A disk drive. `number` is as in XenAPI's userdevice (0 is xvda); an empty `path` is an empty drive.
+@dataclass(frozen=True, slots=True)
+class VolumeHandle:
+    """Names a volume to the host that has said both: the handle of a repository, and a location in it."""
 
-    `format` is ``raw``, ``vhd`` or ``anonymous``: nothing but `size` bytes of memory. A path inside a repository
-    that is attached is its volume, whatever the format says.
+    repository: str
+    location: str
+
+
+class Disk(Struct, frozen=True, tag=True):
+    """A disk drive with a volume, or with a file of the host by its path, or empty.
+
+    `number` is as in XenAPI's userdevice (0 is xvda). `format` is a file's, ``raw`` or ``vhd``; or ``anonymous``:
+    nothing but `size` bytes of memory.
     """
 
     number: int
-    path: str
+    path: str = ""
     format: str = "raw"
     read_only: bool = False
     is_cdrom: bool = False
     bootable: bool = False
     size: int = 0
+    volume: VolumeHandle | None = None
 
 
 def disk_name(number: int) -> str:
@@ -212,7 +221,7 @@ class Change:
     cap: int | None = None
     affinity: tuple[int, ...] | None = None
     medium: Disk | None = None
-    """What is in a CD drive now; a path of nothing ejects."""
+    """What is in a CD drive now; nothing ejects."""
     nic: NIC | None = None
     """Network, rate, locking and carrier of a card."""
     xenstore: Mapping[str, str] | None = None
@@ -496,14 +505,17 @@ class Backend(Protocol):
     async def build(self, config: DomainConfig, *, paused: bool = False) -> Truth:
         """Make a domain with its devices and let it run, unless it is to be `paused`; return what is true then."""
 
-    async def suspend(self, uuid: str, image: str) -> None:
-        """Have the guest suspend itself, and write it into a file; it stays suspended, to be resumed or destroyed."""
+    async def suspend(self, uuid: str, image: VolumeHandle) -> None:
+        """Have the guest suspend itself, and save it in a new volume; it stays suspended, to be resumed or destroyed.
+
+        Such an image is not made before: it is there when it is whole.
+        """
 
     async def resume(self, uuid: str) -> None:
         """Let a suspended domain go on where it is."""
 
-    async def restore(self, config: DomainConfig, image: str) -> Truth:
-        """Make a domain as `build` does, paused, from a saved image: a file that the host can reach."""
+    async def restore(self, config: DomainConfig, image: VolumeHandle) -> Truth:
+        """Make a domain as `build` does, paused, from a saved image."""
 
     async def unpause(self, uuid: str) -> Truth:
         """Let a domain run; return what is true of it then."""
@@ -545,6 +557,45 @@ class StorageFailure(HostError):
 
 
 @dataclass(frozen=True, slots=True)
+class StorageType:
+    """What the driver of a type of SR says of it; names of features are those of XenAPI's SM.features."""
+
+    type: str
+    name: str
+    description: str
+    features: Mapping[str, int]
+    """What can be asked of SRs of this type, each with its version."""
+    device_config: tuple[str, ...] = ()
+    """The keys that the driver looks at."""
+    image_formats: tuple[str, ...] = ()
+    creatable: bool = True
+    """Whether SRs can be made; if not, they can be declared by an inventory all the same."""
+    content_type: str = "user"
+    """That of an SR for which nobody says another."""
+    named: bool = False
+    """Whether volumes are known by names of users' making, not by uuids."""
+    local: Mapping[str, str] | None = None
+    """The device_config of the SR that a host is installed with, None for a type that this cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class SR:
+    """A storage repository as the rows of an SR and of its PBD on the host tell of it."""
+
+    type: str
+    uuid: str
+    device_config: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a host has besides an SR that is to be made: disks, by their paths, and other SRs' device_configs."""
+
+    disks: tuple[str, ...] = ()
+    device_configs: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
     """What users say of a volume, kept beside it; the fields are those of XenAPI's VDI, but for uuids."""
 
@@ -559,17 +610,29 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
+class NewVolume:
+    """A volume to be made, of at least `size` bytes; the driver rounds, and obeys what it knows of sm_config."""
+
+    uuid: str
+    size: int
+    description: Description = Description()
+    sm_config: Mapping[str, str] = field(default_factory=dict)
+    location: str = ""
+    """What it is known by in its repository; "" leaves that to the driver."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What a CD holds, by names of the form README.TXT."""
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A volume as it is now; sizes are in bytes.
 
-    `location` is its name in its repository, a CD's that of its file; `path` is what a disk drive names.
-    `format` is ``raw`` or ``vhd``; `parent` is the location of the volume under it, "" for none. A hidden one is
-    there for its children alone.
+    `location` is what its repository knows it by. `format` is ``raw`` or ``vhd``; `parent` is the location of the
+    volume under it, "" for none. A hidden one is there for its children alone.
     """
 
     uuid: str
     location: str
-    path: str
     format: str
     virtual_size: int
     physical_utilisation: int
@@ -580,7 +643,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Bytes of the file system below a repository, and those used or not to be had there."""
+    """Bytes of what is below a repository, and those used or not to be had there."""
 
     physical_size: int
     physical_utilisation: int
@@ -592,93 +655,90 @@ class Contents:
 
     volumes: tuple[Volume, ...]
     damaged: Mapping[str, str]
-    space: Space
+    space: Space | None
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
     """What a request has done: volumes that are new or other than before, the wanted one first; those that are gone."""
 
-    volumes: tuple[Volume, ...]
-    gone: tuple[str, ...]
-    space: Space
+    volumes: tuple[Volume, ...] = ()
+    gone: tuple[str, ...] = ()
+    space: Space | None = None
 
 
 class Storage(Protocol):
-    """Repositories on a host, named by their paths; volumes are named by their locations. Raises StorageFailure.
+    """Repositories on a host. Raises StorageFailure.
 
-    A repository is of a kind: ``disks``, or ``cds``, whose files are the user's. One must be attached before its
-    volumes are spoken of. A request that is cancelled is carried out all the same, but for copies, which leave
-    nothing then.
+    The host hands out a handle for each that is attached; with a location that names a volume. Neither says where
+    anything lies. What an SR's type cannot do is refused by the number for Unimplemented, 38. A request that is
+    cancelled is carried out all the same, but for copies, which leave nothing then.
     """
 
-    async def look(self, path: str) -> str:
-        """Tell what a path is: ``repository`` (of disks), ``directory``, or "" for neither."""
+    # Repositories
 
-    async def create(self, path: str, kind: str) -> None:
-        """Make an empty repository."""
+    async def create(self, sr: SR, surroundings: Surroundings) -> None:
+        """Make an SR where its device_config says."""
 
-    async def attach(self, path: str, kind: str, uuid: str) -> None:
-        """Take a repository into use; harmless when it is. The uuids of CDs follow from `uuid`."""
+    async def attach(self, sr: SR, *, make: bool) -> str:
+        """Take an SR into use, harmless when it is; return its handle. With `make` it need not be there."""
 
-    async def detach(self, path: str) -> None:
+    async def detach(self, repository: str) -> None:
         """Let go of a repository, in which nothing may be in use."""
 
-    async def remove(self, path: str, kind: str) -> None:
-        """Erase a repository without volumes; it is detached then. The files of one of CDs stay."""
+    async def destroy(self, sr: SR) -> None:
+        """Erase an SR without volumes, harmless when it is not there. Files that are a user's stay."""
 
-    async def scan(self, path: str) -> Contents:
+    async def scan(self, repository: str) -> Contents:
         """Look at all that there is."""
 
-    async def space(self, path: str) -> Space:
-        """Return how large a repository is, and how full."""
+    async def space(self, repository: str) -> Space | None:
+        """Return how large a repository is, and how full; None for one that cannot tell."""
 
-    async def volume(self, path: str, location: str) -> Volume:
+    # Volumes
+
+    async def volume(self, volume: VolumeHandle) -> Volume:
         """Look at one volume, also one that was put there just now."""
 
-    async def make(self, path: str, location: str, size: int, format: str, description: Description) -> Effect:
-        """Make an empty sparse volume, of at least `size` bytes."""
+    async def make(self, repository: str, new: NewVolume) -> Effect:
+        """Make an empty volume."""
 
-    async def make_cd(self, path: str, name: str, size: int, files: Mapping[str, bytes]) -> Effect:
-        """Make a CD of at least `size` bytes that holds a few small files."""
+    async def provide(self, repository: str, declared: NewVolume) -> Effect:
+        """Find a volume that an inventory has declared, or make it.
 
-    async def delete(self, path: str, location: str) -> Effect:
+        Raises the number for VDIUnavailable, 46, where a volume that is not there is lost.
+        """
+
+    async def delete(self, volume: VolumeHandle) -> Effect:
         """Remove a volume, and what was hidden for its sake alone."""
 
-    async def resize(self, path: str, location: str, size: int) -> Effect:
+    async def resize(self, volume: VolumeHandle, size: int) -> Effect:
         """Make a volume larger, also while it is in use."""
 
-    async def describe(self, path: str, location: str, description: Description) -> None:
+    async def describe(self, volume: VolumeHandle, description: Description) -> None:
         """Change a volume's description."""
 
-    async def snapshot(self, path: str, location: str, new: str, description: Description) -> Effect:
-        """Keep what a volume holds as a new one, in no time; the volume may be in use."""
+    async def checksum(self, volume: VolumeHandle) -> str:
+        """Return the MD5 of a volume's contents, in hexadecimal digits."""
 
-    async def clone(self, path: str, location: str, new: str, description: Description) -> Effect:
-        """Make a new volume that holds what another does, in no time."""
+    # Copies of all kinds
+
+    async def snapshot(self, volume: VolumeHandle, new: str, description: Description) -> Effect:
+        """Keep what a volume holds as a new one, in no time; the volume may be in use. `new` is its uuid."""
+
+    async def clone(self, volume: VolumeHandle, new: str, description: Description) -> Effect:
+        """Make a new volume that holds what another does, in no time. `new` is its uuid."""
 
     async def copy(
-        self,
-        path: str,
-        location: str,
-        target: str,
-        new: str,
-        format: str,
-        description: Description,
-        progress: Callable[[float], None],
+        self, volume: VolumeHandle, repository: str, new: NewVolume, progress: Callable[[float], None]
     ) -> Effect:
-        """Write all that a volume holds into a new one, which is there when it is whole."""
+        """Write all that a volume holds into a new one, as large at least, which is there when it is whole."""
 
-    async def copy_into(
-        self, path: str, location: str, target: str, other: str, progress: Callable[[float], None]
-    ) -> Effect:
+    async def copy_into(self, volume: VolumeHandle, other: VolumeHandle, progress: Callable[[float], None]) -> Effect:
         """Write all that a volume holds over another, at least as large."""
 
-    async def freeze(self, path: str, location: str) -> Effect:
+    async def freeze(self, volume: VolumeHandle) -> Effect:
         """Make what a volume holds that to which `reset` goes back."""
 
-    async def reset(self, path: str, location: str) -> Effect:
+    async def reset(self, volume: VolumeHandle) -> Effect:
         """Drop what was written to a volume since it was frozen."""
-
-    async def checksum(self, path: str, location: str) -> str:
-        """Return the MD5 of a volume's contents, in hexadecimal digits."""

@@ -113,7 +113,7 @@ class Pool:
 
     def make_backend(self, host: Any) -> FakeBackend:
         """Return the fake behind a host; there is one for each."""
-        return self.backends.setdefault(host._ref, FakeBackend())
+        return self.backends.setdefault(host._ref, FakeBackend(directory=self.storage_directory))
 
     @property
     def backend(self) -> FakeBackend:

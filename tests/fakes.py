@@ -28,13 +28,14 @@ from hypervisor.api import (
     Network,
     Power,
     Shutdown,
-    Storage,
     Truth,
+    VolumeHandle,
 )
 from xapi.calls.call import Call
 from xapi.calls.claim import claim
 from xapi.calls.dispatch import Method
 from xapi.datamodel.errors import Fault
+from xapi.host.driver import Repository
 from xapi.host.storage import LocalStorage
 from xapi.process.daemon import Daemon
 from xapi.storage import vdis
@@ -68,9 +69,9 @@ class FakeDomain:
 class FakeBackend:
     """A host with `memory` bytes. `calls` lists what was asked for; `fail` names calls that fail, with their error."""
 
-    def __init__(self, memory: int = 16 << 30) -> None:
+    def __init__(self, memory: int = 16 << 30, directory: Path = Path("/nowhere")) -> None:
         self.memory = memory
-        self.storage: Storage = storage_at_once()
+        self.storage = storage_at_once(directory)
         self.doms: dict[str, FakeDomain] = {}
         self.calls: list[str] = []
         self.fail: dict[str, HostError] = {}
@@ -177,9 +178,9 @@ class FakeBackend:
         await self._asked("build")
         return await self._make(config, paused)
 
-    async def restore(self, config: DomainConfig, image: str) -> Truth:
+    async def restore(self, config: DomainConfig, image: VolumeHandle) -> Truth:
         await self._asked("restore")
-        if not Path(image).exists():
+        if not self.storage.repositories.file(image).exists():
             raise HostError(Code.BAD_IMAGE, f"{image}: No such file or directory")
         return await self._make(config, True)
 
@@ -232,10 +233,10 @@ class FakeBackend:
             raise HostError(Code.NOT_RUNNING, uuid)
         domain.state, domain.shutdown = Power.SHUTDOWN, how
 
-    async def suspend(self, uuid: str, image: str) -> None:
+    async def suspend(self, uuid: str, image: VolumeHandle) -> None:
         await self.shutdown(uuid, Shutdown.SUSPEND)
         await self._asked("save")
-        Path(image).write_bytes(b"image of " + uuid.encode())
+        self.storage.repositories.file(image).write_bytes(b"image of " + uuid.encode())
 
     async def resume(self, uuid: str) -> None:
         await self._asked("resume")
@@ -284,9 +285,19 @@ class FakeBackend:
         raise HostError(Code.NO_DEVICE, "0")
 
 
-def storage_at_once() -> LocalStorage:
+def storage_at_once(directory: Path = Path("/nowhere")) -> LocalStorage:
     """Return a host's storage with nothing attached, which needs no thread."""
-    return LocalStorage(maybeDeferred, lambda function, *arguments: function(*arguments), time.time_ns)
+    return LocalStorage(directory, maybeDeferred, lambda function, *arguments: function(*arguments), time.time_ns)
+
+
+class SavedDomains(Repository):
+    """Files of a directory that domains are saved in."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def file(self, location: str) -> Path:
+        return self._directory / location
 
 
 def kind(boot: Boot) -> str:

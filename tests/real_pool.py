@@ -49,7 +49,7 @@ class RealPool(Pool):
     def make_backend(self, host: Any) -> Any:
         if host._ref not in self.real:
             threads = Threads(self._in_thread, self.callFromThread, self.clock.callLater)
-            storage = LocalStorage(self._in_thread, self.callFromThread, time.time_ns)
+            storage = LocalStorage(self.storage_directory, self._in_thread, self.callFromThread, time.time_ns)
             self.real[host._ref] = EmulatedBackend(MEMORY, threads, storage, pcpus=2)
         return self.real[host._ref]
 

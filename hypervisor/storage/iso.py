@@ -31,7 +31,6 @@ class IsoRepository:
         self.uuid = uuid
         self._lock = threading.Lock()
         self._attached = False
-        self._names: dict[str, str] = {}
         self._handles: set[OpenVolume] = set()
 
     def attach(self) -> None:
@@ -61,28 +60,28 @@ class IsoRepository:
         allocated = sum(volume.virtual_size for volume in self._list())
         return Space(size, size - status.f_bavail * status.f_frsize, allocated)
 
-    def volume(self, uuid: str) -> Volume:
+    def volume(self, location: str) -> Volume:
         """Return a CD as it is now."""
         self._refuse_detached()
-        return self._find(uuid)
+        volume = None if "/" in location or "\0" in location else self._volume(location)
+        if volume is None:
+            raise StorageError(Code.VDIUnavailable, f"{self.path} has no CD {location!r}")
+        return volume
 
-    def image(self, uuid: str) -> Path:
-        """Return a CD's file."""
-        return self.path / self.volume(uuid).location
-
-    def users(self, uuid: str) -> Users:
+    def users(self, location: str) -> Users:
         """Return how many have a CD open."""
         with self._lock:
-            return Users(sum(handle.uuid == uuid for handle in self._handles), 0)
+            return Users(sum(handle.uuid == location for handle in self._handles), 0)
 
-    def open(self, uuid: str, *, read_only: bool = True) -> OpenVolume:
+    def open(self, location: str, *, read_only: bool = True) -> OpenVolume:
         """Open a CD as a disk."""
-        volume = self.volume(uuid)
+        self.volume(location)
         if not read_only:
-            raise StorageError(Code.VDIUnavailable, f"{volume.location} is a CD: only to be read")
-        path = self.path / volume.location
+            raise StorageError(Code.VDIUnavailable, f"{location} is a CD: only to be read")
+        path = self.path / location
         with failing(Code.VDILoad, path):
-            handle = OpenVolume(uuid, Chain(raw.open(path, read_only=True)), read_only=True, released=self._release)
+            chain = Chain(raw.open(path, read_only=True))
+            handle = OpenVolume(location, chain, read_only=True, released=self._release)
         with self._lock:
             self._handles.add(handle)
         return handle
@@ -96,16 +95,6 @@ class IsoRepository:
         if not self._attached:
             raise StorageError(Code.SRUnavailable, f"{self.path} is not attached")
 
-    def _find(self, uuid: str) -> Volume:
-        """Return a volume, by the name that it had when last seen if that is still there."""
-        name = self._names.get(uuid)
-        volume = self._volume(name) if name is not None else None
-        if volume is None:
-            volume = next((one for one in self._list() if one.uuid == uuid), None)
-        if volume is None:
-            raise StorageError(Code.VDIUnavailable, f"no CD {uuid}")
-        return volume
-
     def _list(self) -> list[Volume]:
         try:
             names = sorted(os.listdir(self.path))
@@ -113,7 +102,6 @@ class IsoRepository:
             raise StorageError(Code.ISOLocalPath, str(error)) from error
         volumes = [volume for volume in map(self._volume, names) if volume is not None]
         found = {volume.uuid: volume for volume in reversed(volumes)}  # of two with one uuid, the first
-        self._names = {uuid: volume.location for uuid, volume in found.items()}
         return list(found.values())[::-1]
 
     def _volume(self, name: str) -> Volume | None:

@@ -1,54 +1,63 @@
-"""The repositories that are attached to a host, found by their paths."""
+"""The repositories that are attached to a host, found by their handles."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
-from hypervisor.storage.attachment import OpenVolume
+from hypervisor.api import VolumeHandle
+from hypervisor.disks.disk import Disk
 from hypervisor.storage.errors import Code, StorageError
-from hypervisor.storage.iso import IsoRepository
-from hypervisor.storage.repository import FileRepository
-
-Repository = FileRepository | IsoRepository
 
 
-class Repositories:
+class Opens(Protocol):
+    """What domains need of a repository. Any thread may call; raises StorageError."""
+
+    def open(self, location: str, *, read_only: bool) -> Disk:
+        """Open a volume as a disk."""
+
+    def file(self, location: str) -> Path:
+        """Return where a saved domain of this name lies, or is to be written."""
+
+
+class Volumes(Protocol):
+    """What domains need of all that is attached. Any thread may call; raises StorageError."""
+
+    def open(self, volume: VolumeHandle, *, read_only: bool) -> Disk:
+        """Open a volume as a disk."""
+
+
+T = TypeVar("T", bound=Opens)
+
+
+class Repositories(Generic[T]):
     """What is attached. Any thread may call."""
 
     def __init__(self) -> None:
-        self._attached: dict[Path, Repository] = {}
-        self._lock = threading.Lock()
+        self._attached: dict[str, T] = {}
 
-    def attach(self, repository: Repository) -> None:
-        """Attach a repository; harmless when it is. Raises StorageError."""
-        repository.attach()
-        with self._lock:
-            self._attached[repository.path] = repository
+    def __contains__(self, handle: str) -> bool:
+        return handle in self._attached
 
-    def detach(self, path: Path) -> None:
-        """Let go of a repository; harmless when it is not attached. Raises StorageError."""
-        repository = self._attached.get(path)
-        if repository is not None:
-            repository.detach()
-            with self._lock:
-                self._attached.pop(path, None)
+    def attach(self, handle: str, repository: T) -> None:
+        """Have a repository found by a handle."""
+        self._attached[handle] = repository
 
-    def at(self, path: Path) -> Repository:
-        """Return the repository of a directory. Raises StorageError when it is not attached."""
-        repository = self._attached.get(path)
+    def detach(self, handle: str) -> None:
+        """Have it found no more; harmless when it is not attached."""
+        self._attached.pop(handle, None)
+
+    def at(self, handle: str) -> T:
+        """Return a repository. Raises StorageError when it is not attached."""
+        repository = self._attached.get(handle)
         if repository is None:
-            raise StorageError(Code.SRUnavailable, f"{path} is not attached")
+            raise StorageError(Code.SRUnavailable, f"{handle} is not attached")
         return repository
 
-    def open(self, path: Path, *, read_only: bool) -> OpenVolume | None:
-        """Open the volume that is kept at a path; None if the path is in no repository. Raises StorageError."""
-        repository = self._attached.get(path.parent)
-        if repository is None:
-            return None
-        if isinstance(repository, FileRepository):  # files are named by the volumes' uuids
-            return repository.open(path.stem, read_only=read_only)
-        uuid = next((one.uuid for one in repository.scan() if one.location == path.name), None)
-        if uuid is None:
-            raise StorageError(Code.VDIUnavailable, f"there is no CD {path}")
-        return repository.open(uuid, read_only=read_only)
+    def open(self, volume: VolumeHandle, *, read_only: bool) -> Disk:
+        """Open a volume as a disk. Raises StorageError."""
+        return self.at(volume.repository).open(volume.location, read_only=read_only)
+
+    def file(self, image: VolumeHandle) -> Path:
+        """Return where a saved domain lies, or is to be written. Raises StorageError."""
+        return self.at(image.repository).file(image.location)

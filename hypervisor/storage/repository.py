@@ -92,9 +92,12 @@ class FileRepository:
     def destroy(self) -> None:
         """Remove a repository that has no volumes, and its directory if nothing else is in it; it is detached then."""
         with self.catalogue.lock, failing(Code.FileSRDelete, self.path):
+            attached = self._lock_fd >= 0
             self.attach()
             self.catalogue.learn()
             if self.catalogue.records or self.catalogue.broken:
+                if not attached:
+                    self.detach()
                 raise StorageError(Code.SRNotEmpty, f"{self.path} holds volumes")
             self.detach()
             for name in (MARKER, LOCK):
@@ -142,6 +145,10 @@ class FileRepository:
         with self.catalogue.lock:
             self._attached()
             return self.layout.image(uuid, self.catalogue.get(uuid).found.format)
+
+    def file(self, uuid: str) -> Path:
+        """Return where a saved domain lies as a raw volume, or is to be written; it is one when it is looked at."""
+        return self.layout.image(uuid, Format.RAW)
 
     def users(self, uuid: str) -> Users:
         """Return how many have a volume open."""

@@ -9,19 +9,19 @@ from hypervisor.api import Boot, BootLoader, Code, DirectBoot, DomainConfig, Fir
 from hypervisor.bootloader import boot as bootloader
 from hypervisor.bootloader.errors import BootError
 from hypervisor.disks.disk import Disk
-from hypervisor.storage.repositories import Repositories
+from hypervisor.storage.repositories import Volumes
 from hypervisor.toolstack.devices.drive import open_disk
 
 _ENTRIES = {"pv": "pv", "pvh": "pvh", "pv_in_pvh": "pvh"}
 """Kinds of guests whose kernel is given, and the entry of each."""
 
 
-def kernel(config: DomainConfig, repositories: Repositories) -> tuple[bootloader.Boot, str]:
+def kernel(config: DomainConfig, volumes: Volumes) -> tuple[bootloader.Boot, str]:
     """Return the kernel to load, and by which entry: ``pvh`` or ``pv``. Raises HostError."""
     boot = config.boot
     if isinstance(boot, DirectBoot):
         return _offered(boot), entry(boot)
-    return _found(config, repositories), entry(boot)
+    return _found(config, volumes), entry(boot)
 
 
 def entry(boot: Boot) -> str:
@@ -43,13 +43,13 @@ def kind(boot: Boot, entered: str) -> str:
     return "pv_in_pvh" if boot.kind == "pv_in_pvh" else "pvh"
 
 
-def _found(config: DomainConfig, repositories: Repositories) -> bootloader.Boot:
+def _found(config: DomainConfig, volumes: Volumes) -> bootloader.Boot:
     """Look for a kernel on the disks that are described, before there is a domain. Raises HostError."""
     boot = config.boot
     with ExitStack() as opened:
         found: dict[bool, list[Disk]] = {False: [], True: []}
         for described in sorted(config.disks, key=lambda each: each.number):
-            disk = open_disk(described, repositories, read_only=True)
+            disk = open_disk(described, volumes, read_only=True)
             if disk is not None:
                 opened.callback(disk.close)
                 found[described.is_cdrom].append(disk)

@@ -20,7 +20,7 @@ from hypervisor.migration import resume as resuming
 from hypervisor.split.block_queue import DiskThreads
 from hypervisor.split.console import Console
 from hypervisor.split.store_ring import StoreRing
-from hypervisor.storage.repositories import Repositories
+from hypervisor.storage.repositories import Opens, Repositories, Volumes
 from hypervisor.toolstack import builder, home, images
 from hypervisor.toolstack.control import Control, Request
 from hypervisor.toolstack.devices.plugged import Slot
@@ -31,12 +31,12 @@ from hypervisor.toolstack.networks import Networks
 
 
 class Toolstack:
-    """The domains of one host, by uuid. Networks and repositories may be shared with others in the process."""
+    """The domains of one host, by uuid. Networks and volumes may be shared with others in the process."""
 
-    def __init__(self, host: Host, networks: Networks | None = None, repositories: Repositories | None = None) -> None:
+    def __init__(self, host: Host, networks: Networks | None = None, volumes: Volumes | None = None) -> None:
         self.host = host
         self.networks = networks or Networks(host.lock)
-        self.repositories = repositories or Repositories()
+        self.volumes = volumes or Repositories[Opens]()
         self.guests: dict[str, Guest] = {}
         self.attention: Callable[[str], None] = _nobody
         """Called with a uuid, on any thread and under the host's lock, when something about that domain has changed."""
@@ -69,7 +69,7 @@ class Toolstack:
     def build(self, config: DomainConfig) -> Guest:
         """Make a domain, paused, with everything connected. Raises HostError, with nothing left behind."""
         with self._making(config.uuid) as undo:
-            boot, entry = kernel(config, self.repositories)
+            boot, entry = kernel(config, self.volumes)
             build = builder.create(self.host, config, entry)
             undo.callback(self.host.destroy, build.domain)
             guest = self._join(undo, config, entry, build.domain, build.load(boot), build.attach)
@@ -136,7 +136,7 @@ class Toolstack:
             domain,
             self.host.xenstore,
             self.networks,
-            self.repositories,
+            self.volumes,
             self._disk_threads.put,
             lambda: self.attention(config.uuid),
         )

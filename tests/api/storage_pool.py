@@ -8,6 +8,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from hypervisor.api import VolumeHandle
+from hypervisor.disks.disk import Disk
 from tests.conftest import Pool
 from xapi.calls.call import Call
 from xapi.host.storage import LocalStorage
@@ -58,7 +60,7 @@ class Disks(Pool):
 
     @property
     def directory(self) -> Path:
-        return self.daemon.storage.directory
+        return self.storage.directory
 
     def folder(self, sr: Any) -> Path:
         return Path(self.directory, sr.uuid)
@@ -75,14 +77,21 @@ class Disks(Pool):
         }  # fmt: skip
         return self.db.VDI[self("VDI.create", record)]
 
+    def open(self, vdi: Any, *, read_only: bool = True) -> Disk:
+        """Open a VDI's volume as a domain would."""
+        return self.storage.repositories.open(self.volume(vdi), read_only=read_only)
+
+    def volume(self, vdi: Any) -> VolumeHandle:
+        return VolumeHandle(str(self.folder(self.db.SR[vdi.SR])), vdi.location)
+
     def put(self, vdi: Any, data: bytes, offset: int = 0) -> None:
         """Write to a VDI's volume as a guest would."""
-        disk = self.storage.repositories.at(self.folder(self.db.SR[vdi.SR])).open(vdi.location, read_only=False)
+        disk = self.open(vdi, read_only=False)
         disk.write(offset, data)
         disk.close()
 
     def head(self, vdi: Any, length: int = 4) -> bytes:
-        disk = self.storage.repositories.at(self.folder(self.db.SR[vdi.SR])).open(vdi.location, read_only=True)
+        disk = self.open(vdi)
         try:
             return disk.read(0, length)
         finally:
@@ -108,7 +117,10 @@ def fit(pool: Any, threads: Threads) -> Disks:
     pool.__class__ = Disks
     pool.threads = threads
     pool.storage = LocalStorage(
-        threads.run, lambda work, *arguments: work(*arguments), lambda: int(pool.clock.seconds() * 1e9)
+        pool.storage_directory,
+        threads.run,
+        lambda work, *arguments: work(*arguments),
+        lambda: int(pool.clock.seconds() * 1e9),
     )
     for host in pool.db.host:
         pool.make_backend(host).storage = pool.storage

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import NIC, Code, Disk, HostError
+from hypervisor.api import NIC, Code, Disk, HostError, VolumeHandle
 from tests.api.test_power import make_vm, running
 from tests.conftest import Pool
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
-from xapi.vms.domains import Image
 
 MAC = "02:00:00:00:00:01"
 
@@ -21,10 +20,10 @@ MAC = "02:00:00:00:00:01"
 def images(pool: Pool) -> None:
     """Every VDI has an image, whose name is the VDI's."""
 
-    async def image(work: Any, host: Any, vdi: Any) -> Image:
-        return Image(f"/images/{vdi.uuid}", "vhd")
+    async def volume(work: Any, host: Any, vdi: Any) -> VolumeHandle:
+        return VolumeHandle("sr", vdi.uuid)
 
-    pool.daemon.storage.image = image  # type: ignore[method-assign]
+    pool.daemon.storage.volume = volume  # type: ignore[method-assign]
 
 
 def make_vdi(pool: Pool, **fields: Any) -> Any:
@@ -168,7 +167,7 @@ def test_plug_and_unplug(pool: Pool) -> None:
     vm, vdi = running(pool), make_vdi(pool)
     row = drive(pool, vm, vdi, userdevice="4")
     pool("VBD.plug", row._ref)
-    assert plugged(pool, vm, Disk) == {4: Disk(4, f"/images/{vdi.uuid}", "vhd")}
+    assert plugged(pool, vm, Disk) == {4: Disk(4, volume=VolumeHandle("sr", vdi.uuid))}
     assert (*devices_of(row), row.device) == (True, {}, "xvde")
     assert pool.fails("VBD.plug", row._ref) == ["DEVICE_ALREADY_ATTACHED", row._ref]
     pool("VBD.unplug", row._ref)
@@ -266,7 +265,7 @@ def test_a_drive_stays_where_it_was_plugged(pool: Pool) -> None:
     pool("VBD.unplug", second._ref)
     assert set(plugged(pool, vm, Disk)) == {0}
     pool("VM.hard_reboot", vm._ref)
-    assert plugged(pool, vm, Disk)[1].path.endswith(pool.db.VDI[first.VDI].uuid)
+    assert plugged(pool, vm, Disk)[1].volume == VolumeHandle("sr", pool.db.VDI[first.VDI].uuid)
     assert pool.fails("VBD.set_userdevice", first._ref, "x") == ["INVALID_DEVICE", "x"]
 
 
@@ -322,11 +321,11 @@ def test_insert_and_eject_of_a_running_guest(pool: Pool, iso: Any) -> None:
     row = drive(pool, vm)
     pool("VM.start", vm._ref, False, False)
     pool("VBD.insert", row._ref, iso._ref)
-    assert plugged(pool, vm, Disk)[0].path == f"/images/{iso.uuid}"
+    assert plugged(pool, vm, Disk)[0].volume == VolumeHandle("sr", iso.uuid)
     assert (row.VDI, row.empty, devices_of(row)) == (iso._ref, False, (True, {}))
     assert pool.fails("VBD.insert", row._ref, iso._ref) == ["VBD_NOT_EMPTY", row._ref]
     pool("VBD.eject", row._ref)
-    assert plugged(pool, vm, Disk)[0].path == ""
+    assert plugged(pool, vm, Disk)[0].volume is None
     assert (row.VDI, row.empty, devices_of(row)) == (NULL, True, (True, {}))
     assert pool.fails("VBD.eject", row._ref) == ["VBD_IS_EMPTY", row._ref]
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import Code, DirectBoot, Display, Firmware, HostError, Power, Shutdown
+from hypervisor.api import Code, DirectBoot, Display, Firmware, HostError, Power, Shutdown, VolumeHandle
 from tests.conftest import Pool
+from tests.fakes import SavedDomains
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
 from xapi.operations.refusal import objects
@@ -484,7 +485,7 @@ def images(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the memory of suspended VMs be kept in a file."""
 
     async def make(call: Any, vm: Any, host: Any) -> Any:
-        return pool.db.VDI.create(type="suspend", SR=next(iter(pool.db.SR))._ref), str(tmp_path / "image")
+        return pool.db.VDI.create(type="suspend", SR=next(iter(pool.db.SR))._ref), VolumeHandle("saved", "image")
 
     async def written(call: Any, vdi: Any) -> None:
         assert (tmp_path / "image").exists()
@@ -492,9 +493,10 @@ def images(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def destroy(call: Any, vdi: Any) -> None:
         pool.db.VDI.delete(vdi._ref)
 
-    async def image(call: Any, vdi: Any, host: Any) -> str:
-        return str(tmp_path / "image")
+    async def image(call: Any, vdi: Any, host: Any) -> VolumeHandle:
+        return VolumeHandle("saved", "image")
 
+    pool.backend.storage.repositories.attach("saved", SavedDomains(tmp_path))
     for function in (make, written, destroy, image):
         monkeypatch.setattr(pool.daemon.storage, _STORAGE[function.__name__], function)
 

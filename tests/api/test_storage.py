@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -93,7 +92,7 @@ def test_a_disk_in_use_is_not_destroyed(disks: Disks) -> None:
     drive = disks.drive(vdi, currently_attached=True)
     assert disks.fails("VDI.destroy", vdi._ref) == ["VDI_IN_USE", vdi._ref, "destroy"]
     drive.currently_attached = False
-    disk = disks.storage.repositories.at(disks.folder(disks.sr)).open(vdi.uuid)
+    disk = disks.open(vdi, read_only=False)
     assert disks.fails("VDI.destroy", vdi._ref)[0] == "SR_BACKEND_FAILURE_24"
     disk.close()
     disks("VDI.destroy", vdi._ref)
@@ -146,12 +145,11 @@ def test_a_declared_disk_is_made_when_it_is_used(disks: Disks) -> None:
     vdi = declare(disks, name_label="declared")
     assert not disks.directory.exists()
     host = next(iter(disks.db.host))
-    image = disks.run(disks.daemon.storage.image(disks.call(), host, vdi))
-    assert (image.format, Path(image.path).name) == ("vhd", f"{vdi.uuid}.vhd")
-    assert Path(image.path).is_file()
+    image = disks.run(disks.daemon.storage.volume(disks.call(), host, vdi))
+    assert image == disks.volume(vdi) and disks.files() == {f"{vdi.uuid}.vhd"}
     assert vdi.physical_utilisation > 0
     assert disks.head(vdi) == bytes(4)
-    again = disks.run(disks.daemon.storage.image(disks.call(), host, vdi))
+    again = disks.run(disks.daemon.storage.volume(disks.call(), host, vdi))
     assert again == image
 
 
@@ -169,7 +167,7 @@ def test_a_declared_disk_is_not_made_again(disks: Disks) -> None:
     """Once it had a file, a lost directory is lost: no empty disk takes its place."""
     vdi = declare(disks)
     host = next(iter(disks.db.host))
-    disks.run(disks.daemon.storage.image(disks.call(), host, vdi))
+    disks.run(disks.daemon.storage.volume(disks.call(), host, vdi))
     (pbd,) = disks.sr.PBDs
     disks("PBD.unplug", pbd)
     shutil.rmtree(disks.folder(disks.sr))
@@ -189,9 +187,10 @@ def test_the_tools_cd_is_real(disks: Disks) -> None:
     """An ISO 9660 image with a file to read, made when it is first used."""
     (vdi,) = (row for row in disks.db.VDI if row.is_tools_iso)
     size = vdi.virtual_size
-    image = disks.run(disks.daemon.storage.image(disks.call(), next(iter(disks.db.host)), vdi))
-    content = Path(image.path).read_bytes()
-    assert (image.format, len(content), vdi.virtual_size) == ("raw", size, size)
+    image = disks.run(disks.daemon.storage.volume(disks.call(), next(iter(disks.db.host)), vdi))
+    assert image == disks.volume(vdi)
+    content = (disks.folder(disks.db.SR[vdi.SR]) / vdi.location).read_bytes()
+    assert (len(content), vdi.virtual_size) == (size, size)
     assert content[16 * 2048 : 16 * 2048 + 6] == b"\x01CD001"
     assert b"README.TXT" in content
     disks("SR.scan", vdi.SR)
@@ -208,9 +207,7 @@ def test_attach_finds_all_images_of_a_vm(disks: Disks) -> None:
         disks.db.VBD.create(VM=drive.VM, userdevice="3", type="CD", mode="RO", empty=True)
     vm, host = disks.db.VM[drive.VM], next(iter(disks.db.host))
     images = disks.run(disks.daemon.storage.attach(disks.call(), host, vm, reset=True))
-    assert {ref: Path(image.path).stem for ref, image in images.items()} == {
-        first._ref: first.uuid, second._ref: second.uuid
-    }  # fmt: skip
+    assert images == {each._ref: disks.volume(each) for each in (first, second)}
 
 
 @pytest.mark.parametrize("location", ["../secret", "", "a/b"])
@@ -219,7 +216,7 @@ def test_a_row_cannot_lead_out_of_its_sr(disks: Disks, location: str) -> None:
     vdi = disks.create()
     vdi.location = location
     with pytest.raises(Fault) as caught:
-        disks.run(disks.daemon.storage.image(disks.call(), next(iter(disks.db.host)), vdi))
+        disks.run(disks.daemon.storage.volume(disks.call(), next(iter(disks.db.host)), vdi))
     assert caught.value.description == ["VDI_MISSING", disks.sr._ref, vdi._ref]
 
 

@@ -85,7 +85,7 @@ def test_a_copy_to_another_sr(disks: Disks, tmp_path: Path) -> None:
     assert (new.SR, new.virtual_size, new.name_label, dict(new.other_config), new.tags) == (
         other._ref, 6 * MIB, "disk", {"k": "v"}, ("t",)
     )  # fmt: skip
-    disk = disks.storage.repositories.at(tmp_path / "other").open(new.uuid, read_only=True)
+    disk = disks.storage.repositories.at(str(tmp_path / "other")).open(new.uuid, read_only=True)
     assert disk.read(0, 4) == b"data"
     disk.close()
     assert not vdi.current_operations

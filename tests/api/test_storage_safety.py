@@ -17,31 +17,32 @@ from xapi.storage.unfinished import making
 # Suspend images
 
 
-def suspended(disks: Disks, **fields: Any) -> tuple[Any, Any, str]:
+def suspended(disks: Disks, **fields: Any) -> tuple[Any, Any, Path]:
     with disks.db.atomic():
         vm = disks.db.VM.create(memory_static_max=64 * MIB, **fields)
     host = next(iter(disks.db.host))
-    vdi, path = disks.run(disks.daemon.storage.make_suspend_image(disks.call(), vm, host))
-    return vm, vdi, path
+    vdi, image = disks.run(disks.daemon.storage.make_suspend_image(disks.call(), vm, host))
+    return vm, vdi, disks.storage.repositories.file(image)
 
 
 def test_a_suspend_image_is_a_file_that_the_host_writes(disks: Disks) -> None:
     """Its row is there before it, and true when it is written."""
     vm, vdi, path = suspended(disks)
-    assert not Path(path).exists()
+    assert not path.exists()
     assert (vdi.type, vdi.SR, vdi.virtual_size) == ("suspend", disks.sr._ref, 164 * MIB)
-    Path(path).write_bytes(b"memory" * 1000)
+    path.write_bytes(b"memory" * 1000)
     disks.run(disks.daemon.storage.suspend_image_written(disks.call(), vdi))
     assert (vdi.virtual_size, vdi.managed, vdi.missing) == (5632, True, False)
     assert vdi.physical_utilisation >= 6000
     vm.suspend_VDI = vdi._ref
     host = next(iter(disks.db.host))
-    assert disks.run(disks.daemon.storage.suspend_image(disks.call(), vdi, host)) == path
+    image = disks.run(disks.daemon.storage.suspend_image(disks.call(), vdi, host))
+    assert image == disks.volume(vdi) and disks.storage.repositories.file(image) == path
     disks("SR.scan", disks.sr._ref)
     assert vdi.type == "suspend"
     disks.run(disks.daemon.storage.destroy(disks.call(), vdi))
     assert vm.suspend_VDI == NULL
-    assert not Path(path).exists()
+    assert not path.exists()
 
 
 def test_a_suspend_image_that_was_never_written_goes(disks: Disks) -> None:
@@ -59,11 +60,11 @@ def test_a_suspended_vm_s_memory_is_copied(disks: Disks) -> None:
     from xapi.storage.vdis import copy_suspend_image
 
     _, vdi, path = suspended(disks)
-    Path(path).write_bytes(b"memory" * 1024)
+    path.write_bytes(b"memory" * 1024)
     disks.run(disks.daemon.storage.suspend_image_written(disks.call(), vdi))
     new = disks.run(copy_suspend_image(disks.call(), vdi))
     copied = disks.run(disks.daemon.storage.suspend_image(disks.call(), new, next(iter(disks.db.host))))
-    assert (new.type, Path(copied).read_bytes()) == ("suspend", Path(path).read_bytes())
+    assert (new.type, disks.storage.repositories.file(copied).read_bytes()) == ("suspend", path.read_bytes())
 
 
 def test_where_memory_goes(disks: Disks) -> None:

@@ -196,8 +196,8 @@ def test_cds_of_a_directory(disks: Disks, tmp_path: Path) -> None:
     (row,) = (disks.db.VDI[ref] for ref in sr.VDIs)
     assert (row.location, row.name_label, row.read_only, row.virtual_size) == ("a.iso", "a.iso", True, 4096)
     assert (row.type, row.managed, row.missing, dict(row.sm_config)) == ("user", True, False, {})
-    image = disks.run(disks.daemon.storage.image(disks.call(), next(iter(disks.db.host)), row))
-    assert image.path == str(tmp_path / "cds/a.iso")
+    image = disks.run(disks.daemon.storage.volume(disks.call(), next(iter(disks.db.host)), row))
+    assert image.location == "a.iso"
     (tmp_path / "cds/b.iso").write_bytes(b"b" * 4096)
     (tmp_path / "cds/a.iso").unlink()
     disks("SR.scan", sr._ref)
@@ -286,7 +286,7 @@ def test_a_host_has_one_pbd_of_an_sr(disks: Disks) -> None:
 def test_a_directory_of_another_daemon_is_left_alone(disks: Disks) -> None:
     """SR_BACKEND_FAILURE_16: it is in use."""
     disks.create()
-    other = LocalStorage(disks.threads.run, lambda work, *more: work(*more), lambda: 0)
+    other = LocalStorage(disks.directory, disks.threads.run, lambda work, *more: work(*more), lambda: 0)
     disks.daemon.storage._used.clear()
     disks.backend.storage = other
     assert disks.fails("SR.scan", disks.sr._ref)[0] == "SR_BACKEND_FAILURE_16"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from hypervisor.api import Code, HostError, Power
+from hypervisor.api import Code, HostError, Power, VolumeHandle
 from tests.api.test_power import MIB, alerts, make_vm
 from tests.conftest import NOW, Pool
-from tests.fakes import FakeDisks
+from tests.fakes import FakeDisks, SavedDomains
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import EPOCH
@@ -366,7 +366,7 @@ def with_images(pool: Pool) -> None:
 
     async def make(call: Any, vm: Any, host: Any) -> Any:
         vdi = call.db.VDI.create(SR=sr(pool)._ref, name_label="memory", type="suspend", managed=True, virtual_size=MIB)
-        return vdi, str(pool.guests / vdi.uuid)
+        return vdi, VolumeHandle("saved", vdi.uuid)
 
     async def written(call: Any, vdi: Any) -> None:
         pass
@@ -374,6 +374,7 @@ def with_images(pool: Pool) -> None:
     async def destroy(call: Any, vdi: Any) -> None:
         call.db.VDI.delete(vdi._ref)
 
+    pool.backend.storage.repositories.attach("saved", SavedDomains(pool.guests))
     storage.attach, storage.make_suspend_image = attach, make
     storage.suspend_image_written, storage.destroy = written, destroy
 

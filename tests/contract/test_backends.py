@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from hypervisor.api import Backend, Change, Code, Disk, HostError, Network, Power, Shutdown
+from hypervisor.api import Backend, Change, Code, Disk, HostError, Network, Power, Shutdown, VolumeHandle
 from tests.contract.hosts import DEMO, HOSTS, MEMORY, UUID, Heard, Made
 
 ASKED: Mapping[str, Callable[[Backend], Awaitable[object]]] = {
-    "suspend": lambda backend: backend.suspend(UUID, "/nowhere/image"),
+    "suspend": lambda backend: backend.suspend(UUID, VolumeHandle("nowhere", "image")),
     "resume": lambda backend: backend.resume(UUID),
     "unpause": lambda backend: backend.unpause(UUID),
     "pause": lambda backend: backend.pause(UUID),

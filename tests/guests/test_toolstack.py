@@ -26,11 +26,13 @@ from hypervisor.api import (
     Network,
     Power,
     Shutdown,
+    VolumeHandle,
 )
 from hypervisor.disks import vhd
 from hypervisor.guests import DEMO_KERNEL, DEMO_PROMPT
 from hypervisor.host import Host
 from hypervisor.migration.save import save
+from hypervisor.storage.repositories import Repositories
 from hypervisor.storage.repository import FileRepository
 from hypervisor.toolstack.devices.screen import Screen
 from hypervisor.toolstack.toolstack import Toolstack
@@ -326,10 +328,12 @@ def test_devices_come_and_go_while_it_runs(toolstack: Toolstack, tmp_path: Path)
     """A disk and a card; the disk's file is closed when it is gone."""
     repository = FileRepository(tmp_path / "sr", clock=lambda: 0)
     repository.create()
-    toolstack.repositories.attach(repository)
+    repository.attach()
+    assert isinstance(toolstack.volumes, Repositories)
+    toolstack.volumes.attach("sr", repository)
     volume = repository.create_volume(8 * MIB)
     guest = Running(toolstack, config())
-    disk, card = Disk(4, str(repository.image(volume.uuid)), "vhd"), NIC(2, "02:00:00:00:00:05", "lan")
+    disk, card = Disk(4, volume=VolumeHandle("sr", volume.uuid)), NIC(2, "02:00:00:00:00:05", "lan")
     for device in (disk, card):
         toolstack.plug(guest.uuid, device)
     guest.until(lambda: all(each.connected for each in guest.state.devices))

@@ -16,14 +16,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from hypervisor.api import NIC, Code, Disk, HostError
+from hypervisor.api import NIC, Code, Disk, HostError, VolumeHandle
 from tests.api.test_devices import card_record, make_vdi, record
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
 from xapi.operations.refusal import refusal
-from xapi.vms.domains import Image, position
+from xapi.vms.domains import position
 
 VMS = 3
 OPERATIONS = {"VBD": ("plug", "unplug", "unplug_force", "insert", "eject"), "VIF": ("plug", "unplug", "unplug_force")}
@@ -41,10 +41,10 @@ def machine(make_pool: Callable[[], Pool]) -> type[RuleBasedStateMachine]:
             self.pool = make_pool()
             self.db = self.pool.db
 
-            async def image(work: Any, host: Any, vdi: Any) -> Image:
-                return Image(f"/images/{vdi.uuid}", "vhd")
+            async def volume(work: Any, host: Any, vdi: Any) -> VolumeHandle:
+                return VolumeHandle("sr", vdi.uuid)
 
-            self.pool.daemon.storage.image = image  # type: ignore[method-assign]
+            self.pool.daemon.storage.volume = volume  # type: ignore[method-assign]
             kinds = ("pvh", "hvm", "pvh")
             self.vms = [make_vm(self.pool, domain_type=kinds[number]) for number in range(VMS)]
             self.vdis = [make_vdi(self.pool, sharable=number == 1, read_only=number == 2) for number in range(3)]
@@ -190,7 +190,7 @@ def machine(make_pool: Callable[[], Pool]) -> type[RuleBasedStateMachine]:
                     assert number is not None
                     device = self.pool.backend.doms[self.db.VM[row.VM].uuid].devices[Disk, number]
                     assert isinstance(device, Disk)
-                    assert device.path == ("" if row.empty else f"/images/{self.db.VDI[row.VDI].uuid}")
+                    assert device.volume == (None if row.empty else VolumeHandle("sr", self.db.VDI[row.VDI].uuid))
 
         @invariant()
         def one_disk_has_one_writer(self) -> None:

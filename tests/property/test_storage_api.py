@@ -94,7 +94,9 @@ class StorageMachine(RuleBasedStateMachine):
         ref = self.pick(number)
         model = self.known[ref]
         block %= len(model.marks)
-        disk = self.disks.storage.repositories.at(self.place).open(self.disks.db.VDI[ref].location, read_only=False)
+        disk = self.disks.storage.repositories.at(str(self.place)).open(
+            self.disks.db.VDI[ref].location, read_only=False
+        )
         disk.write(block * UNIT, mark)
         disk.close()
         model.marks[block] = mark
@@ -161,7 +163,7 @@ class StorageMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """The daemon ends and begins: nothing is in use, no row has changed."""
-        self.disks.storage.repositories.detach(self.place)
+        self.disks.run(self.disks.storage.detach(str(self.place)))
         self.disks.daemon.storage._used.clear()
         self.disks("SR.update", self.sr._ref)
 
@@ -204,7 +206,7 @@ class StorageMachine(RuleBasedStateMachine):
         if not hasattr(self, "sr"):
             return
         used = self.disks.run(self.disks.daemon.storage.repository(self.disks.call(), self.sr))
-        repository = self.disks.storage.repositories.at(Path(used.path))
+        repository = self.disks.storage.repositories.at(used.handle)
         for ref, model in self.known.items():
             disk = repository.open(self.disks.db.VDI[ref].location, read_only=True)
             assert [disk.read(block * UNIT, 4) for block in range(len(model.marks))] == model.marks

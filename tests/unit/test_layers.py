@@ -65,7 +65,7 @@ XAPI = rows(
         hypervisor.network hypervisor.split hypervisor.storage hypervisor.toolstack
     hosts: access calls datamodel store wire hypervisor.api
     http: access calls datamodel events process wire hypervisor.api
-    inventory: datamodel host hosts storage store vms hypervisor.api
+    inventory: datamodel host hosts store vms hypervisor.api
     log: access datamodel store hypervisor.api
     networks: datamodel hosts store hypervisor.api
     operations: calls datamodel store
@@ -73,7 +73,7 @@ XAPI = rows(
     process: access calls datamodel events host hosts http inventory log networks operations storage store vms
         wire hypervisor.api
     reference: datamodel http tools
-    storage: calls cancelling datamodel hosts log store vms hypervisor.api
+    storage: calls cancelling datamodel hosts log operations store hypervisor.api
     store: datamodel
     testing: access process
     tools: calls datamodel http
@@ -83,7 +83,6 @@ XAPI = rows(
 )
 CIRCLES = {
     frozenset({"http", "process"}),
-    frozenset({"storage", "vms"}),
 }
 """Rooms of `xapi` that know each other in circles; none is to join. There are none in `hypervisor`."""
 
@@ -119,7 +118,8 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
     "time": {
         "hypervisor/arch/x86_64/cpu/tsc.py": "the counter that guests read",
         "hypervisor/host.py": "the machine's clock, which tests replace",
-        "hypervisor/network/ticker.py": "likewise",
+        "hypervisor/network/site.py": "how long a peer is silent, and a name that no other has",
+        "hypervisor/network/ticker.py": "the machine's clock, which tests replace",
         "hypervisor/scheduling/alarm.py": "likewise",
         "hypervisor/scheduling/scheduler.py": "likewise",
         "hypervisor/migration/live.py": "likewise",

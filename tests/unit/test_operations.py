@@ -424,7 +424,7 @@ VDI_CASES: list[tuple[Rule, list[Given], str, Expected]] = [
     (("data_destroy", "not cbt_enabled"), [disk(is_a_snapshot=True)], "data_destroy", "VDI_NO_CBT_METADATA @vdi"),
     (
         (DESTROYING, "SR type = udev"),
-        [{"sr": {"type": "udev"}, "sm": {"type": "udev"}}],
+        [lacking("VDI_CREATE")],
         "destroy",
         "VDI_IS_A_PHYSICAL_DEVICE @vdi",
     ),

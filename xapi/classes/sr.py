@@ -147,10 +147,8 @@ async def update(call: Call, sr: SR) -> None:
     """Measure an SR anew."""
     row = call.db.SR[sr]
     used = await call[Storage].repository(call, row)
-    if used.kind == "none":
-        return
     with answering():
-        space = await used.storage.space(used.path)
+        space = await used.storage.space(used.handle)
     with call.db.atomic():
         write_space(row, space)
 
@@ -178,7 +176,7 @@ async def probe_ext(call: Call, host: Host, device_config: Keys, type: str, sm_c
 def _assert_probed(call: Call, host: Host, type: str) -> None:
     """Raise what a probe fails with before its driver is asked."""
     _ = call.db.host[host]
-    if not any(sm.type == type.lower() for sm in call.db.SM):
+    if driver(call.db, type.lower()) is None:
         raise errors.SR_UNKNOWN_DRIVER(type.lower())
 
 

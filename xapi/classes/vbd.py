@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from hypervisor.api import Change
+from hypervisor.api import Change, VolumeHandle
 from xapi.calls.call import Call
 from xapi.calls.claim import claim
 from xapi.calls.registry import message
@@ -17,7 +17,6 @@ from xapi.operations.busy import busy, held
 from xapi.operations.refusal import refusal
 from xapi.storage.repository import Storage
 from xapi.vms import devices, domains, hotplug
-from xapi.vms.domains import Image
 
 VBD = Ref[records.VBD]
 VDI = Ref[records.VDI]
@@ -177,7 +176,7 @@ async def plug(call: Call, self: VBD) -> None:
     metrics = call.db.VM_metrics.get(vm.metrics)
     if row.type != "CD" and row.mode == "RO" and metrics is not None and metrics.current_domain_type == "hvm":
         raise errors.DISK_VBD_MUST_BE_READWRITE_FOR_HVM(self)
-    await hotplug.plug(call, row, domains.disk(row, await _images(call, row)))
+    await hotplug.plug(call, row, domains.disk(row, await _volumes(call, row)))
 
 
 @message("VBD.unplug")
@@ -202,12 +201,12 @@ async def unplug_force_unchecked(call: Call, self: VBD) -> None:
         await hotplug.unplug(call, row, domains.disk(row, {}), force=True)
 
 
-async def _images(call: Call, row: records.VBD) -> dict[str, Image]:
-    """Return where the medium of a drive lies on its VM's host. Raises Fault."""
+async def _volumes(call: Call, row: records.VBD) -> dict[str, VolumeHandle]:
+    """Return the medium of a drive on its VM's host. Raises Fault."""
     if row.empty:
         return {}
     host = call.db.host[call.db.VM[row.VM].resident_on]
-    return {row.VDI: await call[Storage].image(call, host, call.db.VDI[row.VDI])}
+    return {row.VDI: await call[Storage].volume(call, host, call.db.VDI[row.VDI])}
 
 
 @message("VBD.pause")
@@ -267,7 +266,7 @@ async def _follow(call: Call, row: records.VBD, vm: records.VM) -> None:
     """Make what is in a drive of a running guest what its row says."""
     if vm.power_state == "Halted":
         return
-    disk = domains.disk(row, await _images(call, row))
+    disk = domains.disk(row, await _volumes(call, row))
     if hotplug.is_plugged(call, row):
         await hotplug.adjust(call, row, Change(medium=disk))
     elif vm.power_state == "Running":
@@ -291,4 +290,4 @@ async def _return_to(call: Call, row: records.VBD) -> None:
     """Have in a drive that is plugged what its row says again, if it can be had."""
     if hotplug.is_plugged(call, row):
         with suppress(Fault):
-            await hotplug.adjust(call, row, Change(medium=domains.disk(row, await _images(call, row))))
+            await hotplug.adjust(call, row, Change(medium=domains.disk(row, await _volumes(call, row))))

@@ -30,10 +30,12 @@ from hypervisor.api import (
     Power,
     Shutdown,
     Truth,
+    VolumeHandle,
 )
 from hypervisor.guests import DEMO_KERNEL
 from hypervisor.host import Host
 from hypervisor.network.site import Site
+from hypervisor.storage.errors import StorageError
 from hypervisor.toolstack.devices.screen import Screen
 from hypervisor.toolstack.networks import Networks
 from hypervisor.toolstack.toolstack import Toolstack
@@ -72,7 +74,7 @@ class EmulatedBackend:
     ) -> None:
         self.storage = storage
         host = Host(memory, pcpus, cpu_name=cpu_name)
-        self.toolstack = Toolstack(host, Networks(host.lock, site), storage.repositories)
+        self.toolstack = Toolstack(host, Networks(host.lock, site), volumes=storage.repositories)
         self.toolstack.attention = self._heard
         self._threads = threads
         self._network_boot = _kernel(DirectBoot(network_boot)) if network_boot else None
@@ -180,9 +182,16 @@ class EmulatedBackend:
 
         return await self._change(config.uuid, build)
 
-    async def restore(self, config: DomainConfig, image: str) -> Truth:
+    async def restore(self, config: DomainConfig, image: VolumeHandle) -> Truth:
         """Make a domain from a saved image, paused."""
-        return await self._change(config.uuid, lambda: self.toolstack.restore(config, Path(image)))
+        return await self._change(config.uuid, lambda: self.toolstack.restore(config, self._file(image)))
+
+    def _file(self, image: VolumeHandle) -> Path:
+        """Return where a saved image lies, or is to be written. Raises HostError."""
+        try:
+            return self.storage.repositories.file(image)
+        except StorageError as error:
+            raise HostError(Code.BAD_IMAGE, str(error)) from error
 
     async def _change(self, uuid: str, change: Callable[[], object]) -> Truth:
         """Change a domain and look at it, in one go: each way to a thread and back waits for others that run."""
@@ -256,13 +265,13 @@ class EmulatedBackend:
             if timer.active():
                 timer.cancel()
 
-    async def suspend(self, uuid: str, image: str) -> None:
-        """Have the guest suspend itself, and write it into a file; it stays suspended."""
+    async def suspend(self, uuid: str, image: VolumeHandle) -> None:
+        """Have the guest suspend itself, and save it; it stays suspended."""
         await self.shutdown(uuid, Shutdown.SUSPEND)
         state = (await self.stat(uuid)).state
         if state is None or state.shutdown is not Shutdown.SUSPEND:
             raise HostError(Code.NOT_SUSPENDED, "the guest went down instead of suspending itself")
-        await self._do(uuid, self.toolstack.save, uuid, Path(image))
+        await self._do(uuid, lambda: self.toolstack.save(uuid, self._file(image)))
 
     async def resume(self, uuid: str) -> None:
         """Let a suspended domain go on where it is."""

@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from itertools import count
 from typing import NoReturn
 
-from hypervisor.api import Change, Code, Device, DomainConfig, HostError, Listener, Network, Shutdown, Storage, Truth
+from hypervisor.api import (
+    Change,
+    Code,
+    Device,
+    DomainConfig,
+    HostError,
+    Listener,
+    Network,
+    Shutdown,
+    Storage,
+    Truth,
+    VolumeHandle,
+)
 
 
 class GuestlessBackend:
@@ -58,14 +70,14 @@ class GuestlessBackend:
         """Raise HostError NO_GUESTS."""
         raise HostError(Code.NO_GUESTS, self._why)
 
-    async def restore(self, config: DomainConfig, image: str) -> NoReturn:
+    async def restore(self, config: DomainConfig, image: VolumeHandle) -> NoReturn:
         """Raise HostError NO_GUESTS."""
         raise HostError(Code.NO_GUESTS, self._why)
 
     def _no(self, uuid: str) -> NoReturn:
         raise HostError(Code.NO_DOMAIN, f"there is no domain {uuid}")
 
-    async def suspend(self, uuid: str, image: str) -> NoReturn:
+    async def suspend(self, uuid: str, image: VolumeHandle) -> NoReturn:
         """Raise HostError NO_DOMAIN."""
         self._no(uuid)
 

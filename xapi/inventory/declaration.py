@@ -37,13 +37,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from xapi.host.driver import types
 from xapi.inventory.templates import default_templates, read_size
 
 GIB = 2**30
 Size: TypeAlias = int
 """Bytes; in a file also a text with a unit."""
-SR_TYPES = ("ext", "file", "iso", "lvm", "lvmohba", "lvmoiscsi", "nfs", "smb", "udev")
-"""The types of SR that a host has drivers for."""
 
 
 class DeclarationError(Exception):
@@ -368,7 +367,7 @@ def _check_host(host: Host, path: str, networks: set[str]) -> None:
     _require(host.memory >= GIB, f"{path}.memory", "less than 1 GiB")
     spare = 0 < host.control_domain_memory <= host.memory // 2
     _require(spare, f"{path}.control_domain_memory", "not within 0 and half of the host's memory")
-    kinds = ("ext", "lvm", "file")
+    kinds = [driver.type for driver in types().values() if driver.local is not None]
     _require(host.local_storage_type in kinds, f"{path}.local_storage_type", f"not one of {', '.join(kinds)}")
     _require(bool(host.nics), f"{path}.nic", "a host has at least one network card")
     _require(sum(nic.management for nic in host.nics) <= 1, f"{path}.nic", "two management cards")
@@ -385,7 +384,7 @@ def _check_host(host: Host, path: str, networks: set[str]) -> None:
 
 
 def _check_sr(sr: SR, path: str, hosts: set[str]) -> None:
-    _require(sr.type in SR_TYPES, f"{path}.type", f"{sr.type!r} is not one of {', '.join(SR_TYPES)}")
+    _require(sr.type in types(), f"{path}.type", f"{sr.type!r} is not one of {', '.join(types())}")
     _require(not (sr.shared and sr.host), f"{path}.host", "a shared SR is on all hosts")
     _require(sr.shared or sr.host in hosts, f"{path}.host", f"no host {sr.host!r}")
     for at, vdi in enumerate(sr.vdis):

@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any
 
 from xapi.datamodel.types import NULL
+from xapi.host.driver import types
 from xapi.inventory.declaration import (
     SR,
     VM,
@@ -120,6 +121,7 @@ class _Builder:
 
     def add_sr(self, sr: SR) -> Any:
         """Make a declared SR with its images."""
+        driver = types()[sr.type]
         space = {"physical_size": sr.size} if sr.size else NO_SPACE
         row = add_sr(
             self.rows,
@@ -128,7 +130,7 @@ class _Builder:
             name_label=sr.name,
             name_description=sr.description,
             type=sr.type,
-            content_type=sr.content_type or ("iso" if sr.type == "iso" else "user"),
+            content_type=sr.content_type or driver.content_type,
             shared=sr.shared,
             tags=sr.tags,
             other_config=sr.other_config,
@@ -145,7 +147,7 @@ class _Builder:
                 sharable=vdi.sharable,
                 tags=vdi.tags,
                 other_config=vdi.other_config,
-                **({"location": vdi.name} if sr.type == "iso" else {}),
+                **({"location": vdi.name} if driver.named else {}),
             )
         return row
 

@@ -5,31 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from xapi.inventory.declaration import LOCAL_STORAGE, SR_TYPES, Host
+from hypervisor.api import StorageType
+from xapi.host.driver import types
+from xapi.inventory.declaration import LOCAL_STORAGE, Host
 from xapi.inventory.templates import MIB, Rows, add_image
-from xapi.storage.drivers import CREATABLE
 from xapi.store.memory import Store
 
-_BLOCK = (
-    "SR_SCAN", "SR_UPDATE", "VDI_CREATE", "VDI_DELETE", "VDI_ATTACH", "VDI_DETACH", "VDI_ACTIVATE", "VDI_DEACTIVATE",
-    "VDI_UPDATE", "VDI_INTRODUCE", "VDI_RESIZE", "VDI_CLONE", "VDI_SNAPSHOT", "VDI_RESET_ON_BOOT/2",
-)  # fmt: skip
-"""What our storage does for disks, whatever it calls itself; each has a message that does something."""
-_FILES = (*_BLOCK, "THIN_PROVISIONING")
-_ISO = ("SR_SCAN", "VDI_CREATE", "VDI_DELETE", "VDI_ATTACH", "VDI_DETACH")
-_DEVICES = ("SR_UPDATE", "VDI_INTRODUCE", "VDI_ATTACH", "VDI_DETACH")
-DRIVERS: Mapping[str, tuple[str, str, tuple[str, ...], str]] = {
-    "ext": ("Local EXT", "VHD files on a local file system", _FILES, "device"),
-    "file": ("Folder", "VHD files in a folder of the host", _FILES, "location"),
-    "iso": ("ISO", "CD images in a folder or on a file server", _ISO, "location type username cifspassword"),
-    "lvm": ("Local LVM", "Logical volumes on a local disk", _BLOCK, "device"),
-    "lvmohba": ("LVM over FC", "Logical volumes on a Fibre Channel disk", _BLOCK, "SCSIid"),
-    "lvmoiscsi": ("LVM over iSCSI", "Logical volumes on an iSCSI disk", _BLOCK, "target targetIQN SCSIid port"),
-    "nfs": ("NFS", "VHD files on an NFS server", _FILES, "server serverpath nfsversion options"),
-    "smb": ("SMB", "VHD files on an SMB server", _FILES, "server username password"),
-    "udev": ("Devices", "Drives of the host", _DEVICES, "location"),
-}
-"""SR type to (name, description, features with versions, the keys of device_config)."""
 _TOOLS_SIZE = 8 * MIB
 NO_SPACE = {"physical_size": -1, "physical_utilisation": -1}
 """What an SR reports that cannot tell its size."""
@@ -37,42 +18,44 @@ NO_SPACE = {"physical_size": -1, "physical_utilisation": -1}
 
 def add_drivers(rows: Rows, declared: Collection[str]) -> None:
     """Make one SM for each type of SR that can be made, and for those that are declared besides."""
-    for kind in SR_TYPES:
-        if kind not in CREATABLE and kind not in declared:
+    for driver in types().values():
+        if not driver.creatable and driver.type not in declared:
             rows.uuid(), rows.uuid()  # so that a seed's other references are what they were when all had an SM
             continue
-        name, text, _, keys = DRIVERS[kind]
-        versions = _features(kind)
-        rows.create(
-            "SM",
-            type=kind,
-            name_label=name,
-            name_description=text,
-            vendor="Kronos",
-            copyright="",
-            version="1.0",
-            required_api_version="1.0",
-            configuration=dict.fromkeys(keys.split(), ""),
-            features=versions,
-            capabilities=tuple(versions),
-            supported_image_formats=() if kind in ("iso", "udev") else ("vhd",),
-            driver_filename=f"/opt/xensource/sm/{kind.upper()}SR",
-        )
+        rows.create("SM", **_facts(driver))
 
 
-def _features(kind: str) -> dict[str, int]:
-    return {name: int(version or 1) for name, _, version in (each.partition("/") for each in DRIVERS[kind][2])}
+def _facts(driver: StorageType) -> dict[str, Any]:
+    """Return the fields of a driver's SM."""
+    return {
+        "type": driver.type,
+        "name_label": driver.name,
+        "name_description": driver.description,
+        "vendor": "Kronos",
+        "copyright": "",
+        "version": "1.0",
+        "required_api_version": "1.0",
+        "configuration": dict.fromkeys(driver.device_config, ""),
+        "features": driver.features,
+        "capabilities": tuple(driver.features),
+        "supported_image_formats": driver.image_formats,
+        "driver_filename": f"/opt/xensource/sm/{driver.type.upper()}SR",
+    }
 
 
 def renew_drivers(store: Store) -> None:
-    """Have the SMs of an older version say what drivers do now; those that nothing uses or makes go."""
-    used = {sr.type for sr in store.SR}
+    """Have the SMs of an older version say what drivers do now; those that nothing uses or makes go, new ones come."""
+    used, known = {sr.type for sr in store.SR}, {sm.type for sm in store.SM}
     with store.atomic():
         for sm in list(store.SM):
-            if sm.type not in CREATABLE and sm.type not in used:
+            driver = types().get(sm.type)
+            if sm.type not in used and (driver is None or not driver.creatable):
                 store.SM.delete(sm._ref)
-            elif sm.type in DRIVERS and sm.features != (features := _features(sm.type)):
-                sm.features, sm.capabilities = features, tuple(features)
+            elif driver is not None and sm.features != driver.features:
+                sm.features, sm.capabilities = driver.features, tuple(driver.features)
+        for driver in types().values():
+            if driver.creatable and driver.type not in known:
+                store.SM.create(**_facts(driver))
 
 
 def add_sr(rows: Rows, hosts: Iterable[Any], device_config: Mapping[str, str], **values: Any) -> Any:
@@ -100,11 +83,10 @@ def add_host_storage(rows: Rows, host: Any, declared: Host) -> Any:
     """Make the SRs that belong to one host; return its local storage, or None."""
     local = None
     if declared.local_storage:
-        place = {"location": "/var/opt/xen/sr"} if declared.local_storage_type == "file" else {"device": "/dev/sda3"}
         local = add_sr(
             rows,
             [host],
-            place,
+            types()[declared.local_storage_type].local or {},
             name_label=LOCAL_STORAGE,
             type=declared.local_storage_type,
             content_type="user",

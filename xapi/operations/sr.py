@@ -66,6 +66,12 @@ def driver(db: Store, kind: str) -> SM | None:
     return None
 
 
+def can(db: Store, sr: SR, feature: str) -> bool:
+    """Tell whether the driver of an SR's type has a feature."""
+    sm = driver(db, sr.type)
+    return sm is not None and feature in sm.features
+
+
 def attached(db: Store, sr: SR) -> bool:
     """Tell whether a host has the SR plugged."""
     return any(db.PBD[ref].currently_attached for ref in sr.PBDs)

@@ -87,6 +87,7 @@ class Facts(NamedTuple):
     attached: bool
     features: tuple[str, ...]
     physical: bool
+    """Its driver finds what is in the machine, and makes nothing."""
     tools: bool
     active: bool
     written: bool
@@ -216,7 +217,7 @@ def _facts(db: Store, vdi: VDI, *, named: bool) -> Facts:
         vdi.cbt_enabled,
         sr is not None and attached(db, sr),
         tuple(sm.features) if sm is not None else (),
-        sr is not None and sr.type == "udev",
+        sm is not None and "VDI_INTRODUCE" in sm.features and "VDI_CREATE" not in sm.features,
         sr is not None and sr.is_tools_sr,
         bool(active),
         any(vbd.mode == "RW" for vbd in active) if active else False,

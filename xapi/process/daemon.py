@@ -99,7 +99,7 @@ class Daemon:
         self.networks = add(Networks(db, self.backends))
         self.schedules = add(Schedules(self.subsystems))
         self.metrics = add(Sampler(db, clock, self.backends, self.reconciler.truths))
-        self.storage = add(Storage(storage_directory))
+        self.storage = add(Storage())
         self.plugins = add(plugins)
         self.calls = calls
         self.sessions.trail = self.calls.trail

@@ -153,7 +153,7 @@ def make_service(
             return deferToThreadPool(reactor, pool, function, *arguments)
 
         threads = Threads(in_thread, reactor.callFromThread, reactor.callLater)
-        storage = LocalStorage(in_thread, reactor.callFromThread, lambda: int(reactor.seconds() * 1e9))
+        storage = LocalStorage(config.storage, in_thread, reactor.callFromThread, lambda: int(reactor.seconds() * 1e9))
         state.makes(config.audit_log)
         keeping = Keeping(store, reactor.seconds, config.audit_log)
         undo.callback(keeping.close)

@@ -9,48 +9,46 @@ from hypervisor.api import StorageFailure
 from xapi.calls.faults import shortage
 from xapi.datamodel.errors import Fault
 
-IN_USE, UNIMPLEMENTED, EXISTS, NO_SPACE, NO_VOLUME, NO_REPOSITORY = 16, 38, 43, 44, 46, 47
-NO_DEVICE, NO_LOCATION, NO_CD_SERVER, NO_CD_DIRECTORY = 90, 94, 222, 226
-BAD_TYPE, CANNOT_MAKE = 66, 78
-NO_SUCH_DEVICE, SYSTEM_DEVICE = 19, 105
+IN_USE, UNIMPLEMENTED, NO_SPACE, NO_VOLUME, CANNOT_MAKE = 16, 38, 44, 46, 78
 
 _TEXTS = {
     1: "Invalid argument",
     IN_USE: "The SR device is currently in use",
-    NO_SUCH_DEVICE: "No such device",
+    19: "No such device",
     24: "The VDI is currently in use",
     UNIMPLEMENTED: "The requested method is not supported/implemented",
     39: "The SR is not empty",
     42: "The SR already exists",
-    EXISTS: "The VDI already exists",
+    43: "The VDI already exists",
     NO_SPACE: "There is insufficient space",
     NO_VOLUME: "The VDI is not available",
-    NO_REPOSITORY: "The SR is not available",
+    47: "The SR is not available",
+    48: "Unknown repository type",
     61: "File SR creation error",
     63: "File SR deletion error",
     65: "Failed to load VDI",
-    BAD_TYPE: "Invalid VDI type",
+    66: "Invalid VDI type",
     73: "NFS mount error",
     CANNOT_MAKE: "VDI Creation failed",
     79: "VDI Invalid size",
     80: "Failed to mark VDI hidden",
     81: "Failed to clone VDI",
     82: "Failed to snapshot VDI",
-    NO_DEVICE: "The request is missing the device parameter",
-    NO_LOCATION: "The request is missing the location parameter",
+    90: "The request is missing the device parameter",
+    94: "The request is missing the location parameter",
     95: "The request is missing the target parameter",
     96: "The request is missing or has an incorrect target IQN parameter",
     101: "The request is missing the serverpath parameter",
     102: "The request is missing the server parameter",
-    SYSTEM_DEVICE: "Root system device, cannot be used for VM storage",
+    105: "Root system device, cannot be used for VM storage",
     107: "The SCSIid parameter is missing or incorrect",
     109: "The snapshot chain is too long",
     110: "VDI resize failed",
     111: "SMB mount error",
     141: "Unable to connect to ISCSI service on target",
     200: "General IO error",
-    NO_CD_SERVER: "Could not mount the directory specified in Device Configuration",
-    NO_CD_DIRECTORY: "Invalid local path",
+    222: "Could not mount the directory specified in Device Configuration",
+    226: "Invalid local path",
     456: "Unable to attach empty optical drive to VM.",
     461: "The file system for SR cannot be written to.",
 }

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from hypervisor.api import Contents, Volume
 from xapi.calls.work import Work
 from xapi.log.guests import named
+from xapi.operations.sr import can
 from xapi.storage import volumes
 from xapi.storage.faults import answering
 from xapi.storage.repository import Storage
@@ -30,11 +31,11 @@ async def scan(work: Work, sr: Any) -> None:
     """Bring the rows of a claimed SR in line with what it holds. Raises Fault."""
     db = work.db
     used = await work[Storage].repository(work, sr)
-    if used.kind == "none":
+    if not can(db, sr, "SR_SCAN"):
         return
     generation = db.generation
     with answering():
-        contents = await used.storage.scan(used.path)
+        contents = await used.storage.scan(used.handle)
     _tell(work, sr, contents)
     snapshots = tuple(volume for volume in contents.volumes if volume.description.is_a_snapshot)
     # Snapshots a second time, when there are rows of all that they can be of.
@@ -45,7 +46,7 @@ async def scan(work: Work, sr: Any) -> None:
                 row = volumes.write(db, sr, volume)
                 if row is not None:
                     volumes.read_description(db, row, volume)
-                    row.is_tools_iso = row.is_tools_iso or (sr.is_tools_sr and used.kind == "cds")
+                    row.is_tools_iso = row.is_tools_iso or sr.is_tools_sr
     await _turn(work)
     with db.atomic():
         _miss(work, sr, contents, generation)

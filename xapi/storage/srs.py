@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hypervisor.api import Surroundings
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
 from xapi.datamodel.types import NULL
 from xapi.hosts.backends import Backends
-from xapi.storage import device_config, drivers, volumes
-from xapi.storage.faults import NO_CD_DIRECTORY, NO_CD_SERVER, answering, backend_failure
-from xapi.storage.repository import Storage, cd_directory, kind_of, plugged
+from xapi.operations.sr import driver
+from xapi.storage import device_config, volumes
+from xapi.storage.faults import answering
+from xapi.storage.repository import Storage, known, plugged
 from xapi.storage.scans import scan
 from xapi.store.memory import Store
 
+LOCAL_DISKS = "local-disks"
+"""Key of a host's other_config: the disks that it has besides its own, such as "/dev/sdb,/dev/nvme0n1"."""
 UNKNOWN = -1
 """A size that nobody has asked for yet."""
 
@@ -49,32 +53,18 @@ def drop_pbd(db: Store, pbd: Any) -> None:
 
 async def create(work: Work, sr: Any, pbd: Any) -> None:
     """Make the storage of a new SR where its first PBD says."""
-    if not any(sm.type == sr.type for sm in work.db.SM):
+    if driver(work.db, sr.type) is None:
         raise errors.SR_UNKNOWN_DRIVER(sr.type)
-    config, kind = pbd.device_config, kind_of(sr)
-    drivers.refuse_remote(sr.type, config)
-    storage = work[Backends].of(work.db.host[pbd.host]).storage
-    path = str(work[Storage].directory / sr.uuid)
-    if sr.type in drivers.ON_DEVICES:
-        drivers.assert_device_free(work.db, pbd)
-    else:
-        drivers.assert_location(config, absolute=sr.type == "file")
-    if sr.type == "file":
-        path = config["location"]
-    if kind == "none":
-        return
+    host = work.db.host[pbd.host]
+    disks = filter(None, host.other_config.get(LOCAL_DISKS, "").split(","))
+    others = (dict(work.db.PBD[ref].device_config) for ref in host.PBDs if ref != pbd._ref)
     with answering():
-        if sr.type == "iso":
-            folder = cd_directory(config)
-            if not folder or not await storage.look(folder):
-                raise backend_failure(NO_CD_DIRECTORY if "legacy_mode" in config else NO_CD_SERVER, config["location"])
-        else:
-            await storage.create(path, kind)
+        await work[Backends].of(host).storage.create(known(sr, pbd), Surroundings(tuple(disks), tuple(others)))
 
 
 async def plug(work: Work, sr: Any, pbd: Any) -> None:
     """Connect a claimed SR to a host, and look what it holds."""
-    if not any(sm.type == sr.type for sm in work.db.SM):
+    if driver(work.db, sr.type) is None:
         raise errors.SR_UNKNOWN_DRIVER(sr.type)
     if pbd.currently_attached:
         return
@@ -126,14 +116,8 @@ async def erase(work: Work, sr: Any) -> None:
         raise errors.SR_HAS_NO_PBDS(sr._ref)
     master = next(iter(work.db.pool)).master
     pbd = next((each for each in pbds if each.host == master), pbds[0])
-    kind = kind_of(sr)
-    if kind == "none":
-        return
-    storage = work[Backends].of(work.db.host[pbd.host]).storage
     with answering():
-        path, there = await work[Storage].place(storage, sr, pbd.device_config)
-        if there:
-            await storage.remove(path, kind)
+        await work[Backends].of(work.db.host[pbd.host]).storage.destroy(known(sr, pbd))
 
 
 def forget(db: Store, sr: Any) -> None:

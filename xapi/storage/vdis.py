@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from hypervisor.api import Description, Effect, Space, StorageFailure
+from hypervisor.api import Description, Effect, NewVolume, StorageFailure
 from xapi.calls.claim import SHORT, claim
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
@@ -15,14 +15,14 @@ from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
 from xapi.datamodel.lexical import EPOCH, format_datetime
 from xapi.datamodel.types import NULL
+from xapi.operations.sr import can
 from xapi.storage import volumes
-from xapi.storage.faults import BAD_TYPE, UNIMPLEMENTED, answering, backend_failure
+from xapi.storage.faults import UNIMPLEMENTED, answering, backend_failure
 from xapi.storage.repository import Repository, Storage
 from xapi.storage.unfinished import new_image
 
 COPIED = ("name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "on_boot")
 """What a snapshot or clone has from its source, with allow_caching and tags."""
-FORMATS = ("vhd", "raw")
 
 
 async def prepared(work: Work, vdi: Any) -> Repository:
@@ -31,7 +31,7 @@ async def prepared(work: Work, vdi: Any) -> Repository:
     if not vdi.managed:
         raise errors.VDI_NOT_MANAGED(vdi._ref)
     await work[Storage].provide(work, used, vdi)
-    used.image(vdi)
+    used.volume(vdi)
     return used
 
 
@@ -40,16 +40,10 @@ async def create(
 ) -> Any:
     """Return a new VDI on a claimed SR, with these fields of the row alone."""
     used = await work[Storage].repository(work, sr)
-    if used.kind == "none":
-        raise backend_failure(UNIMPLEMENTED, f"{sr.name_label} holds devices")
-    disks, form = used.kind == "disks", sm_config.get("type", "vhd")
-    if disks and form not in FORMATS:
-        raise backend_failure(BAD_TYPE, f"Invalid VDI type {form}")
     kept = {key: value for key, value in sm_config.items() if key != "vhd-parent"}
     async with new_image(work, sr) as new:
-        name = new if disks else sm_config.get("path", f"{new}.img")
         with answering():
-            effect = await used.storage.make(used.path, name, size, form, said)
+            effect = await used.storage.make(used.handle, NewVolume(new, size, said, dict(sm_config)))
         return await adopt(
             work,
             used,
@@ -70,7 +64,7 @@ async def adopt(work: Work, used: Repository, sr: Any, effect: Effect, fields: M
                 setattr(row, name, value)
     except BaseException:
         with suppress(StorageFailure):
-            await to_its_end(used.storage.delete(used.path, location))
+            await to_its_end(used.storage.delete(used.at(location)))
         raise
     return row
 
@@ -92,14 +86,14 @@ async def snapshot(work: Work, vdi: Any) -> Any:
 
 async def clone(work: Work, vdi: Any) -> Any:
     """Return a new VDI that holds what a claimed one does; where the storage cannot share, a full copy."""
-    used = await prepared(work, vdi)
+    used, sr = await prepared(work, vdi), work.db.SR[vdi.SR]
     said = _plain(work, vdi)
     try:
         return await _branch(work, used, vdi, used.storage.clone, said, {})
     except errors.Fault as fault:
-        if fault.code != f"SR_BACKEND_FAILURE_{UNIMPLEMENTED}" or used.kind != "disks":
+        if fault.code != f"SR_BACKEND_FAILURE_{UNIMPLEMENTED}" or not can(work.db, sr, "VDI_ACTIVATE"):
             raise
-    return await _copied(work, used, vdi, used, work.db.SR[vdi.SR], "vhd")
+    return await _copied(work, used, vdi, used, sr, {})
 
 
 def _plain(work: Work, vdi: Any) -> Description:
@@ -114,7 +108,7 @@ async def _branch(
     sr = work.db.SR[vdi.SR]
     async with new_image(work, sr) as new:
         with answering():
-            effect = await how(used.path, vdi.location, new, said)
+            effect = await how(used.volume(vdi), new, said)
         kept = {name: getattr(vdi, name) for name in (*COPIED, "allow_caching", "tags")}
         return await adopt(work, used, sr, effect, {**kept, **fields})
 
@@ -124,19 +118,22 @@ async def copy(work: Work, vdi: Any, sr: Any) -> Any:
     used = await prepared(work, vdi)
     async with claim(work, "vdi_create", sr, patience=SHORT):
         into = await work[Storage].repository(work, sr)
-    if into.kind != "disks":
+    if not can(work.db, sr, "VDI_ACTIVATE"):
         raise backend_failure(UNIMPLEMENTED, f"{sr.name_label} takes no copies of disks")
-    new = await _copied(work, used, vdi, into, sr, "vhd")
+    new = await _copied(work, used, vdi, into, sr, {})
     if new.on_boot == "reset":
         await freeze(work, new)
     return new
 
 
-async def _copied(work: Work, used: Repository, vdi: Any, into: Repository, sr: Any, form: str) -> Any:
+async def _copied(
+    work: Work, used: Repository, vdi: Any, into: Repository, sr: Any, sm_config: Mapping[str, str]
+) -> Any:
     said = _plain(work, vdi)
     async with new_image(work, sr) as new:
+        wanted = NewVolume(new, vdi.virtual_size, said, sm_config)
         with answering():
-            effect = await used.storage.copy(used.path, vdi.location, into.path, new, form, said, telling(work))
+            effect = await used.storage.copy(used.volume(vdi), into.handle, wanted, telling(work))
         kept = {name: getattr(vdi, name) for name in (*COPIED, "allow_caching", "tags")}
         return await adopt(work, into, sr, effect, kept)
 
@@ -146,7 +143,7 @@ async def copy_into(work: Work, vdi: Any, other: Any) -> None:
     used = await prepared(work, vdi)
     into = await prepared(work, other)
     with answering():
-        effect = await used.storage.copy_into(used.path, vdi.location, into.path, other.location, telling(work))
+        effect = await used.storage.copy_into(used.volume(vdi), into.volume(other), telling(work))
     with work.db.atomic():
         volumes.apply(work.db, work.db.SR[other.SR], effect)
 
@@ -156,7 +153,7 @@ async def copy_suspend_image(work: Work, vdi: Any) -> Any:
     sr = work.db.SR[vdi.SR]
     async with claim(work, "copy", vdi, patience=SHORT):
         used = await work[Storage].repository(work, sr)
-        return await _copied(work, used, vdi, used, sr, "raw")
+        return await _copied(work, used, vdi, used, sr, {"type": "raw"})
 
 
 def telling(work: Work) -> Callable[[float], None]:
@@ -174,7 +171,7 @@ async def resize(work: Work, vdi: Any, size: int) -> None:
     """Make a claimed VDI larger."""
     used = await prepared(work, vdi)
     with answering():
-        effect = await used.storage.resize(used.path, vdi.location, size)
+        effect = await used.storage.resize(used.volume(vdi), size)
     with work.db.atomic():
         volumes.apply(work.db, work.db.SR[vdi.SR], effect)
 
@@ -183,7 +180,7 @@ async def freeze(work: Work, vdi: Any) -> None:
     """Make what a VDI holds that to which it goes back when its VM starts."""
     used = await prepared(work, vdi)
     with answering():
-        effect = await used.storage.freeze(used.path, vdi.location)
+        effect = await used.storage.freeze(used.volume(vdi))
     with work.db.atomic():
         volumes.apply(work.db, work.db.SR[vdi.SR], effect)
 
@@ -191,15 +188,15 @@ async def freeze(work: Work, vdi: Any) -> None:
 async def describe(work: Work, vdi: Any, **fields: Any) -> None:
     """Change what is said of a VDI, beside its volume and in its row."""
     used = await work[Storage].repository(work, work.db.SR[vdi.SR])
-    if used.kind == "disks" and vdi.managed and not volumes.declared(vdi):
+    if can(work.db, work.db.SR[vdi.SR], "VDI_UPDATE") and vdi.managed and not volumes.declared(vdi):
         said = volumes.description(work.db, vdi)
         if vdi.is_a_snapshot and not said.snapshot_of:  # its disk has no row now; what it was is kept
             with answering():
-                beside = await used.storage.volume(used.path, vdi.location)
+                beside = await used.storage.volume(used.volume(vdi))
             said = replace(said, snapshot_of=beside.description.snapshot_of)
         known = {name: value for name, value in fields.items() if hasattr(said, name)}
         with answering():
-            await used.storage.describe(used.path, vdi.location, replace(said, **known))
+            await used.storage.describe(used.volume(vdi), replace(said, **known))
     with work.db.atomic():
         for name, value in fields.items():
             setattr(vdi, name, value)
@@ -211,8 +208,8 @@ async def look(work: Work, vdi: Any) -> None:
     if volumes.declared(vdi):
         return
     with answering():
-        volume = await used.storage.volume(used.path, vdi.location)
-        space = await used.storage.space(used.path)
+        volume = await used.storage.volume(used.volume(vdi))
+        space = await used.storage.space(used.handle)
     with work.db.atomic():
         volumes.apply(work.db, work.db.SR[vdi.SR], Effect((volume,), (), space))
         volumes.read_description(work.db, vdi, volume)
@@ -221,11 +218,9 @@ async def look(work: Work, vdi: Any) -> None:
 async def introduce(work: Work, sr: Any, location: str, fields: Mapping[str, Any]) -> Any:
     """Return the row of a volume that is on a claimed SR, made if there is none."""
     used = await work[Storage].repository(work, sr)
-    if used.kind == "none":
-        raise backend_failure(UNIMPLEMENTED, f"{sr.name_label} holds devices")
     with answering():
-        volume = await used.storage.volume(used.path, location)
-        space: Space = await used.storage.space(used.path)
+        volume = await used.storage.volume(used.at(location))
+        space = await used.storage.space(used.handle)
     with work.db.atomic():
         volumes.apply(work.db, sr, Effect((volume,), (), space))
         row = volumes.find(work.db, sr, location)

@@ -1,6 +1,6 @@
 """What storage says of volumes, written into the rows of VDIs; and the other way.
 
-In a repository of disks a VDI's location is its uuid; CDs are known by the names of their files. A row whose
+A VDI's location is what its SR's driver calls its volume: its uuid, or the name of a CD's file. A row whose
 physical_utilisation is 0 has never had a file: an inventory has declared it, and its volume is made when it is first
 used. So every row that has one shows some bytes (`LEAST`).
 """
@@ -163,9 +163,10 @@ def apply(db: Store, sr: Any, effect: Effect) -> None:
     write_space(sr, effect.space)
 
 
-def write_space(sr: Any, space: Space) -> None:
-    """Write how large an SR is, and how full."""
-    sr.physical_size, sr.physical_utilisation = space.physical_size, space.physical_utilisation
+def write_space(sr: Any, space: Space | None) -> None:
+    """Write how large an SR is, and how full, as far as that is known."""
+    if space is not None:
+        sr.physical_size, sr.physical_utilisation = space.physical_size, space.physical_utilisation
 
 
 def _promised(vdi: Any) -> int:

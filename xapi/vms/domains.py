@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.api import DEMO, NIC, Boot, BootLoader, DirectBoot, Disk, Display, DomainConfig, Firmware
+from hypervisor.api import (
+    DEMO,
+    NIC,
+    Boot,
+    BootLoader,
+    DirectBoot,
+    Disk,
+    Display,
+    DomainConfig,
+    Firmware,
+    VolumeHandle,
+)
 from xapi.datamodel import errors
 from xapi.datamodel.lexical import parse_number
 from xapi.datamodel.types import NULL
@@ -30,14 +40,6 @@ VIDEO_RAM, MOST_VIDEO_RAM = 4, 128
 """MiB for a guest's picture if platform:videoram does not say, as in xapi, and at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """Where the content of a VDI lies for a host backend."""
-
-    path: str
-    format: str
-
-
 class Kernels:
     """Where kernels lie that VMs name; no VM gets at anything else of the host's."""
 
@@ -45,8 +47,8 @@ class Kernels:
         self.directory = directory
 
 
-def describe(db: Store, vm: VM, images: Mapping[str, Image], guest_directory: Path) -> DomainConfig:
-    """Return the domain of a VM; `images` has those of its VDIs. Raises Fault for a boot that cannot be."""
+def describe(db: Store, vm: VM, volumes: Mapping[str, VolumeHandle], guest_directory: Path) -> DomainConfig:
+    """Return the domain of a VM; `volumes` has those of its VDIs. Raises Fault for a boot that cannot be."""
     weight, cap, mask = (vm.VCPUs_params.get(key, "") for key in ("weight", "cap", "mask"))
     return DomainConfig(
         uuid=vm.uuid,
@@ -56,7 +58,7 @@ def describe(db: Store, vm: VM, images: Mapping[str, Image], guest_directory: Pa
         vcpus=vm.VCPUs_at_startup,
         vcpus_max=vm.VCPUs_max,
         boot=boot(vm, guest_directory),
-        disks=tuple(disk(vbd, images) for vbd in _in_order(db.VBD[ref] for ref in vm.VBDs) if not _lost(vbd)),
+        disks=tuple(disk(vbd, volumes) for vbd in _in_order(db.VBD[ref] for ref in vm.VBDs) if not _lost(vbd)),
         nics=tuple(nic(db, vif) for vif in _in_order(db.VIF[ref] for ref in vm.VIFs)),
         display=display(vm),
         weight=_number(weight, 256, 1, 65535),
@@ -137,16 +139,14 @@ def _numbered(row: Any) -> int:
     return number
 
 
-def disk(vbd: VBD, images: Mapping[str, Image]) -> Disk:
+def disk(vbd: VBD, volumes: Mapping[str, VolumeHandle]) -> Disk:
     """Return the drive that a VBD stands for."""
-    image = images.get(vbd.VDI) if not vbd.empty and vbd.VDI != NULL else None
     return Disk(
         number=_numbered(vbd),
-        path="" if image is None else image.path,
-        format="raw" if image is None else image.format,
         read_only=vbd.mode == "RO",
         is_cdrom=vbd.type == "CD",
         bootable=vbd.bootable,
+        volume=volumes.get(vbd.VDI) if not vbd.empty and vbd.VDI != NULL else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from hypervisor.api import DomainConfig, Shutdown, Truth
+from hypervisor.api import DomainConfig, Shutdown, Truth, VolumeHandle
 from xapi.calls.claim import SHORT, Held, changed, claims
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
@@ -207,10 +207,10 @@ async def save(work: Work, vm: Any) -> Any:
     """Return a new VDI with the memory of a VM, whose guest is suspended then; it goes on when that fails."""
     storage, host = work[Storage], work.db.host[vm.resident_on]
     backend_ = work[Backends].of(host)
-    vdi, path = await storage.make_suspend_image(work, vm, host)
+    vdi, image = await storage.make_suspend_image(work, vm, host)
     try:
         with told(vm):
-            await backend_.suspend(vm.uuid, path)
+            await backend_.suspend(vm.uuid, image)
         await storage.suspend_image_written(work, vdi)
     except BaseException:
         await to_its_end(_stay(work, vm, backend_, vdi))
@@ -312,7 +312,7 @@ async def _resume(
 
 
 async def _restore(
-    work: Work, vm: Any, host: Any, image: str, unfinished: Making, held: Held, *, start_paused: bool
+    work: Work, vm: Any, host: Any, image: VolumeHandle, unfinished: Making, held: Held, *, start_paused: bool
 ) -> Truth:
     """Make a VM's domain from its suspend image; return what is true then. No domain is left when it fails.
 

@@ -17,22 +17,21 @@ from hypervisor.disks.disk import DiskError
 from hypervisor.split.block import BlockConfig, BlockDevice
 from hypervisor.split.xenbus import DeviceClass
 from hypervisor.storage.errors import StorageError
-from hypervisor.storage.repositories import Repositories
+from hypervisor.storage.repositories import Volumes
 from hypervisor.toolstack.devices.plugged import Plugged, Slot
 
 
-def open_disk(described: Disk, repositories: Repositories, *, read_only: bool = False) -> disks.Disk | None:
+def open_disk(described: Disk, volumes: Volumes, *, read_only: bool = False) -> disks.Disk | None:
     """Open what a disk is kept in; None for an empty drive. Raises HostError."""
     if described.format == "anonymous":
         return AnonymousDisk(described.size)
-    if not described.path:
-        return None
-    path, read_only = Path(described.path), read_only or described.read_only or described.is_cdrom
+    read_only = read_only or described.read_only or described.is_cdrom
     try:
-        volume = repositories.open(path, read_only=read_only)
-        if volume is not None:
-            return volume
-        return (vhd.open if described.format == "vhd" else raw.open)(path, read_only=read_only)
+        if described.volume is not None:
+            return volumes.open(described.volume, read_only=read_only)
+        if not described.path:
+            return None
+        return (vhd.open if described.format == "vhd" else raw.open)(Path(described.path), read_only=read_only)
     except (DiskError, StorageError) as error:
         raise HostError(Code.BAD_DISK, str(error)) from error
 
@@ -44,13 +43,13 @@ class Drive(Plugged[Disk]):
 
     def __init__(self, slot: Slot, described: Disk) -> None:
         super().__init__(slot, described)
-        self._disk = open_disk(described, slot.repositories)
+        self._disk = open_disk(described, slot.volumes)
         config = BlockConfig(
             name=disk_name(described.number),
             read_only=described.read_only,
             cdrom=described.is_cdrom,
             bootable=described.bootable,
-            params=described.path,
+            params=_params(described),
         )
         try:
             self._device = BlockDevice(slot.domain, self._disk, slot.execute, config)
@@ -70,9 +69,9 @@ class Drive(Plugged[Disk]):
         """Eject, insert or exchange a CD. Raises HostError."""
         if not self.described.is_cdrom:
             raise HostError(Code.NO_CDROM, f"device {described.number} is no CD drive")
-        old, self._disk = self._disk, open_disk(described, self.slot.repositories)
+        old, self._disk = self._disk, open_disk(described, self.slot.volumes)
         self.described = structs.replace(described, is_cdrom=True)
-        self._device.change_medium(self._disk, described.path, lambda: self._close_then(old, done))
+        self._device.change_medium(self._disk, _params(described), lambda: self._close_then(old, done))
 
     def state(self) -> DeviceState:
         """Return what the drive has done."""
@@ -88,6 +87,11 @@ class Drive(Plugged[Disk]):
             done()
 
         self.slot.execute(close)
+
+
+def _params(described: Disk) -> str:
+    """Return what xenstore says that a disk is kept in."""
+    return described.path if described.volume is None else described.volume.location
 
 
 def _close(disk: disks.Disk | None) -> None:

@@ -16,7 +16,7 @@ from hypervisor.api import Code, Device, DeviceState, HostError
 from hypervisor.domains.domain import Domain
 from hypervisor.split.block_queue import Execute
 from hypervisor.split.xenbus import Backend, BusState, DeviceClass
-from hypervisor.storage.repositories import Repositories
+from hypervisor.storage.repositories import Volumes
 from hypervisor.toolstack.networks import Networks
 from hypervisor.xenstore.errors import XenstoreError
 from hypervisor.xenstore.store import Store
@@ -34,7 +34,7 @@ class Slot:
     domain: Domain
     store: Store
     networks: Networks
-    repositories: Repositories
+    volumes: Volumes
     execute: Execute
     changed: Callable[[], None]
 

@@ -240,7 +240,7 @@ async def checksum(call: Call, self: VDI) -> str:
     row = call.db.VDI[self]
     used = await vdis.prepared(call, row)
     with answering():
-        return await used.storage.checksum(used.path, row.location)
+        return await used.storage.checksum(used.volume(row))
 
 
 @message("VDI.db_forget")
