@@ -27,6 +27,7 @@ from hypervisor.domains.time import Time
 from hypervisor.domains.vcpus import DomainVCPU, vcpus
 from hypervisor.memory.guest_memory import Memory
 from hypervisor.memory.physmap import Physmap
+from hypervisor.memory.shared import SharedFrames
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class Domain:
         self.grants = GrantTable(self.memory)
         self.time.renew()
 
-    def freeze(self) -> int:
+    def freeze(self) -> SharedFrames:
         """Freeze the memory, see `Memory.freeze`; handles of grants that were mapped stay, their frames are empty."""
         self.maptrack.empty()
         return self.memory.freeze()

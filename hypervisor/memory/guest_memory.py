@@ -27,6 +27,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hypervisor.memory import pagemap
+from hypervisor.memory.frame_set import FrameSet
+from hypervisor.memory.shared import SharedFrames
 
 if TYPE_CHECKING:
     from hypervisor.memory.foreign import Loan
@@ -64,16 +66,18 @@ class Memory:
     Raises OSError when the host cannot map it, ValueError for a size that is none.
     """
 
-    def __init__(self, size: int, _file: int | None = None) -> None:
+    def __init__(self, size: int, shared: SharedFrames | None = None) -> None:
         if size <= 0 or size % PAGE:
             raise ValueError(f"memory of {size} bytes is no multiple of {PAGE}")
         self.size = size
-        self.private = _file is not None
-        """True for a clone: what it writes is its own, and its file is the frozen original."""
-        self.file = os.memfd_create("domain") if _file is None else _file
+        self.shared = shared
+        """What the frames are of that it has not written, where it has any together with others; it holds that."""
+        self.file = os.memfd_create("domain") if shared is None else shared.file
         """Descriptor of the file; -1 once the memory is closed."""
-        if not self.private:
+        if shared is None:
             os.ftruncate(self.file, size + EXTRA * PAGE)
+        self._apart = FrameSet()
+        """Frames that show nothing shared any more, for they were given back."""
         self.extra: dict[int, int] = {}
         """Frame number to offset, of frames beyond the memory."""
         try:
@@ -84,7 +88,7 @@ class Memory:
             """Host address of guest-physical 0; only the CPU layer uses it."""
             self._map()
         except OSError:
-            os.close(self.file)
+            self._close_file()
             raise
         self.bytes = memoryview(self._range)
         self.words = self.bytes.cast("Q")
@@ -100,6 +104,23 @@ class Memory:
         """Frames that are another domain's, by their numbers here."""
         self.lent: dict[int, list[Loan]] = {}
         """Frames of this memory that others show."""
+
+    @property
+    def private(self) -> bool:
+        """Tell whether what it writes is in no file, but copies of its own."""
+        return self.shared is not None
+
+    def is_shared(self, frame: int) -> bool:
+        """Tell whether a frame is one of `shared`, not yet a copy of its own; False where the kernel cannot tell."""
+        at = frame * PAGE
+        return self.private and frame not in self._apart and not self._own(at, at + PAGE)
+
+    def _close_file(self) -> None:
+        file, self.file = self.file, -1
+        if self.shared is None:
+            os.close(file)
+        else:
+            self.shared.drop()
 
     def _map(self) -> None:
         """Let the range show the file."""
@@ -126,11 +147,10 @@ class Memory:
         """
         if self.file >= 0:
             self.let_go()
-            file, self.file = self.file, -1
             with suppress(OSError):  # then the pages, which are nobody else's, go with the last view
                 self._lay(_PRIVATE_ZEROS, -1)
             self._range = None
-            os.close(file)
+            self._close_file()
 
     def let_go(self) -> None:
         """End all that others share with this memory, and all access by its methods; under the host's lock."""
@@ -217,7 +237,8 @@ class Memory:
             raise OSError(code, f"cannot free frames: {os.strerror(code)}")
 
     def _free_private(self, frame: int, count: int) -> None:
-        """Let frames read as zero; the file is somebody's frozen image and stays as it is."""
+        """Let frames read as zero; those that others have too stay as they are."""
+        self._apart.add(frame, count)
         if count >= _REMAPPED:
             with suppress(OSError):
                 self._lay(_PRIVATE_ZEROS, -1, frame * PAGE, count * PAGE)
@@ -243,16 +264,17 @@ class Memory:
     def extents(self) -> Iterator[tuple[int, int]]:
         """Yield start and end of the ranges that were ever written, in order, without a look at their content."""
         if self.private:
-            yield from merged([*self._file_extents(self.size), *self._own(self.size)])
+            yield from merged([*self._file_extents(self.size), *self._own(0, self.size)])
         else:
             yield from self._file_extents(self.size)
 
-    def _own(self, end: int) -> list[tuple[int, int]]:
-        """Return the ranges that a private mapping has copied; all, where the kernel does not tell."""
+    def _own(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Return the parts of a range that a private mapping has copied; all, where the kernel does not tell."""
         try:
-            return list(pagemap.own_pages(self.address, end))
+            found = pagemap.own_pages(self.address + start, end - start)
+            return [(start + low, start + high) for low, high in found]
         except OSError:
-            return [(0, end)]
+            return [(start, end)]
 
     def _file_extents(self, end: int) -> Iterator[tuple[int, int]]:
         """Yield start and end of the ranges before `end` that the file has."""
@@ -270,10 +292,10 @@ class Memory:
 
     # Copies
 
-    def freeze(self) -> int:
-        """Stop sharing writes with the file and return a file descriptor of what was written so far.
+    def freeze(self) -> SharedFrames:
+        """Stop sharing writes with the file and return what was written so far, to be held by the caller.
 
-        From here on this memory is private too; any number of clones can be made of the descriptor. The first
+        From here on this memory is private too; any number of clones can be made of what is returned. The first
         time takes microseconds; memory that is private already is copied to a file of its own, all that is in use
         of it. No vCPU and no backend may write meanwhile. Frames of others are empty afterwards, and those who have
         frames of this memory keep copies: nobody else may write to what is frozen. Raises OSError.
@@ -281,15 +303,17 @@ class Memory:
         for loan in list(self.foreign.values()):
             loan.end()
         self.call_in()
-        if self.private and self._own(self.size + EXTRA * PAGE):
-            file = self._copied()
-            os.close(self.file)
-            self.file = file
+        shared = self.shared
+        if shared is None:
+            shared = self.shared = SharedFrames(self.file)
             self._map()
-        elif not self.private:
-            self.private = True
+        elif len(self._apart) or self._own(0, self.size + EXTRA * PAGE):
+            self.shared = SharedFrames(self._copied())
+            shared.drop()
+            shared, self.file = self.shared, self.shared.file
+            self._apart = FrameSet()
             self._map()
-        return os.dup(self.file)
+        return shared.hold()
 
     def _copied(self) -> int:
         """Return a new file with the content of this private memory."""
@@ -297,7 +321,7 @@ class Memory:
         file = os.memfd_create("domain")
         try:
             os.ftruncate(file, whole)
-            for start, end in merged([*self._file_extents(whole), *self._own(whole)]):
+            for start, end in merged([*self._file_extents(whole), *self._own(0, whole)]):
                 for at in range(start, end, _COPIED):
                     part = bytes(self.bytes[at : min(at + _COPIED, end)])
                     if part != bytes(len(part)):
@@ -308,9 +332,9 @@ class Memory:
         return file
 
     @classmethod
-    def clone(cls, file: int, size: int) -> Memory:
-        """Return memory that begins as a frozen file and copies on write; takes a descriptor of its own."""
-        return cls(size, os.dup(file))
+    def clone(cls, shared: SharedFrames, size: int) -> Memory:
+        """Return memory that begins as what is shared, which it holds too, and copies on write."""
+        return cls(size, shared.hold())
 
 
 def merged(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

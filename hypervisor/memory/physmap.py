@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 
 from hypervisor.memory.foreign import Loan
 from hypervisor.memory.frame_set import FrameSet
 from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
+
+
+class Owner(Enum):
+    """Whose the frame is that a domain has under a number of its RAM."""
+
+    DOMAIN = "the domain's own"
+    SHARED = "of a template and its clones, until one of them writes to it: then the writer has a copy of its own"
+    OTHER = "another domain's, whose grant was mapped there"
+    HOST = "given back: nobody's, and reads as zero"
 
 
 class Physmap:
@@ -43,6 +53,15 @@ class Physmap:
         start = frame * PAGE
         ram = any(low <= start < high for low, high in self.ranges)
         return ram and frame not in self.ballooned and frame not in self._memory.foreign
+
+    def owner(self, frame: int) -> Owner:
+        """Return whose a frame is. Raises BadAddress for one that is no RAM. Asks the kernel, 20 µs, in a clone."""
+        self._check(frame, 1)
+        if frame in self._memory.foreign:
+            return Owner.OTHER
+        if frame in self.ballooned:
+            return Owner.HOST
+        return Owner.SHARED if self._memory.is_shared(frame) else Owner.DOMAIN
 
     def release(self, frame: int, count: int) -> bool:
         """Give frames to the host (balloon up), if no other domain is concerned. Raises BadAddress."""

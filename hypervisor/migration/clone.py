@@ -11,12 +11,12 @@ only it can change. A clone resumes as from a suspend, into a domain that is new
 
 from __future__ import annotations
 
-import os
 from types import TracebackType
 
 from hypervisor.domains.domain import Domain
 from hypervisor.host import Host
 from hypervisor.memory.guest_memory import Memory
+from hypervisor.memory.shared import SharedFrames
 from hypervisor.migration.restore import place
 from hypervisor.migration.save import held
 
@@ -28,7 +28,7 @@ class Template:
         self._size = domain.memory.size
         with held(host, domain) as (self.context, reading), reading:
             self.shape = reading.shape
-            self._file = domain.freeze()
+            self._shared: SharedFrames | None = domain.freeze()
 
     def __enter__(self) -> Template:
         return self
@@ -40,17 +40,19 @@ class Template:
 
     def close(self) -> None:
         """Let the frozen memory go when no domain uses it any more."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.drop()
 
     def clone(self, host: Host, uuid_text: str = "", code_cache: int = 1 << 20) -> Domain:
         """Return a new domain, paused, with the template's memory; console and xenstore are to be joined to it.
 
-        Raises NoMemory, OSError, and ImageError for a PV guest that has spoilt its page tables behind Xen's back, with
-        nothing left behind.
+        Raises ValueError once the template is closed, NoMemory, OSError, and ImageError for a PV guest that has spoilt
+        its page tables behind Xen's back, with nothing left behind.
         """
-        memory = Memory.clone(self._file, self._size)
+        if self._shared is None:
+            raise ValueError("the template is closed")
+        memory = Memory.clone(self._shared, self._size)
         try:
             return place(host, self.shape, memory, self.context, uuid_text, code_cache)
         except BaseException:

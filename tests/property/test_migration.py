@@ -142,7 +142,9 @@ def test_rounds_carry_all_that_changed(kind: type[Tracker], private: bool, steps
     source, copy = Memory(FRAMES * PAGE), Memory(FRAMES * PAGE)
     source.write(5 * PAGE, b"before")
     if private:
-        clone = Memory.clone(source.freeze(), FRAMES * PAGE)
+        shared = source.freeze()
+        clone = Memory.clone(shared, FRAMES * PAGE)
+        shared.drop()
         source.close()
         source = clone
     try:
