@@ -13,7 +13,6 @@ from tests.conftest import Pool
 from tests.fakes import SavedDomains
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
-from xapi.operations.refusal import objects
 
 MIB = 1 << 20
 
@@ -88,7 +87,7 @@ def test_a_start_that_fails_leaves_nothing(pool: Pool, vm: Any, step: str) -> No
     assert pool.fails("VM.start", vm._ref, False, False) == ["INTERNAL_ERROR", "failed: by the test"]
     assert (vm.power_state, vm.resident_on, vm.scheduled_to_be_resident_on) == ("Halted", NULL, NULL)
     assert not pool.backend.doms
-    assert not any(row.current_operations for table in ("VM", "VIF", "host") for row in objects(pool.db, table))
+    assert not any(row.current_operations for table in ("VM", "VIF", "host") for row in pool.db.claimable(table))
     del pool.backend.fail[step]
     pool("VM.start", vm._ref, False, False)
     assert vm.power_state == "Running"

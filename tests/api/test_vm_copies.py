@@ -16,7 +16,6 @@ from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import EPOCH
 from xapi.datamodel.types import NULL
-from xapi.operations.refusal import objects
 from xapi.vms import sexpr
 from xapi.vms.devices import mac_address
 
@@ -72,7 +71,7 @@ def copied(pool: Pool, message: str, vm: Any, *more: Any) -> Any:
 
 def idle(pool: Pool) -> bool:
     """Tell whether nobody holds anything, and no task is left."""
-    held = [row for table in ("VM", "VDI", "SR", "VBD") for row in objects(pool.db, table) if row.current_operations]
+    held = [row for table in ("VM", "VDI", "SR", "VBD") for row in pool.db.claimable(table) if row.current_operations]
     return not held and not len(pool.db.task)
 
 

@@ -12,7 +12,7 @@ from tests.journal import Journal
 from xapi import datamodel
 from xapi.datamodel import Field, errors
 from xapi.datamodel.types import NULL, BoolType, EnumType, MapType, RefType, SetType, StringType
-from xapi.operations.refusal import RULES, allowed_operations, objects, register
+from xapi.operations.refusal import RULES, allowed_operations, register
 from xapi.store.memory import Store
 
 SOME = {
@@ -251,7 +251,7 @@ class World:
         return [
             (name, row.allowed_operations, allowed_operations(self.db, row))
             for name in RULES
-            for row in objects(self.db, name)
+            for row in self.db.claimable(name)
             if row.allowed_operations != allowed_operations(self.db, row)
         ]
 

@@ -14,7 +14,7 @@ from xapi import datamodel
 from xapi.calls import registry
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
-from xapi.operations.refusal import RULES, allowed_operations, objects, permitted, refusal, register
+from xapi.operations.refusal import RULES, allowed_operations, permitted, refusal, register
 from xapi.operations.serving import unserved
 from xapi.store.memory import Store
 from xapi.store.rows import Row
@@ -1154,7 +1154,7 @@ def test_each_operation_that_a_fresh_pool_offers_has_a_message_that_does_somethi
     offered = {
         f"{name}.{operation}"
         for name in RULES
-        for row in objects(pool.db, name)
+        for row in pool.db.claimable(name)
         for operation in row.allowed_operations
     }
 
@@ -1212,7 +1212,7 @@ def test_every_list_of_a_fresh_pool_is_up_to_date(pool: Pool) -> None:
     stale = [
         row
         for name in RULES
-        for row in objects(pool.db, name)
+        for row in pool.db.claimable(name)
         if row.allowed_operations != allowed_operations(pool.db, row)
     ]
 

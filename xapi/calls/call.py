@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xapi.access.caller import Caller
 from xapi.calls.tasks import Tasks
@@ -12,7 +12,7 @@ from xapi.datamodel import Model
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xapi.datamodel import Message
+    from xapi.datamodel import Message, records
 
 
 class Call(Work):
@@ -20,18 +20,20 @@ class Call(Work):
 
     __slots__ = ("borrowed", "message")
 
-    def __init__(self, subsystems: Subsystems, message: Message, name: str, caller: Caller, task: Any = None) -> None:
+    def __init__(
+        self, subsystems: Subsystems, message: Message, name: str, caller: Caller, task: records.task | None = None
+    ) -> None:
         super().__init__(subsystems, name, caller, task)
         self.message = message
         self.borrowed = False
         """The task is one that the client named: its end is the client's to write."""
 
-    def _begin(self) -> Any:
+    def _begin(self) -> records.task:
         """Return the task that the client named, or a new one."""
         tasks, caller = self[Tasks], self.caller
         task = tasks.named_by(caller.origin, caller.session)
         self.borrowed = task is not None
-        return task if self.borrowed else tasks.create(self.name, session=caller.session, origin=caller.origin)
+        return task or tasks.create(self.name, session=caller.session, origin=caller.origin)
 
     def done(self) -> None:
         """Let the task go, unless it is the client's own."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from xapi.calls.call import Call
     from xapi.calls.work import Work
     from xapi.datamodel import Message
+    from xapi.datamodel.records import Claimable
     from xapi.store.memory import Store
     from xapi.store.rows import Row
 
+T = TypeVar("T")
 PATIENCE = 2 * 3600.0
 """Seconds for which a call waits for an object that another operation holds."""
 SHORT = 120.0
@@ -34,7 +36,7 @@ SHORT = 120.0
 _LOOK = 20.0
 """Seconds between two looks when nothing is heard."""
 
-Wanted = tuple[str, Any]
+Wanted = tuple[str, "Claimable"]
 """An operation, and the object that it is done to."""
 
 
@@ -45,7 +47,7 @@ _BESIDE = {"VDI": "SR", "PBD": "SR"}
 class Refusal(Protocol):
     """Tells why an operation may not start on an object now, or None."""
 
-    def __call__(self, db: Store, row: Any, operation: str, *, strict: bool) -> Fault | None: ...
+    def __call__(self, db: Store, row: Claimable, operation: str, *, strict: bool) -> Fault | None: ...
 
 
 class Refusals:
@@ -72,7 +74,7 @@ class Held:
 
 
 def claim(
-    work: Work, operation: str, *rows: Any, strict: bool = True, patience: float = PATIENCE
+    work: Work, operation: str, *rows: Claimable, strict: bool = True, patience: float = PATIENCE
 ) -> AbstractAsyncContextManager[Held]:
     """Hold an operation of some objects while inside. Raises the Fault of the first that refuses."""
     return claims(work, [(operation, row) for row in rows], strict=strict, patience=patience)
@@ -113,23 +115,24 @@ def own(message: Message) -> tuple[tuple[str, str], ...]:
 
 
 def declared(
-    call: Call, row: Any, *, strict: bool = True, patience: float = PATIENCE
+    call: Call, row: Row, *, strict: bool = True, patience: float = PATIENCE
 ) -> AbstractAsyncContextManager[Held]:
     """Hold what a call's message claims of its own object while inside. Raises the Fault of the first that refuses."""
-    tables, mine = call.db.tables, call.message.class_name
+    db, mine = call.db, call.message.class_name
     wanted = [
-        (operation, row if cls == mine else tables[cls][getattr(row, cls)]) for cls, operation in own(call.message)
+        (operation, db.claimable(cls)[row._ref if cls == mine else getattr(row, cls)])
+        for cls, operation in own(call.message)
     ]
     return claims(call, wanted, strict=strict, patience=patience)
 
 
-def claiming(message: Message, function: Callable[..., Awaitable[Any]], patience: float) -> Callable[..., Any]:
+def claiming(message: Message, function: Callable[..., Awaitable[T]], patience: float) -> Callable[..., Awaitable[T]]:
     """Return the function of a message that runs while what the message claims of its own object is held."""
 
     @wraps(function)
-    async def run(call: Call, *arguments: Any) -> Any:
-        async with declared(call, call.db.tables[message.class_name][arguments[0]], patience=patience):
-            return await function(call, *arguments)
+    async def run(call: Call, ref: str, *arguments: object) -> T:
+        async with declared(call, call.db.tables[message.class_name][ref], patience=patience):
+            return await function(call, ref, *arguments)
 
     return run
 
@@ -158,24 +161,25 @@ async def _free(work: Work, wanted: Sequence[Wanted], strict: bool, deadline: fl
     return waited
 
 
-def _refusal(work: Work, row: Any, operation: str, strict: bool) -> Fault | None:
+def _refusal(work: Work, row: Claimable, operation: str, strict: bool) -> Fault | None:
     if not _exists(work.db, row):
         return Fault("HANDLE_INVALID", row._table.name, row._ref)
     return work[Refusals].refusal(work.db, row, operation, strict=strict)
 
 
-def _mover(db: Store, row: Any) -> Callable[[], bool]:
+def _mover(db: Store, row: Claimable) -> Callable[[], bool]:
     """Return what tells whether others hold an object now than when this was called, or what may keep it busy."""
     held = [(each, each.current_operations) for each in (row, *_joined(db, row))]
     return lambda: not _exists(db, row) or any(each.current_operations is not before for each, before in held)
 
 
-def _joined(db: Store, row: Any) -> list[Any]:
+def _joined(db: Store, row: Claimable) -> list[Claimable]:
     """Return the objects whose operations keep another busy: a disk's drives, and a drive's disk."""
-    if row._table.name == "VDI":
-        return [db.VBD[ref] for ref in row.VBDs]
-    disk = db.VDI.get(row.VDI) if row._table.name == "VBD" else None
-    return [] if disk is None else [disk]
+    if (disk := db.VDI.get(row._ref)) is not None:
+        return [db.VBD[ref] for ref in disk.VBDs]
+    drive = db.VBD.get(row._ref)
+    medium = None if drive is None else db.VDI.get(drive.VDI)
+    return [] if medium is None else [medium]
 
 
 def _exists(db: Store, row: Row) -> bool:

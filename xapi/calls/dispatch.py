@@ -10,8 +10,8 @@ Costs: a getter some 3 Âµs; a message that may wait also makes a task, some 20 Â
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -20,6 +20,7 @@ from xapi.access.sessions import Sessions, allowed
 from xapi.calls import implicit, registry
 from xapi.calls.call import Call, key_permission
 from xapi.calls.faults import unexpected
+from xapi.calls.registry import Function
 from xapi.calls.tasks import Tasks
 from xapi.datamodel import Message, Model, errors
 from xapi.datamodel.errors import Fault
@@ -31,6 +32,7 @@ from xapi.wire.xmlrpc import Untyped
 
 if TYPE_CHECKING:
     from xapi.calls.work import Subsystems
+    from xapi.datamodel import records
     from xapi.log.calls import Calls
     from xapi.store.memory import Store
 
@@ -43,7 +45,7 @@ class Method:
         "permission", "plan", "reading", "removed", "required", "result", "session", "stops_with_client", "waits",
     )  # fmt: skip
 
-    def __init__(self, message: Message, function: Callable[..., Any], reading: bool, model: Model) -> None:
+    def __init__(self, message: Message, function: Function, reading: bool, model: Model) -> None:
         self.message = message
         self.plan = plans(model)[message.full_name]
         self.noted = True
@@ -57,7 +59,7 @@ class Method:
         self.session = message.session
         self.required = message.required
         self.open_ended = message.open_ended
-        self.decoders: list[tuple[Callable[[Any], Any], Any]] = [
+        self.decoders: list[tuple[Callable[[object], object], object]] = [
             (parameter.type.decode, parameter.default) for parameter in message.parameters
         ]
         self.permission = message.full_name.lower()
@@ -65,7 +67,7 @@ class Method:
         self.result: Type = message.result
         self.key_parameter = 1 if message.key_roles else None
 
-    def decode_arguments(self, params: list[Any], first: int) -> list[Any]:
+    def decode_arguments(self, params: list[object], first: int) -> list[object]:
         """Return the typed arguments. Raises INTERNAL_ERROR, as xapi does for what has the wrong type."""
         arguments = []
         at = first
@@ -87,31 +89,31 @@ class _Constructor(Method):
 
     __slots__ = ("members",)
 
-    def __init__(
-        self, message: Message, function: Callable[..., Any], model: Model, members: Mapping[str, bool]
-    ) -> None:
+    def __init__(self, message: Message, function: Function, model: Model, members: Mapping[str, bool]) -> None:
         super().__init__(message, function, False, model)
         self.members = [name for name, required in members.items() if required]
 
-    def decode_arguments(self, params: list[Any], first: int) -> list[Any]:
+    def decode_arguments(self, params: list[object], first: int) -> list[object]:
         arguments = super().decode_arguments(params, first)
+        given = arguments[0]
+        assert isinstance(given, dict)
         for name in self.members:
-            if name not in arguments[0]:
+            if name not in given:
                 raise errors.INTERNAL_ERROR(f"{self.name}: the record has no {name}")
         return arguments
 
 
-def not_implemented(name: str) -> Callable[..., Any]:
+def not_implemented(name: str) -> Function:
     """Return the behaviour of a message that has none yet."""
 
-    def run(call: Call, *arguments: Any) -> Any:
+    def run(call: Call, *arguments: object) -> object:
         raise errors.NOT_IMPLEMENTED(name)
 
     run.__name__ = "not_implemented"
     return run
 
 
-def prepare(model: Model, db: Store, functions: Mapping[str, Callable[..., Any]]) -> dict[str, Method]:
+def prepare(model: Model, db: Store, functions: Mapping[str, Function]) -> dict[str, Method]:
     """Return the methods of all messages, under both spellings."""
     methods = {}
     for message in model.messages:
@@ -130,7 +132,7 @@ def prepare(model: Model, db: Store, functions: Mapping[str, Callable[..., Any]]
     return methods
 
 
-def _reference(name: str, session: Any) -> str:
+def _reference(name: str, session: object) -> str:
     """Return a session's reference as it came over the wire; nil, which clients send after logout, is null."""
     if type(session) is str:
         return session
@@ -145,7 +147,7 @@ class Extensions(Protocol):
     def has_extension(self, name: str) -> bool:
         """Tell whether there is one of this name."""
 
-    async def call_extension(self, name: str, params: list[Any]) -> Any:
+    async def call_extension(self, name: str, params: list[object]) -> object:
         """Run one with all parameters as they came, and return its result."""
 
 
@@ -156,9 +158,9 @@ class Dispatcher:
         self,
         model: Model,
         subsystems: Subsystems,
-        functions: Mapping[str, Callable[..., Any]],
+        functions: Mapping[str, Function],
         extensions: Extensions,
-        kept: Callable[[Method, Any], str],
+        kept: Callable[[Method, object], str],
         calls: Calls,
     ) -> None:
         self.db = subsystems.db
@@ -166,13 +168,13 @@ class Dispatcher:
         self._subsystems = subsystems
         self._tasks = subsystems[Tasks]
         self._logins = subsystems[Sessions]
-        self._sessions = self.db.tables["session"].rows
+        self._sessions = self.db.session.rows
         self._extensions = extensions
         self._kept = kept
         self._calls = calls
         self._seconds = calls.seconds
 
-        async def extend(call: Call, name: str, params: list[Any]) -> Any:
+        async def extend(call: Call, name: str, params: list[object]) -> object:
             return await extensions.call_extension(name, params)
 
         self._extension = Method(self.methods["host.call_extension"].message, extend, False, model)
@@ -180,12 +182,12 @@ class Dispatcher:
         for method in self.methods.values():
             method.noted = self._calls.notes(method.plan)
 
-    def own(self, name: str) -> tuple[Call, Callable[..., Any]]:
+    def own(self, name: str) -> tuple[Call, Function]:
         """Return a call that the toolstack makes itself, with a task of its own, and the message's function."""
         method = self.methods[name]
         return Call(self._subsystems, method.message, name, TOOLSTACK), method.function
 
-    def call(self, name: str, params: list[Any], origin: Origin) -> tuple[Method, Any]:
+    def call(self, name: str, params: list[object], origin: Origin) -> tuple[Method, object]:
         """Run a call and return its method and result, or a Deferred of it where it waits.
 
         A change is durable when the result is there. Raises Fault; the Deferred fails with nothing else.
@@ -213,7 +215,9 @@ class Dispatcher:
             Entry(calls, method.plan, call, params, arguments, begun).done(result)
         return method, result
 
-    def _accept(self, name: str, params: list[Any], origin: Origin) -> tuple[Method, Call, list[Any], list[Any], bool]:
+    def _accept(
+        self, name: str, params: list[object], origin: Origin
+    ) -> tuple[Method, Call, list[object], list[object], bool]:
         """Check a call; return its method, the call, its parameters as they came and typed, and whether it is Async."""
         is_async = internal = False
         if name.startswith("Async."):
@@ -243,8 +247,8 @@ class Dispatcher:
         return None if method is None else method.plan
 
     def _other(
-        self, name: str, params: list[Any], origin: Origin, is_async: bool
-    ) -> tuple[Method, Call, list[Any], list[Any], bool]:
+        self, name: str, params: list[object], origin: Origin, is_async: bool
+    ) -> tuple[Method, Call, list[object], list[object], bool]:
         """Check a call of what is no message of the API: an extension of the administrator's, if there is one."""
         if not params:
             raise errors.MESSAGE_METHOD_UNKNOWN(name)
@@ -259,13 +263,15 @@ class Dispatcher:
         call = Call(self._subsystems, extension.message, name, Caller(session, origin))
         return extension, call, [], [name, params], False
 
-    def _session(self, ref: str) -> Any:
+    def _session(self, ref: str) -> records.session:
         session = self._sessions.get(ref)
         if session is None:
             raise errors.SESSION_INVALID(ref)
         return session
 
-    def _authorise(self, method: Method, ref: str, arguments: list[Any], params: list[Any], origin: Origin) -> Any:
+    def _authorise(
+        self, method: Method, ref: str, arguments: list[object], params: list[object], origin: Origin
+    ) -> records.session:
         session = self._session(ref)
         if method.removed:
             raise errors.MESSAGE_REMOVED()
@@ -274,7 +280,7 @@ class Dispatcher:
         if not session.is_local_superuser:
             permission = method.permission
             if method.key_parameter is not None:
-                permission = key_permission(method.message, arguments[1]) or permission
+                permission = key_permission(method.message, str(arguments[1])) or permission
             if not allowed(session, permission):
                 self._calls.denied(method.plan, params[1:], session, origin)
                 raise self._denied(permission)
@@ -287,7 +293,7 @@ class Dispatcher:
             permission.lower(), f"No permission in user session. (Roles with this permission: {', '.join(roles)})"
         )
 
-    def _run(self, method: Method, call: Call, arguments: list[Any]) -> Any:
+    def _run(self, method: Method, call: Call, arguments: list[object]) -> object:
         if method.reading:
             return self._guard(method, call, arguments)
         if method.waits:
@@ -304,7 +310,7 @@ class Dispatcher:
             return result
         return self._flushed(result)
 
-    def _guard(self, method: Method, call: Call, arguments: list[Any]) -> Any:
+    def _guard(self, method: Method, call: Call, arguments: list[object]) -> object:
         """Call a plain function; what is no Fault is logged and becomes one."""
         try:
             return method.function(call, *arguments)
@@ -314,10 +320,10 @@ class Dispatcher:
             self._calls.broken(method.plan, call.name, arguments)
             raise unexpected(error) from error
 
-    def _finish(self, method: Method, call: Call, arguments: list[Any]) -> Deferred[Any]:
+    def _finish(self, method: Method, call: Call, arguments: list[object]) -> Deferred[object]:
         """Run a message that waits; its task is there as long as it runs."""
 
-        async def run() -> Any:
+        async def run() -> object:
             try:
                 result = await self._waiting(method, call, arguments)
             finally:
@@ -329,10 +335,9 @@ class Dispatcher:
             self._tasks.running(call.shown_task, deferred)
         return deferred
 
-    async def _waiting(self, method: Method, call: Call, arguments: list[Any]) -> Any:
+    async def _waiting(self, method: Method, call: Call, arguments: list[object]) -> object:
         try:
-            coroutine: Coroutine[Any, Any, Any] = method.function(call, *arguments)
-            return await coroutine
+            return await method.function(call, *arguments)
         except (Fault, GeneratorExit):
             raise
         except CancelledError:
@@ -343,11 +348,11 @@ class Dispatcher:
             self._calls.broken(method.plan, call.name, arguments)
             raise unexpected(error) from error
 
-    def _start(self, method: Method, call: Call, arguments: list[Any], entry: Entry) -> str:
+    def _start(self, method: Method, call: Call, arguments: list[object], entry: Entry) -> str:
         """Make the task of an Async call, let the work begin in a later turn, and return the reference."""
         tasks = self._tasks
         task = call.task
-        ref: str = task._ref
+        ref = task._ref
 
         async def work() -> str:
             if method.waits:
@@ -382,9 +387,9 @@ class Dispatcher:
         self._subsystems.clock.callLater(0, begin)
         return ref
 
-    def _flushed(self, result: Any) -> Deferred[Any]:
+    def _flushed(self, result: object) -> Deferred[object]:
         """Return a Deferred of the result, fired when all changes so far are durable."""
-        done: Deferred[Any] = Deferred()
+        done: Deferred[object] = Deferred()
 
         def tell(fault: Fault | None) -> None:
             if done.called:

@@ -10,16 +10,15 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 
 from xapi.calls.call import Call
+from xapi.calls.registry import Function
 from xapi.datamodel import Message, errors
 from xapi.datamodel.types import MapType
 from xapi.store.query import select
 from xapi.store.rows import R, Row, Table
 from xapi.wire.fragments import RecordOf, Records, Refs
 
-Run = Callable[..., object]
 
-
-def _getter(table: Table[Row], message: Message) -> Run:
+def _getter(table: Table[Row], message: Message) -> Function:
     assert message.field is not None
     rows, name, read = table.rows, table.name, attrgetter(message.field.name)
 
@@ -32,7 +31,7 @@ def _getter(table: Table[Row], message: Message) -> Run:
     return run
 
 
-def _setter(table: Table[Row], message: Message) -> Run:
+def _setter(table: Table[Row], message: Message) -> Function:
     assert message.field is not None
     name = message.field.name
 
@@ -59,7 +58,7 @@ def remove_from_map_field(table: Table[R], ref: str, name: str, key: object) -> 
     setattr(row, name, {k: v for k, v in getattr(row, name).items() if k != key})
 
 
-def _add(table: Table[Row], message: Message) -> Run:
+def _add(table: Table[Row], message: Message) -> Function:
     field = message.field
     assert field is not None
     name = field.name
@@ -76,7 +75,7 @@ def _add(table: Table[Row], message: Message) -> Run:
     return add_to_map if isinstance(field.type, MapType) else add_to_set
 
 
-def _remove(table: Table[Row], message: Message) -> Run:
+def _remove(table: Table[Row], message: Message) -> Function:
     field = message.field
     assert field is not None
     name = field.name
@@ -91,35 +90,35 @@ def _remove(table: Table[Row], message: Message) -> Run:
     return remove_from_map if isinstance(field.type, MapType) else remove_from_set
 
 
-def _get_record(table: Table[Row], message: Message) -> Run:
+def _get_record(table: Table[Row], message: Message) -> Function:
     return lambda call, self: RecordOf(table[self])
 
 
-def _get_by_uuid(table: Table[Row], message: Message) -> Run:
+def _get_by_uuid(table: Table[Row], message: Message) -> Function:
     return lambda call, uuid: table.by_uuid(uuid)._ref
 
 
-def _get_by_label(table: Table[Row], message: Message) -> Run:
+def _get_by_label(table: Table[Row], message: Message) -> Function:
     return lambda call, label: Refs(row._ref for row in table.by_name_label(label))
 
 
-def _get_all(table: Table[Row], message: Message) -> Run:
+def _get_all(table: Table[Row], message: Message) -> Function:
     return lambda call: Refs(table.rows)
 
 
-def _get_all_records(table: Table[Row], message: Message) -> Run:
+def _get_all_records(table: Table[Row], message: Message) -> Function:
     return lambda call: Records(table.rows.values())
 
 
-def _get_all_where(table: Table[Row], message: Message) -> Run:
+def _get_all_where(table: Table[Row], message: Message) -> Function:
     return lambda call, expr: Refs(row._ref for row in select(table, expr))
 
 
-def _get_all_records_where(table: Table[Row], message: Message) -> Run:
+def _get_all_records_where(table: Table[Row], message: Message) -> Function:
     return lambda call, expr: Records(select(table, expr))
 
 
-def _make(table: Table[Row], message: Message) -> Run:
+def _make(table: Table[Row], message: Message) -> Function:
     arguments = constructor_fields(table)
 
     def run(call: Call, args: Mapping[str, object]) -> str:
@@ -137,11 +136,11 @@ def constructor_fields(table: Table[R]) -> dict[str, bool]:
     }
 
 
-def _delete(table: Table[Row], message: Message) -> Run:
+def _delete(table: Table[Row], message: Message) -> Function:
     return lambda call, self: table.delete(self)
 
 
-FACTORIES: Mapping[str, Callable[[Table[Row], Message], Run]] = {
+FACTORIES: Mapping[str, Callable[[Table[Row], Message], Function]] = {
     "getter": _getter,
     "setter": _setter,
     "add": _add,

@@ -7,7 +7,7 @@ like what they ask for themselves. No permission is asked for: the call has had 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.logger import Logger
@@ -20,6 +20,9 @@ from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
 from xapi.datamodel.errors import Fault
+
+if TYPE_CHECKING:
+    from xapi.datamodel import records
 
 log = Logger()
 
@@ -36,9 +39,9 @@ class Part(NamedTuple):
     """
 
     name: str
-    arguments: tuple[Any, ...]
+    arguments: tuple[object, ...]
     size: int = 1
-    function: Callable[..., Awaitable[Any]] | None = None
+    function: Callable[..., Awaitable[object]] | None = None
 
 
 class _Running:
@@ -46,7 +49,7 @@ class _Running:
 
     def __init__(self, part: Part) -> None:
         self.size = max(1, part.size)
-        self.task: Any = None
+        self.task: records.task | None = None
         self.over = False
 
     @property
@@ -54,17 +57,17 @@ class _Running:
         return self.size * (1.0 if self.over else 0.0 if self.task is None else self.task.progress)
 
 
-async def part(work: Work, name: str, *arguments: Any) -> Any:
+async def part(work: Work, name: str, *arguments: object) -> Any:
     """Run another message as a part of a call and return its result. Raises Fault, CancelledError."""
     return await _run(work, Part(name, arguments), _Running(Part(name, arguments)))
 
 
-def lasting(work: Work, name: str, *arguments: Any) -> Deferred[Any]:
+def lasting(work: Work, name: str, *arguments: object) -> Deferred[Any]:
     """Do the same with what is to be done now: no cancel ends it, that of its own task neither."""
     return to_its_end(_run(work, Part(name, arguments), _Running(Part(name, arguments)), lasts=True))
 
 
-async def _run(work: Work, asked: Part, running: _Running, *, lasts: bool = False) -> Any:
+async def _run(work: Work, asked: Part, running: _Running, *, lasts: bool = False) -> object:
     db, tasks = work.db, work[Tasks]
     method = work[Dispatcher].methods[asked.name]
     caller = Caller(work.caller.session, Origin(work.caller.origin.trusted))
@@ -74,7 +77,7 @@ async def _run(work: Work, asked: Part, running: _Running, *, lasts: bool = Fals
     inner = Call(work.subsystems, method.message, f"Async.{asked.name}", caller, task)
     inner.making = work.making
 
-    async def run() -> Any:
+    async def run() -> object:
         if asked.function is not None:
             return await asked.function(inner, *asked.arguments)
         if method.waits:
@@ -125,7 +128,7 @@ async def all_of(work: Work, parts: Sequence[Part], undo: str, *, until: float =
     return [result for _, result in outcome]
 
 
-def _follow(work: Work, states: list[_Running], until: float) -> Any:
+def _follow(work: Work, states: list[_Running], until: float) -> Callable[[], None]:
     """Return what tells the call's task how far the parts have come."""
     whole = sum(state.size for state in states)
     base = work.task.progress
@@ -138,7 +141,7 @@ def _follow(work: Work, states: list[_Running], until: float) -> Any:
     return hear
 
 
-async def undo_all(work: Work, undo: str, made: Sequence[Any]) -> None:
+async def undo_all(work: Work, undo: str, made: Sequence[object]) -> None:
     """Give each of these to a message that takes it back; what cannot be taken back is logged and left."""
     for each in made:
         try:

@@ -19,11 +19,13 @@ from typing import Any, TypeVar
 from xapi.calls.claim import PATIENCE, claiming, own
 from xapi.datamodel import Message, Model
 
-F = TypeVar("F", bound=Callable[..., Any])
+Function = Callable[..., Any]
+"""Behaves as a message: takes the call and the message's parameters, and gives its result or a coroutine of it."""
+F = TypeVar("F", bound=Function)
 
-_functions: dict[str, Callable[..., Any]] = {}
-_stopping: set[Callable[..., Any]] = set()
-_patience: dict[Callable[..., Any], float] = {}
+_functions: dict[str, Function] = {}
+_stopping: set[Function] = set()
+_patience: dict[Function, float] = {}
 
 
 class RegistryError(Exception):
@@ -54,13 +56,13 @@ def message(
     return register
 
 
-def stops_with_client(function: Callable[..., Any]) -> bool:
+def stops_with_client(function: Function) -> bool:
     """Tell whether a function's work ends when its client is gone."""
     return function in _stopping
 
 
 @cache
-def functions(model: Model) -> Mapping[str, Callable[..., Any]]:
+def functions(model: Model) -> Mapping[str, Function]:
     """Import all of `xapi.classes`, folders too, and return its functions by message. Raises RegistryError."""
     package = import_module("xapi.classes")
     for module in walk_packages(package.__path__, "xapi.classes."):
@@ -75,7 +77,7 @@ def functions(model: Model) -> Mapping[str, Callable[..., Any]]:
     return found
 
 
-def _holding(declared: Message, function: Callable[..., Any]) -> Callable[..., Any]:
+def _holding(declared: Message, function: Function) -> Function:
     """Return a function that holds what its message claims, if it does not do so itself. Raises RegistryError."""
     if not own(declared) or function not in _patience:
         return function
@@ -87,7 +89,7 @@ def _holding(declared: Message, function: Callable[..., Any]) -> Callable[..., A
     return held
 
 
-def check_signature(declared: Message, function: Callable[..., Any]) -> None:
+def check_signature(declared: Message, function: Function) -> None:
     """Raise RegistryError unless the function takes the call and the schema's parameters by name."""
     names = [name.rstrip("_") for name in inspect.signature(function).parameters]
     wanted = ["call", *(parameter.name for parameter in declared.parameters)]

@@ -12,7 +12,7 @@ said by who made it, as in xapi.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
     from xapi.access.caller import Origin
     from xapi.calls.faults import Veil
     from xapi.store.memory import Store
-    from xapi.store.rows import Row
 
+T = TypeVar("T")
 FINISHED_KEPT = 65 * 60
 PENDING_KEPT = 24 * 3600
 FINISHED_MOST = 200
+
+
+class Work(Protocol):
+    """What is behind a task: a Deferred of whatever."""
+
+    def cancel(self) -> None: ...
 
 
 class Tasks:
@@ -41,13 +47,13 @@ class Tasks:
         self.db = db
         self.clock = clock
         self._veil = veil
-        self._work: dict[str, Deferred[Any]] = {}
+        self._work: dict[str, Work] = {}
         self._progressed: dict[str, float] = {}
         db.derive(
             Derivation("task", "allowed_operations", self._allowed, {"task": lambda row, names: [row._ref]}),
         )
 
-    def _allowed(self, db: Store, task: Any) -> tuple[str, ...]:
+    def _allowed(self, db: Store, task: records.task) -> tuple[records.enum_task_allowed_operations, ...]:
         """A finished task allows nothing; a pending one may be cancelled while its work goes on."""
         if task.status != "pending":
             return ()
@@ -60,7 +66,7 @@ class Tasks:
         name: str,
         description: str = "",
         *,
-        session: Any = None,
+        session: records.session | None = None,
         origin: Origin | None = None,
     ) -> records.task:
         """Return a new pending task; a call's headers may name its parent and further keys."""
@@ -84,21 +90,21 @@ class Tasks:
             other_config=other_config,
         )
 
-    def named(self, ref: str, session: Any) -> Any:
+    def named(self, ref: str, session: records.session | None) -> records.task | None:
         """Return the task that a client names for its own work; None if it may not end it, as if there were none."""
         task = self.db.task.get(ref)
         return task if task is not None and session is not None and _owns(session, task, self.db) else None
 
-    def named_by(self, origin: Origin, session: Any) -> Any:
+    def named_by(self, origin: Origin, session: records.session | None) -> records.task | None:
         """Return the client's own pending task that a call's task-id header names, or None."""
         task = self.named(origin.headers.get(b"task-id", b"").decode("latin-1"), session)
         return task if task is not None and task.status == "pending" else None
 
-    def running(self, task: Row, work: Deferred[Any]) -> None:
+    def running(self, task: records.task, work: Deferred[T]) -> None:
         """Note the work behind a task: while it goes on, the task can be cancelled."""
         ref = task._ref
 
-        def over(result: Any) -> Any:
+        def over(result: T) -> T:
             if self._work.get(ref) is work:
                 del self._work[ref]
                 self._rest(task)
@@ -109,27 +115,27 @@ class Tasks:
             self._refresh(task)
         work.addBoth(over)
 
-    def _rest(self, task: Any) -> None:
+    def _rest(self, task: records.task) -> None:
         """Note that no work is behind a task any more; one that a call borrowed and did not end may wait to go."""
         if task._ref in self.db.task and "destroy" in task.current_operations.values():
             self.db.task.delete(task._ref)
         self._refresh(task)
 
-    def _refresh(self, task: Any) -> None:
+    def _refresh(self, task: records.task) -> None:
         if task._ref in self.db.task:
             with self.db.atomic():
                 task.allowed_operations = self._allowed(self.db, task)
 
-    def succeed(self, task: Any, result: str) -> None:
+    def succeed(self, task: records.task, result: str) -> None:
         """End a task with the XML-RPC text of its result."""
         self._end(task, status="success", result=result)
 
-    def fail(self, task: Any, fault: Fault) -> None:
+    def fail(self, task: records.task, fault: Fault) -> None:
         """End a task with an error; TASK_CANCELLED makes it cancelled."""
         status = "cancelled" if fault.code == "TASK_CANCELLED" else "failure"
         self._end(task, status=status, error_info=tuple(self._veil.over(fault)))
 
-    def _end(self, task: Any, **fields: Any) -> None:
+    def _end(self, task: records.task, **fields: object) -> None:
         self._progressed.pop(task._ref, None)
         if task._ref not in self.db.task or task.status not in ("pending", "cancelling"):
             return
@@ -143,19 +149,19 @@ class Tasks:
             else:
                 task.current_operations = {}
 
-    def drop(self, task: Any) -> None:
+    def drop(self, task: records.task) -> None:
         """Remove the task of a synchronous call that is over."""
         if task._ref in self.db.task:
             self.db.task.delete(task._ref)
 
-    def destroy(self, task: Any) -> None:
+    def destroy(self, task: records.task) -> None:
         """Remove a finished task at once, a pending one when it ends."""
         if task.status == "pending" and task._ref in self._work:
             task.current_operations = {**task.current_operations, "task": "destroy"}
         else:
             self.db.task.delete(task._ref)
 
-    def cancel(self, task: Any, canceller: str) -> None:
+    def cancel(self, task: records.task, canceller: str) -> None:
         """Ask the work behind a task to stop; it ends with TASK_CANCELLED when it has undone its steps."""
         if task.status != "pending":
             return
@@ -165,7 +171,7 @@ class Tasks:
             # In a later turn: the canceller's own change must be whole first.
             self.clock.callLater(0, work.cancel)
 
-    def progress(self, task: Any, fraction: float) -> None:
+    def progress(self, task: records.task, fraction: float) -> None:
         """Say how far a task has come, 0 to 1."""
         task.progress = fraction
         self._progressed[task._ref] = self.clock.seconds()
@@ -190,15 +196,15 @@ class Tasks:
             work.cancel()
 
 
-def _owns(session: Any, task: Any, db: Store) -> bool:
+def _owns(session: records.session, task: records.task, db: Store) -> bool:
     """Tell whether a task was made by a session of the same user that still is there."""
-    owner: Any = db.session.get(task.session)
+    owner = db.session.get(task.session)
     return owner is not None and (
         (owner.auth_user_sid, owner.is_local_superuser) == (session.auth_user_sid, session.is_local_superuser)
     )
 
 
-def require_owner(session: Any, task: Any, db: Store, may: bool) -> None:
+def require_owner(session: records.session | None, task: records.task, db: Store, may: bool) -> None:
     """Raise RBAC_PERMISSION_DENIED unless the task is of the same user, or the caller may touch any."""
     if session is not None and not may and not _owns(session, task, db):
         raise errors.RBAC_PERMISSION_DENIED("task.destroy/any", "The task belongs to another user")

@@ -5,7 +5,7 @@ Made for a call of a message (`xapi.calls.call`), for a schedule, or for what th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from xapi.access.caller import TOOLSTACK, Caller
 from xapi.calls.tasks import Tasks
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.datamodel.records import host, pool
+    from xapi.datamodel import records
     from xapi.store.memory import Store
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Subsystems:
     def __init__(self, db: Store, clock: IReactorTime) -> None:
         self.db = db
         self.clock = clock
-        self._found: dict[type[Any], Any] = {}
+        self._found: dict[type[object], object] = {}
 
     def add(self, part: T) -> T:
         """Take a part in, the only one of its class, and return it."""
@@ -55,13 +55,15 @@ class Work:
 
     __slots__ = ("caller", "making", "name", "shown_task", "subsystems")
 
-    def __init__(self, subsystems: Subsystems, name: str, caller: Caller = TOOLSTACK, task: Any = None) -> None:
+    def __init__(
+        self, subsystems: Subsystems, name: str, caller: Caller = TOOLSTACK, task: records.task | None = None
+    ) -> None:
         self.subsystems = subsystems
         self.name = name
         self.caller = caller
-        self.shown_task: Any = task
+        self.shown_task = task
         """Its task, once somebody has asked for it; else None."""
-        self.making: Any = None
+        self.making: object = None
         """What `xapi.storage.unfinished` notes of it."""
 
     def __getitem__(self, kind: type[T]) -> T:
@@ -81,13 +83,13 @@ class Work:
         return self.subsystems.now
 
     @property
-    def task(self) -> Any:
+    def task(self) -> records.task:
         """The task that clients see of this work, made when first asked for; end it with `done`."""
         if self.shown_task is None:
             self.shown_task = self._begin()
         return self.shown_task
 
-    def _begin(self) -> Any:
+    def _begin(self) -> records.task:
         return self[Tasks].create(self.name)
 
     def done(self) -> None:
@@ -96,11 +98,11 @@ class Work:
             self[Tasks].drop(self.shown_task)
 
     @property
-    def pool(self) -> pool:
+    def pool(self) -> records.pool:
         """The one pool object."""
         return next(iter(self.db.pool))
 
     @property
-    def host(self) -> host:
+    def host(self) -> records.host:
         """The host that answers: the coordinator."""
         return self.db.host[self.pool.master]

@@ -10,7 +10,7 @@ Everything follows from rows: no clock, no host is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
@@ -20,10 +20,6 @@ from xapi.operations.serving import AMONG_HOSTS, served, unserved
 from xapi.operations.sources import Guests, Source, either, when
 from xapi.store.memory import Derivation, Store
 from xapi.store.rows import Row
-
-if TYPE_CHECKING:
-    from xapi.datamodel.records import Claimable
-    from xapi.store.rows import Table
 
 R = TypeVar("R", bound=Row)
 R_contra = TypeVar("R_contra", bound=Row, contravariant=True)
@@ -67,12 +63,6 @@ RULES: Mapping[str, Rules[Any]] = {
     "network": Rules(_never, lambda db, guests: {}, unlisted=frozenset({"attaching"})),
 }
 """Every class that has allowed_operations but task, whose list `xapi.calls.tasks` knows."""
-
-
-def objects(db: Store, name: str) -> Table[Claimable]:
-    """Return the objects of a class that has rules."""
-    table: Table[Claimable] = getattr(db, name)
-    return table
 
 
 def refusal(db: Store, row: Row, operation: str, *, strict: bool = True, called: bool = True) -> Fault | None:
@@ -123,7 +113,7 @@ def _otherwise(db: Store, name: str) -> Callable[[Row], Iterable[str]]:
     the other way round, when a host comes or goes."""
 
     def reach(host: Row) -> Iterable[str]:
-        rows = objects(db, name).rows
+        rows = db.claimable(name).rows
         if len(db.host) == 1:
             return list(rows)
         return [ref for ref, row in rows.items() if not AMONG_HOSTS[name].isdisjoint(row.allowed_operations)]
@@ -142,5 +132,5 @@ def register(db: Store) -> None:
             db.derive(Derivation(name, "allowed_operations", _listing(name), sources))
     with db.atomic():
         for name in RULES:
-            for row in objects(db, name):
+            for row in db.claimable(name):
                 row.allowed_operations = allowed_operations(db, row)

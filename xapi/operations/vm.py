@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xapi import datamodel
 from xapi.datamodel import Operation, errors
@@ -20,7 +20,7 @@ from xapi.operations.pool import of, rolling_upgrade
 from xapi.operations.sources import Guests, Source, own, when
 
 if TYPE_CHECKING:
-    from xapi.datamodel.records import VM, VM_guest_metrics, VM_metrics, host, pool
+    from xapi.datamodel.records import VM, VMPP, VMSS, VM_appliance, VM_guest_metrics, VM_metrics, host, pool
     from xapi.store.memory import Store
     from xapi.store.rows import R, Table
 
@@ -330,7 +330,7 @@ def sources(db: Store, guests: Guests) -> Mapping[str, Source]:
             if stale or vm.power_state == "Suspended":
                 yield vm._ref
 
-    def members(group: Any) -> Iterable[str]:
+    def members(group: VM_appliance | VMPP | VMSS) -> Iterable[str]:
         return list(group.VMs)
 
     return {

@@ -60,14 +60,15 @@ def making(work: Work) -> Iterator[Making]:
 
     Where the operation has failed by then, what it made is destroyed, or logged as what stays.
     """
-    if work.making is not None:
-        yield work.making
+    outer = work.making
+    if isinstance(outer, Making):
+        yield outer
         return
-    work.making = Making(work.db)
+    work.making = made = Making(work.db)
     try:
-        yield work.making
+        yield made
     finally:
-        work.making.done()
+        made.done()
         work.making = None
 
 

@@ -29,6 +29,9 @@ from xapi.datamodel.records import Tables
 from xapi.store.rows import Grave, R, Row, Table
 from xapi.store.uuids import Uuids
 
+if TYPE_CHECKING:
+    from xapi.datamodel.records import Claimable
+
 GRAVES = 50_000
 """How many deleted objects of a class are remembered for clients that poll events."""
 
@@ -143,6 +146,11 @@ class Store(Tables):
         """Register a derived field. The rows that exist already get it at their next change."""
         for source in derivation.sources:
             self._derivations.setdefault(source, []).append(derivation)
+
+    def claimable(self, name: str) -> Table[Claimable]:
+        """Return the objects of a class that has operations."""
+        table: Table[Claimable] = getattr(self, name)
+        return table
 
     def find(self, ref: str) -> Row | None:
         """Return the object of whatever class that has this reference."""
