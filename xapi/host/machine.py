@@ -29,6 +29,8 @@ def make_host(
     network_boot: str,
     cpu_name: str = "",
     site: Site | None = None,
+    *,
+    pcpus: int | None = None,
 ) -> EmulatedBackend | GuestlessBackend:
     """Return a host with some memory, to be started; `network_boot` is what its network offers to domains that boot so.
 
@@ -38,4 +40,6 @@ def make_host(
         return GuestlessBackend(memory, storage, why)
     from xapi.host.backend import EmulatedBackend
 
-    return EmulatedBackend(memory, threads, storage, network_boot=network_boot, cpu_name=cpu_name, site=site)
+    return EmulatedBackend(
+        memory, threads, storage, pcpus=pcpus, network_boot=network_boot, cpu_name=cpu_name, site=site
+    )
