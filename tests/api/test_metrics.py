@@ -238,9 +238,10 @@ def test_all_of_a_host_s_domains_are_asked_for_in_one_go(pool: Pool) -> None:
 
 
 def test_what_is_written_of_many_domains_takes_several_turns(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A turn ends with the first domain that makes it too long."""
+    """One a turn, where a domain takes all of it."""
     rows = [running(pool) for _ in range(3)]
-    monkeypatch.setattr("xapi.vms.metrics.TURN", -1.0)
+    monkeypatch.setattr("xapi.turns.TURN", 0.0)
+    monkeypatch.setattr("xapi.turns.SLICE", 1)
     later, turns = pool.clock.callLater, []
 
     def note(delay: float, *call: Any) -> Any:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock
-from twisted.internet.task import Clock
 
 from tests.api.conftest import Connection, call, parse, request, text
 from tests.conftest import Pool
 from xapi.datamodel.types import FLOAT
-from xapi.http.rpc import SLICE, TURN, in_turns
 
 NULL = "OpaqueRef:NULL"
 NO = "<value><boolean>0</boolean></value>"
@@ -258,49 +254,6 @@ def test_long_answers_are_whole(pool: Pool, wire: Connection, session: str) -> N
     records = wire.ask("VM_group.get_all_records", session).value()
     assert len(records) == len(pool.db.VM_group) >= 200
     assert wire.json("VM_group.get_all_records", pool.session)["result"] == records
-
-
-def test_long_answers_are_gathered_by_turns() -> None:
-    """However many read and however long a part takes, a turn of the reactor renders few; nobody waits for another."""
-    taken: list[bytes] = []
-    turns: list[int] = []
-
-    class Turns(Clock):
-        def callLater(self, *arguments: Any, **more: Any) -> Any:
-            turns.append(len(taken))
-            return super().callLater(*arguments, **more)
-
-    def parts(reader: bytes) -> Iterator[bytes]:
-        for number in range(100):
-            taken.append(b"%b%d" % (reader, number))
-            clock.rightNow += TURN / 2
-            yield taken[-1]
-
-    clock, rendering = Turns(), DeferredLock()
-    readers = [Deferred.fromCoroutine(in_turns(parts(name), clock, rendering)) for name in (b"a", b"b")]
-    clock.advance(0)
-    assert [reader.result for reader in readers] == [
-        [part for part in taken if part[:1] == name] for name in (b"a", b"b")
-    ]
-    assert max(after - before for before, after in pairwise([0, *turns])) <= SLICE
-    assert {part[:1] for part in taken[: 3 * SLICE]} == {b"a", b"b"} and len(taken) == 200
-
-
-def test_a_reader_that_goes_away_keeps_nobody_waiting() -> None:
-    """Whether it renders just now or waits for that."""
-    clock, rendering = Clock(), DeferredLock()
-
-    def parts() -> Iterator[bytes]:
-        for _ in range(3 * SLICE):
-            clock.rightNow += TURN / 2
-            yield b"x"
-
-    readers = [Deferred.fromCoroutine(in_turns(parts(), clock, rendering)) for _ in range(3)]
-    for reader in readers[:2]:
-        reader.addErrback(lambda failure: failure.trap(CancelledError))
-        reader.cancel()
-    clock.advance(0)
-    assert readers[2].result == [b"x"] * 3 * SLICE and not rendering.locked
 
 
 # Methods that stand apart

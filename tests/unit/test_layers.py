@@ -70,14 +70,15 @@ XAPI = rows(
     networks: datamodel hosts store hypervisor.api
     operations: calls datamodel store
     plugin_modules:
-    process: access calls datamodel events host hosts http inventory log networks operations storage store vms
-        wire hypervisor.api
+    process: access calls datamodel events host hosts http inventory log networks operations storage store turns
+        vms wire hypervisor.api
     reference: datamodel http tools
     storage: calls cancelling datamodel hosts log operations store hypervisor.api
     store: datamodel
     testing: access process
     tools: calls datamodel http
-    vms: calls cancelling datamodel events hosts log networks operations storage store hypervisor.api
+    turns:
+    vms: calls cancelling datamodel events hosts log networks operations storage store turns hypervisor.api
     wire: datamodel store
     """
 )

@@ -12,13 +12,13 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from os import getuid
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred
 
 from xapi.access.caller import Origin
 from xapi.datamodel import errors
@@ -33,18 +33,12 @@ from xapi.wire import jsonrpc, xmlrpc
 from xapi.wire.fragments import RecordOf, Records, Refs
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IReactorTime
-
     from xapi.calls.dispatch import Method
     from xapi.datamodel import HTTPHandler
     from xapi.process.daemon import Daemon
 
 BODY_LIMIT = 300 * 1024
 """Bytes of an RPC request, as with xapi."""
-TURN = 0.002
-"""Seconds of rendering in one turn of the reactor, for all readers together."""
-SLICE = 8
-"""Parts of an answer that are rendered between two looks at the clock."""
 
 _CORS = (
     (b"access-control-allow-origin", b"*"),
@@ -84,7 +78,6 @@ class RPC:
         self.daemon = daemon
         self._consoles = console.Consoles(daemon)
         self._unserved = Unserved(daemon)
-        self._rendering = DeferredLock()
         calls = Intake(BODY_LIMIT)
         self._routes = {
             "json": Declared(calls, self._either),
@@ -258,29 +251,9 @@ class RPC:
             return respond(list(parts))
 
         async def run() -> Response:
-            return respond(await in_turns(parts, self.daemon.clock, self._rendering))
+            return respond(await self.daemon.turns.take(parts))
 
         return Deferred.fromCoroutine(run())
-
-
-async def in_turns(parts: Iterator[bytes], clock: IReactorTime, rendering: DeferredLock) -> list[bytes]:
-    """Take all parts of an iterator, `TURN` seconds of it at a time.
-
-    Who holds the lock keeps it until the next turn of the reactor, and readers get it in order: so those that
-    read at the same time take turns.
-    """
-    taken: list[bytes] = []
-    while True:
-        await rendering.acquire()
-        try:
-            end = clock.seconds() + TURN
-            while clock.seconds() < end:
-                some = list(islice(parts, SLICE))
-                if not some:
-                    return taken
-                taken += some
-        finally:
-            clock.callLater(0, rendering.release)
 
 
 def _between(start: bytes, items: Iterator[bytes], end: bytes) -> Iterator[bytes]:

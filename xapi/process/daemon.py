@@ -25,6 +25,7 @@ from xapi.networks.networks import Networks
 from xapi.operations import refusal
 from xapi.storage.repository import Storage
 from xapi.store.memory import Store
+from xapi.turns import Turns
 from xapi.vms import lifecycle, memory
 from xapi.vms.consoles import Consoles
 from xapi.vms.domains import Kernels
@@ -79,6 +80,7 @@ class Daemon:
         self.model = model
         self.db = db
         self.clock = clock
+        self.turns = Turns(clock)
         self.fragments = Fragments(db, fragment_budget)
         self.veil = Veil((guest_directory, storage_directory))
         self.subsystems = Subsystems(db, clock)
@@ -93,12 +95,12 @@ class Daemon:
         add(Refusals(refusal.refusal))
         self.backends = add(Backends(make_backend, lambda: self.reconciler))
         self.consoles = Consoles(db)
-        self.reconciler = add(Reconciler(db, clock, self.backends, self.consoles))
+        self.reconciler = add(Reconciler(db, clock, self.turns, self.backends, self.consoles))
         self.reconciler.follow = lambda vm: lifecycle.follow(self.subsystems, vm)
         db.unsettled = self.reconciler.unsettled
         self.networks = add(Networks(db, self.backends))
         self.schedules = add(Schedules(self.subsystems))
-        self.metrics = add(Sampler(db, clock, self.backends, self.reconciler.truths))
+        self.metrics = add(Sampler(db, clock, self.turns, self.backends, self.reconciler.truths))
         self.storage = add(Storage())
         self.plugins = add(plugins)
         self.calls = calls

@@ -133,8 +133,8 @@ def forget_lost_domains(subsystems: Subsystems) -> list[str]:
     db = subsystems.db
     lost: list[str] = []
     with db.atomic():
-        for table in (db.VM, db.VBD, db.VIF, db.VDI, db.SR, db.host, db.pool, db.VM_appliance):
-            for row in table:
+        for table in db.tables.values():
+            for row in table if "current_operations" in table.cls.fields else ():
                 held: Any = row
                 if held.current_operations:
                     held.current_operations = {}

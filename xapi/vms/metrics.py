@@ -2,19 +2,18 @@
 
 Rows change only where what they say has changed; shares of a core are told in hundredths and rates in whole KiB a
 second, so that an idle guest is silent. Costs for each domain some 0.2 ms not on the reactor's thread, all of a host's
-in one go there and back, and some 30 us on it, in turns of `TURN`. Data sources are made when somebody asks for them.
+in one go there and back, and some 30 us on it, in turns. Data sources are made when somebody asks for them.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, HostError, Power
@@ -28,22 +27,22 @@ if TYPE_CHECKING:
     from hypervisor.api import Truth
     from xapi.hosts.backends import Backends
     from xapi.store.memory import Store
+    from xapi.turns import Turns
     from xapi.vms.truths import Truths
 
 log = Logger()
 
 EVERY = 5.0
 """Seconds between two looks."""
-TURN = 0.002
-"""Seconds of writing in one turn of the reactor."""
 
 
 class Sampler:
     """Looks at the domains of all hosts, and keeps what the last two looks have shown."""
 
-    def __init__(self, db: Store, clock: IReactorTime, backends: Backends, truths: Truths) -> None:
+    def __init__(self, db: Store, clock: IReactorTime, turns: Turns, backends: Backends, truths: Truths) -> None:
         self._db = db
         self._clock = clock
+        self._turns = turns
         self._backends = backends
         self._truths = truths
         self._looks: dict[str, tuple[Look | None, Look]] = {}
@@ -63,26 +62,24 @@ class Sampler:
         """Look at everything once."""
         live: set[str] = set()
         for host in list(self._db.host):
-            looks = []
             truths = await self._asked(host)
-            now = self._clock.seconds()
-            end = now + TURN
-            for ref in list(host.resident_VMs):
-                if self._clock.seconds() > end:
-                    await deferLater(self._clock, 0)
-                    end = self._clock.seconds() + TURN
-                vm: Any = self._db.VM.get(ref)
-                if vm is None or not _has_domain(vm) or (truth := truths.get(vm.uuid)) is None:
-                    continue
-                if (look := self._look(host, vm, truth, now)) is None:
-                    continue
-                live.add(vm.uuid)
-                if vm.resident_on == host._ref:
-                    self._note(vm, look)
-                    looks.append(vm.uuid)
+            looked = await self._turns.take(self._looks_at(host, truths, self._clock.seconds()))
+            live.update(uuid for uuid, _ in looked)
             if host._ref in self._db.host:
-                self._write_host(host, [self._looks[uuid] for uuid in looks])
+                self._write_host(host, [self._looks[uuid] for uuid, on_it in looked if on_it])
         self._forget(live)
+
+    def _looks_at(self, host: Any, truths: Mapping[str, Truth], now: float) -> Iterator[tuple[str, bool]]:
+        """Note what is true of a host's VMs; yield the uuid of each that lives, and whether it is on the host yet."""
+        for ref in list(host.resident_VMs):
+            vm: Any = self._db.VM.get(ref)
+            if vm is None or not _has_domain(vm) or (truth := truths.get(vm.uuid)) is None:
+                continue
+            if (look := self._look(host, vm, truth, now)) is None:
+                continue
+            if vm.resident_on == host._ref:
+                self._note(vm, look)
+            yield vm.uuid, vm.resident_on == host._ref
 
     async def _asked(self, host: Any) -> Mapping[str, Truth]:
         """Return what a host says of its domains; nothing if nobody acts for it, or it does not answer."""

@@ -15,11 +15,10 @@ undone that were accepted already, when changes are accepted again after that, a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from hypervisor.api import Disk, DomainState, HostError, Power, Truth, disk_name
@@ -40,14 +39,13 @@ if TYPE_CHECKING:
     from xapi.datamodel.records import VM
     from xapi.hosts.backends import Backends
     from xapi.store.memory import Store
+    from xapi.turns import Turns
     from xapi.vms.consoles import Consoles
 
 log = Logger()
 
 _LOOK = 60.0
 """Seconds between two looks whether an operation still holds a VM whose guest went down."""
-_GO = 10_000
-"""VMs that are looked over in one turn of the reactor."""
 DOMAIN_OPERATIONS = frozenset(
     ("start", "start_on", "resume", "resume_on", "clean_shutdown", "hard_shutdown", "shutdown", "clean_reboot",
      "hard_reboot", "suspend", "checkpoint", "pool_migrate", "migrate_send", "reverting", "power_state_reset",
@@ -61,10 +59,11 @@ Followed = Callable[[str], Awaitable[None]]
 class Reconciler:
     """Keeps the rows of one pool's VMs true. `follow` is what happens when a guest went down by itself."""
 
-    def __init__(self, db: Store, clock: IReactorTime, backends: Backends, consoles: Consoles) -> None:
+    def __init__(self, db: Store, clock: IReactorTime, turns: Turns, backends: Backends, consoles: Consoles) -> None:
         self._db = db
         self._consoles = consoles
         self._clock = clock
+        self._turns = turns
         self._backends = backends
         self.truths = Truths()
         self._waiting: set[str] = set()
@@ -234,7 +233,7 @@ class Reconciler:
             self._surveying = False
         self.truths.keep(lambda ref: (vm := self._db.VM.get(ref)) is not None and vm.resident_on != NULL)
         if thorough:
-            await self._give_back()
+            await self._turns.take(self._give_back())
 
     async def _end_unclaimed(self, host: Any, backend: Any, uuids: Iterable[str]) -> None:
         for uuid in uuids:
@@ -258,13 +257,12 @@ class Reconciler:
             except (Fault, HostError) as error:
                 log.error("{vm} cannot be looked at: {error}", vm=named(vm), error=error)
 
-    async def _give_back(self) -> None:
-        """Drop the reservations that operations could not give back, some thousands of VMs a turn."""
-        for at, vm in enumerate(list(self._db.VM), 1):
+    def _give_back(self) -> Iterator[None]:
+        """Drop the reservations that operations could not give back, looking at a VM a step."""
+        for vm in list(self._db.VM):
             if vm.scheduled_to_be_resident_on != NULL and not self._is_held(vm) and self._db.refusal is None:
                 vm.scheduled_to_be_resident_on = NULL
-            if at % _GO == 0:
-                await deferLater(self._clock, 0)
+            yield
 
 
 def is_up(state: DomainState | None) -> bool:
