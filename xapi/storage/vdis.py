@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypervisor.api import Description, Effect, NewVolume, StorageFailure
 from xapi.calls.claim import SHORT, claim
@@ -20,6 +20,10 @@ from xapi.storage import volumes
 from xapi.storage.faults import UNIMPLEMENTED, answering, backend_failure
 from xapi.storage.repository import Repository, Storage
 from xapi.storage.unfinished import new_image
+
+if TYPE_CHECKING:
+    from xapi.datamodel import records
+    from xapi.store.memory import Store
 
 COPIED = ("name_label", "name_description", "type", "sharable", "other_config", "xenstore_data", "on_boot")
 """What a snapshot or clone has from its source, with allow_caching and tags."""
@@ -213,6 +217,13 @@ async def look(work: Work, vdi: Any) -> None:
     with work.db.atomic():
         volumes.apply(work.db, work.db.SR[vdi.SR], Effect((volume,), (), space))
         volumes.read_description(work.db, vdi, volume)
+
+
+def assert_unknown(db: Store, sr: records.SR, location: str, *, unless: str = "") -> None:
+    """Raise LOCATION_NOT_UNIQUE if an image has a row on an SR, unless by this uuid."""
+    others = (db.VDI[ref] for ref in sr.VDIs)
+    if any(other.location == location and other.uuid != unless for other in others):
+        raise errors.LOCATION_NOT_UNIQUE(sr._ref, location)
 
 
 async def introduce(work: Work, sr: Any, location: str, fields: Mapping[str, Any]) -> Any:

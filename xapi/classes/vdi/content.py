@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 
 from hypervisor.api import Description
 from xapi.calls.call import Call
@@ -63,47 +62,6 @@ async def forget(call: Call, vdi: VDI) -> None:
     row = call.db.VDI[vdi]
     with call.db.atomic():
         volumes.drop(call.db, row)
-
-
-@message("VDI.introduce")
-async def introduce(
-    call: Call,
-    uuid: str,
-    name_label: str,
-    name_description: str,
-    SR: SR,
-    type: records.enum_vdi_type,
-    sharable: bool,
-    read_only: bool,
-    other_config: Keys,
-    location: str,
-    xenstore_data: Keys,
-    sm_config: Keys,
-    managed: bool,
-    virtual_size: int,
-    physical_utilisation: int,
-    metadata_of_pool: Pool,
-    is_a_snapshot: bool,
-    snapshot_time: datetime,
-    snapshot_of: VDI,
-) -> VDI:
-    """Make the row of an image that is on the storage, which alone says what it is."""
-    sr = call.db.SR[SR]
-    async with claim(call, "vdi_introduce", sr, patience=SHORT):
-        await call[Storage].repository(call, sr)
-        for ref in sr.VDIs:
-            other = call.db.VDI[ref]
-            if other.location == location and other.uuid != uuid:
-                raise errors.LOCATION_NOT_UNIQUE(SR, location)
-        said: dict[str, object] = {"type": type, "sharable": sharable}
-        said |= {"name_label": name_label} if name_label else {}
-        said |= {"name_description": name_description} if name_description else {}
-        more = {"other_config": other_config, "xenstore_data": xenstore_data}
-        row = await vdis.introduce(call, sr, location, {**said, **more})
-        if row.managed:
-            await vdis.describe(call, row, **said)
-    made: VDI = row._ref
-    return made
 
 
 # Copies

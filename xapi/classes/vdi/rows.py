@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 
 from xapi.calls.call import Call
 from xapi.calls.registry import message
-from xapi.datamodel import errors, records
+from xapi.datamodel import records
 from xapi.datamodel.types import Ref
-from xapi.storage import vdis, volumes
+from xapi.storage import vdis
 
 VDI = Ref[records.VDI]
 SR = Ref[records.SR]
@@ -45,40 +44,3 @@ async def set_read_only(call: Call, self: VDI, value: bool) -> None:
     row = call.db.VDI[self]
     vdis.may_write(call, row.SR)
     await vdis.describe(call, row, read_only=value)
-
-
-@message("VDI.pool_introduce", "VDI.db_introduce")
-def introduce_row(
-    call: Call,
-    uuid: str,
-    name_label: str,
-    name_description: str,
-    SR: SR,
-    type: records.enum_vdi_type,
-    sharable: bool,
-    read_only: bool,
-    other_config: Keys,
-    location: str,
-    xenstore_data: Keys,
-    sm_config: Keys,
-    managed: bool,
-    virtual_size: int,
-    physical_utilisation: int,
-    metadata_of_pool: Pool,
-    is_a_snapshot: bool,
-    snapshot_time: datetime,
-    snapshot_of: VDI,
-    cbt_enabled: bool,
-) -> VDI:
-    """Make a row alone: the SR's driver says so, or a host that joins."""
-    fields = dict(locals())
-    del fields["call"]
-    if call.message.name == "db_introduce":
-        vdis.may_write(call, SR)
-    sr = call.db.SR[SR]
-    if any(call.db.VDI[ref].location == location for ref in sr.VDIs):
-        raise errors.LOCATION_NOT_UNIQUE(SR, location)
-    if not volumes.is_uuid(uuid.lower()):
-        raise errors.UUID_INVALID("VDI", uuid)
-    made: VDI = call.db.VDI.create(**fields)._ref
-    return made
