@@ -10,7 +10,7 @@ from hypervisor.memory.guest_memory import BadAddress
 
 
 class X86Platform:
-    """A `cpu.vcpu.Platform`. `hypercall_page` is what a guest's page for hypercalls is filled with."""
+    """A `cpu.engine.Platform`. `hypercall_page` is what a guest's page for hypercalls is filled with."""
 
     def __init__(self, platform: vcpu.Platform, policy: Policy, hypercall_page: bytes) -> None:
         self.policy = policy

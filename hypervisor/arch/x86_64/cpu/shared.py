@@ -31,10 +31,11 @@ from unicorn import x86_const as x86
 from hypervisor.arch.vcpu import Outcome
 from hypervisor.arch.x86_64.cpu.apic import LocalAPIC, Processors
 from hypervisor.arch.x86_64.cpu.code import TranslatedCode
+from hypervisor.arch.x86_64.cpu.engine import Platform, hook_ports, new_engine
 from hypervisor.arch.x86_64.cpu.holes import Holes
 from hypervisor.arch.x86_64.cpu.mmio import MMIO
 from hypervisor.arch.x86_64.cpu.overlay import PAUSE_EXIT, VMCB_PAGE, Overlay, Parked, close_engine
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Platform, hook_ports, new_engine
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.memory.guest_memory import PAGE, Memory
 
 _SIGNATURE_LEAF = 1

@@ -13,15 +13,13 @@ halts at once 1.2 µs, a hypercall 1 µs plus its work, an exception 15 µs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from unicorn import (
-    UC_ARCH_X86,
     UC_ERR_FETCH_PROT,
     UC_HOOK_INSN,
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
-    UC_MODE_64,
     UC_PROT_ALL,
     Uc,
     UcError,
@@ -29,8 +27,9 @@ from unicorn import (
 from unicorn import x86_const as x86
 
 from hypervisor.arch.vcpu import Outcome
-from hypervisor.arch.x86_64.cpu import initial, paging
+from hypervisor.arch.x86_64.cpu import initial
 from hypervisor.arch.x86_64.cpu.code import TranslatedCode
+from hypervisor.arch.x86_64.cpu.engine import Platform, hook_ports, new_engine
 from hypervisor.arch.x86_64.cpu.exceptions import (
     DOUBLE_FAULT,
     GENERAL_PROTECTION,
@@ -60,6 +59,7 @@ from hypervisor.arch.x86_64.cpu.overlay import (
     hook_error,
 )
 from hypervisor.arch.x86_64.cpu.proof import self_check
+from hypervisor.arch.x86_64.cpu.virtual import VirtualMemory
 from hypervisor.errors import EPERM
 from hypervisor.memory.guest_memory import PAGE, BadAddress, Memory
 
@@ -77,47 +77,7 @@ _ARGUMENTS = (RDI, RSI, RDX, R10, R8)
 """The registers of a hypercall's arguments in 64-bit code."""
 
 
-class Platform(Protocol):
-    """What a virtual CPU asks of the machine around it. An exception other than BadAddress is a bug."""
-
-    def hypercall(self, cpu: VCPU, number: int, arguments: Sequence[int]) -> int:
-        """Do a hypercall of up to five arguments and return its result, negative for an error."""
-
-    def cpuid(self, cpu: VCPU, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
-        """Return EAX, EBX, ECX and EDX of a leaf."""
-
-    def read_msr(self, cpu: VCPU, number: int) -> int:
-        """Return a model-specific register that is not of `msr.NATIVE`. Raises NoRegister for #GP."""
-
-    def write_msr(self, cpu: VCPU, number: int, value: int) -> None:
-        """Write a model-specific register that is not of `msr.NATIVE`. Raises NoRegister for #GP."""
-
-    def port_in(self, port: int, size: int) -> int:
-        """Read an I/O port of 1, 2 or 4 bytes."""
-
-    def port_out(self, port: int, size: int, value: int) -> None:
-        """Write an I/O port of 1, 2 or 4 bytes."""
-
-
-def new_engine(memory: Memory, code_cache: int, ranges: Sequence[tuple[int, int]]) -> Uc:
-    """Return an engine over these ranges of the memory, or all of it."""
-    engine = Uc(UC_ARCH_X86, UC_MODE_64)
-    engine.ctl_set_tcg_buffer_size(code_cache)
-    for start, end in ranges or ((0, memory.size),):
-        engine.mem_map_ptr(start, end - start, UC_PROT_ALL, memory.address + start)
-    return engine
-
-
-def hook_ports(engine: Uc, platform: Platform) -> None:
-    """Bring an engine's IN and OUT to the platform, at once: they are the same for all CPUs."""
-    read, write = platform.port_in, platform.port_out
-    engine.hook_add(UC_HOOK_INSN, lambda _, port, size, data: read(port, size), None, 1, 0, x86.UC_X86_INS_IN)
-    engine.hook_add(
-        UC_HOOK_INSN, lambda _, port, size, value, data: write(port, size, value), None, 1, 0, x86.UC_X86_INS_OUT
-    )
-
-
-class VCPU:
+class VCPU(VirtualMemory):
     """A 64-bit x86 CPU of a domain, off until its first state is set.
 
     `ranges` are start and end of the parts of the memory that the CPU finds, all of it if none are given.
@@ -322,40 +282,6 @@ class VCPU:
     def load_apic(self, address: int, page: bytes) -> None:
         """Set the registers of the local APIC."""
         self.engine.mem_write(address, page)
-
-    # The guest's virtual memory, as its page tables have it now
-
-    def translate(self, address: int, root: int | None = None) -> int:
-        """Return the physical address of a virtual one. Raises BadAddress."""
-        overlay = self.overlay
-        cr = overlay.cr
-        if not cr[0] & 0x8000_0000:
-            return address
-        table = cr[3] if root is None else root
-        if overlay.efer.value & 0x400:
-            return paging.walk64(self.memory, table, address)
-        if cr[4] & 0x20:
-            return paging.walk_pae(self.memory, table, address)
-        return paging.walk32(self.memory, table, address, large=bool(cr[4] & 0x10))
-
-    def read(self, address: int, length: int) -> bytes:
-        """Return a copy of a virtual range. Raises BadAddress."""
-        parts = []
-        while length > 0:
-            here = min(length, 0x1000 - (address & 0xFFF))
-            parts.append(self.memory.read(self.translate(address), here))
-            address = (address + here) & _ALL
-            length -= here
-        return b"".join(parts)
-
-    def write(self, address: int, data: bytes) -> None:
-        """Overwrite a virtual range. Raises BadAddress, with nothing or the first pages written."""
-        view = memoryview(data)
-        while view:
-            here = min(len(view), 0x1000 - (address & 0xFFF))
-            self.memory.write(self.translate(address), view[:here])
-            address = (address + here) & _ALL
-            view = view[here:]
 
     # What Unicorn calls
 

@@ -31,6 +31,7 @@ from unicorn import x86_const as x86
 
 from hypervisor.arch import vcpu
 from hypervisor.arch.vcpu import Outcome
+from hypervisor.arch.x86_64.cpu.engine import Platform
 from hypervisor.arch.x86_64.cpu.overlay import (
     CS,
     DS,
@@ -49,7 +50,7 @@ from hypervisor.arch.x86_64.cpu.overlay import (
     RSP,
     SS,
 )
-from hypervisor.arch.x86_64.cpu.vcpu import VCPU, Platform
+from hypervisor.arch.x86_64.cpu.vcpu import VCPU
 from hypervisor.arch.x86_64.pv import segments
 from hypervisor.arch.x86_64.pv.area import (
     FRAME_MASK,
