@@ -13,9 +13,12 @@ from hypervisor.arch import clock, kind, vcpu
 from hypervisor.arch.x86_64.clock import Clock
 from hypervisor.arch.x86_64.kinds import PV, PVH
 from hypervisor.memory.guest_memory import Memory
-from tests.unit.test_layers import ROOT, imports
+from tests.unit.test_layers import imports
 
 FOLDERS = sorted(path.name for path in Path(arch.__path__[0]).iterdir() if (path / "__init__.py").exists())
+
+PV_HYPERCALLS = ("hypervisor/hypercalls/pv.py", "hypervisor/hypercalls/grant_map.py")
+"""Those of guests that only x86 has."""
 
 
 class Nothing:
@@ -82,13 +85,25 @@ def test_an_import_of_a_register_is_past_what_an_architecture_provides() -> None
     assert not beyond(frozenset({"hypervisor.arch.x86_64.kinds.PV", "hypervisor.arch.x86_64.entry"}), "x86_64")
 
 
+def test_a_domain_knows_no_architecture() -> None:
+    """Nor do its scheduling, its memory, its devices and the hypercalls that all kinds of guests have."""
+    users = {
+        path
+        for path, names in imports("hypervisor").items()
+        if any(name.startswith("hypervisor.arch.x86_64") for name in names)
+    }
+    assert {path.split("/")[1].removesuffix(".py") for path in users} == {
+        *("__main__", "arch", "host", "hypercalls", "loader", "migration", "toolstack")
+    }
+    assert {path for path in users if "/hypercalls/" in path} == set(PV_HYPERCALLS)
+
+
 def test_only_loaders_hypercalls_and_migration_know_what_only_x86_has() -> None:
     """What only x86 has is asked for where its own kinds of guests are served."""
     names = tuple(f"hypervisor.arch.x86_64.{module}" for module in arch.X86_ONLY)
     users = (path for path, found in imports("hypervisor").items() if any(each.startswith(names) for each in found))
     places = {path.split("/")[1] for path in users}
     assert places == {"arch", "hypercalls", "loader", "migration"}
-    assert (ROOT / "hypervisor" / "arch").is_dir()
 
 
 @pytest.mark.parametrize("made", [PVH, PV], ids=lambda made: made.name)
