@@ -18,7 +18,7 @@ from hypervisor.api import Description, StorageFailure
 from hypervisor.disks.copying import Source
 from hypervisor.disks.disk import SECTOR
 from hypervisor.storage.errors import Code
-from tests.contract.storage_world import MIB, World, now
+from tests.contract.storage_world import MIB, World
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """A file system in memory, where syncing costs nothing."""
@@ -68,9 +68,9 @@ class Volumes(RuleBasedStateMachine):
             handle.close()
         self.handles.clear()
         for location in self.models:
-            now(self.world.storage.delete(self.world.at(location)))
-        now(self.world.storage.detach(self.world.handle))
-        now(self.world.storage.destroy(self.world.sr))
+            self.world.now(self.world.storage.delete(self.world.at(location)))
+        self.world.now(self.world.storage.detach(self.world.handle))
+        self.world.now(self.world.storage.destroy(self.world.sr))
         assert not [path for path in self.home.rglob("*") if path.is_file()]
         shutil.rmtree(self.home)
 
@@ -119,7 +119,7 @@ class Volumes(RuleBasedStateMachine):
         request = storage.snapshot if snapshot else storage.clone
         model = self.models[location]
         try:
-            made = now(request(self.world.at(location), new, Description(name))).volumes[0]
+            made = self.world.now(request(self.world.at(location), new, Description(name))).volumes[0]
         except StorageFailure as failure:
             assert failure.number == (Code.Unimplemented if model.raw else Code.SnapshotChainTooLong)
             return
@@ -135,10 +135,10 @@ class Volumes(RuleBasedStateMachine):
         model, volume = self.models[location], self.world.at(location)
         try:
             if freeze:
-                now(self.world.storage.freeze(volume))
+                self.world.now(self.world.storage.freeze(volume))
                 model.frozen = dict(model.sectors)
             else:
-                now(self.world.storage.reset(volume))
+                self.world.now(self.world.storage.reset(volume))
                 assert model.frozen is not None
                 model.sectors = dict(model.frozen)
         except StorageFailure as failure:
@@ -155,7 +155,7 @@ class Volumes(RuleBasedStateMachine):
         location = self.pick(number)
         model = self.models[location]
         model.size += more * 2 * MIB
-        effect = now(self.world.storage.resize(self.world.at(location), model.size))
+        effect = self.world.now(self.world.storage.resize(self.world.at(location), model.size))
         assert effect.volumes[0].virtual_size == model.size
 
     @can("VDI_ACTIVATE")
@@ -165,7 +165,9 @@ class Volumes(RuleBasedStateMachine):
         if location in self.handles:
             return
         model, new = self.models[location], self.world.new("c", raw, size=1)
-        effect = now(self.world.storage.copy(self.world.at(location), self.world.handle, new, lambda _: None))
+        effect = self.world.now(
+            self.world.storage.copy(self.world.at(location), self.world.handle, new, lambda _: None)
+        )
         self.models[effect.volumes[0].location] = Model(model.size, raw, "c", dict(model.sectors))
 
     @can("VDI_DELETE")
@@ -173,7 +175,7 @@ class Volumes(RuleBasedStateMachine):
     def delete(self, number: int) -> None:
         location = self.pick(number)
         try:
-            effect = now(self.world.storage.delete(self.world.at(location)))
+            effect = self.world.now(self.world.storage.delete(self.world.at(location)))
         except StorageFailure as failure:
             assert failure.number == Code.VDIInUse
             assert location in self.handles
@@ -186,9 +188,9 @@ class Volumes(RuleBasedStateMachine):
         for handle in self.handles.values():
             handle.close()
         self.handles.clear()
-        now(self.world.storage.detach(self.world.handle))
+        self.world.now(self.world.storage.detach(self.world.handle))
         self.world.begin()
-        assert now(self.world.storage.attach(self.world.sr, make=False)) == self.world.handle
+        assert self.world.now(self.world.storage.attach(self.world.sr, make=False)) == self.world.handle
 
     @precondition(lambda self: self.models)
     @rule(number=picks)
@@ -197,7 +199,7 @@ class Volumes(RuleBasedStateMachine):
 
     @invariant()
     def the_volumes_are_those_of_the_model(self) -> None:
-        contents = now(self.world.storage.scan(self.world.handle))
+        contents = self.world.now(self.world.storage.scan(self.world.handle))
         volumes = {volume.location: volume for volume in contents.volumes}
         seen = {name: (one.virtual_size, one.description.name_label) for name, one in volumes.items() if not one.hidden}
         assert seen == {name: (model.size, model.name) for name, model in self.models.items()}
