@@ -88,7 +88,7 @@ class FakeBackend:
         self.deaf = False
         """True for guests that take no request."""
         self.listener: Listener | None = None
-        self.ended = False
+        self.ended = self.is_lost = False
         self._next = 1
         self.sequence = 0
         self.start_time = 1_769_850_000.0
@@ -97,9 +97,11 @@ class FakeBackend:
         """What all domains are said to be, where it is not what they were asked to be."""
 
     async def _asked(self, name: str) -> None:
+        self._reach()
         self.calls.append(name)
         if name in self.held:
             await self.held[name]
+            self._reach()
         if name in self.fail:
             raise self.fail[name]
 
@@ -114,7 +116,28 @@ class FakeBackend:
 
     async def start(self, listener: Listener) -> None:
         self.listener = listener
-        listener.up(restarted=False)
+        listener.lost() if self.is_lost else listener.up(restarted=False)
+
+    def lose(self) -> None:
+        """Be out of reach; its domains go on."""
+        self.is_lost = True
+        if self.listener is not None:
+            self.listener.lost()
+        self.tell_consoles()
+
+    def come_back(self, *, restarted: bool = False) -> None:
+        """Be in reach again, with the domains that there were or with none."""
+        self.is_lost = False
+        if restarted:
+            self.doms.clear()
+            self.up.clear()
+            self.sequence = 0
+        if self.listener is not None:
+            self.listener.up(restarted=restarted)
+
+    def _reach(self) -> None:
+        if self.is_lost:
+            raise HostError(Code.LOST, "lost by the test")
 
     async def leave(self) -> None:
         self.listener = None
@@ -131,6 +154,7 @@ class FakeBackend:
         self.attention(uuid)
 
     async def stat(self, uuid: str) -> Truth:
+        self._reach()
         truth = self.truth(uuid)
         if "stat" in self.held:  # it is on its way while the domain goes on
             await self.held["stat"]
@@ -161,6 +185,7 @@ class FakeBackend:
         )  # fmt: skip
 
     async def domains(self) -> tuple[str, ...]:
+        self._reach()
         return tuple(self.doms)
 
     async def free_memory(self) -> int:
@@ -277,6 +302,7 @@ class FakeBackend:
         )
 
     async def console(self, uuid: str) -> FakeConsole:
+        self._reach()
         return FakeConsole(self, self._domain(uuid))
 
     async def screen(self, uuid: str) -> NoReturn:
@@ -335,6 +361,7 @@ class FakeConsole:
             yield b"earlier demo> "
             while not self._ended:
                 await self._come()
+                self._backend._reach()
         finally:
             self._backend.followers -= 1
 

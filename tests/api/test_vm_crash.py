@@ -66,7 +66,7 @@ class After:
         self.pool: Disks = fit(before.pool.crashed(directory), Threads())
         self.pool.begin()
         self.db: Any = self.pool.db
-        lifecycle.forget_lost_domains(self.pool.daemon.subsystems)
+        self.pool.run(self.pool.daemon.reconciler.adopt())
         self.pool.run(lifecycle.undo_unfinished(self.pool.daemon.subsystems))
 
     def check(self) -> None:

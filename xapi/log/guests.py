@@ -39,6 +39,11 @@ def begins(vm: VM, host: Any, state: DomainState) -> None:
     )  # fmt: skip
 
 
+def goes_on(vm: VM, host: Any) -> None:
+    """Say that a VM's domain has lived on while nobody looked."""
+    log.info("{vm} goes on as domain {domid} on {host}", vm=named(vm), domid=vm.domid, host=named(host))
+
+
 def went_down(vm: VM, state: DomainState) -> None:
     """Say why a guest went down, which nobody asked for; its VM's actions follow."""
     assert state.shutdown is not None

@@ -27,6 +27,11 @@ class Networks:
         self._backends = backends
         self._up: dict[tuple[str, str], Network] = {}
         """By host and name."""
+        backends.forgetting.append(self._forget)
+
+    def _forget(self, host: str) -> None:
+        """Bring up anew what a host had that was restarted."""
+        self._up = {at: network for at, network in self._up.items() if at[0] != host}
 
     async def bring_up(self, host: records.host, networks: Iterable[records.network]) -> None:
         """Have these networks on a host, and those that they lie on. Raises HostError."""

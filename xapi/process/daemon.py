@@ -102,6 +102,9 @@ class Daemon:
         self.schedules = add(Schedules(self.subsystems))
         self.metrics = add(Sampler(db, clock, self.turns, self.backends, self.reconciler.truths))
         self.storage = add(Storage())
+        self.backends.forgetting += [
+            self.reconciler.truths.forget, lambda host: self.storage.forget(db.host[host].PBDs),
+        ]  # fmt: skip
         self.plugins = add(plugins)
         self.calls = calls
         self.sessions.trail = self.calls.trail

@@ -30,9 +30,9 @@ class Hosts(Stage):
         self._daemon = daemon
 
     async def start(self) -> None:
-        """Say of the hosts what is so now, and clean up behind guests and operations that have gone."""
+        """Say of the hosts what is so now, take up the guests that live, and clean up behind operations that do not."""
         _look_at_the_machine(self._daemon.db)
-        lifecycle.forget_lost_domains(self._daemon.subsystems)
+        await self._daemon.reconciler.adopt()
         availability.started(self._daemon.db)
         await lifecycle.undo_unfinished(self._daemon.subsystems)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hypervisor.api import StorageFailure
+from hypervisor.api import Code, HostError, StorageFailure
 from xapi.calls.faults import shortage
+from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 
 IN_USE, UNIMPLEMENTED, NO_SPACE, NO_VOLUME, CANNOT_MAKE = 16, 38, 44, 46, 78
@@ -69,3 +70,7 @@ def answering() -> Iterator[None]:
         # That another daemon holds a lock is EAGAIN to the system too, and no shortage.
         short = None if failure.number == IN_USE else shortage(failure)
         raise short or backend_failure(failure.number, str(failure)) from failure
+    except HostError as error:
+        if error.code is Code.LOST:
+            raise errors.HOST_OFFLINE("") from error
+        raise errors.INTERNAL_ERROR(f"{error.code.value}: {error}") from error

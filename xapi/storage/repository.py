@@ -7,7 +7,7 @@ nothing is made up in their place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,11 @@ class Storage:
             with answering():
                 await used.storage.detach(used.handle)
         self._used.pop(pbd._ref, None)
+
+    def forget(self, pbds: Iterable[str]) -> None:
+        """Take into use anew what a host had that was restarted."""
+        for pbd in pbds:
+            self._used.pop(pbd, None)
 
     # Volumes
 

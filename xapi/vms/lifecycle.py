@@ -20,7 +20,7 @@ from xapi.storage import unfinished
 from xapi.storage.repository import Storage
 from xapi.vms import power
 from xapi.vms.placement import choose_host
-from xapi.vms.reconcile import is_up, lose, write_halted
+from xapi.vms.reconcile import is_up, write_halted
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
@@ -123,28 +123,6 @@ def renew_metrics(db: Store) -> None:
         table = db.tables[f"{of}_metrics"]
         refs = [ref for row in db.tables[of] if (ref := cast("Any", row).metrics) != NULL]
         db.load(table, [table.make(ref, {"uuid": db.uuids.draw(table.name)}) for ref in refs])
-
-
-def forget_lost_domains(subsystems: Subsystems) -> list[str]:
-    """Write that VMs are halted whose domains have gone with the process that they lived in; return their refs.
-
-    Operations that were under way then are not any more.
-    """
-    db = subsystems.db
-    lost: list[str] = []
-    with db.atomic():
-        for table in db.tables.values():
-            for row in table if "current_operations" in table.cls.fields else ():
-                held: Any = row
-                if held.current_operations:
-                    held.current_operations = {}
-        for vm in list(db.VM):
-            if vm.power_state in ("Running", "Paused") and not vm.is_control_domain:
-                lose(db, vm)
-                lost.append(vm._ref)
-            elif vm.scheduled_to_be_resident_on in db.host:
-                vm.scheduled_to_be_resident_on = NULL
-    return lost
 
 
 async def undo_unfinished(subsystems: Subsystems) -> None:

@@ -10,18 +10,20 @@ have seen comes in any order. So each truth has a sequence, and an older one is 
 (`xapi.vms.truths`); and that a VM has no domain is not written while an operation holds it that makes or ends one.
 
 The net below that is `survey`: it looks at every VM and ends domains that no VM claims. It runs when changes have been
-undone that were accepted already, when changes are accepted again after that, and every minute.
+undone that were accepted already, when changes are accepted again after that, when a host is reached again that was
+lost, and every minute. When the daemon starts `adopt` does the same for all: domains may have lived on without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from hypervisor.api import Disk, DomainState, HostError, Power, Truth, disk_name
+from hypervisor.api import Disk, DomainState, HostError, Power, Shutdown, Truth, disk_name
 from xapi.calls.claim import changed
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
@@ -70,6 +72,8 @@ class Reconciler:
         self._following: dict[str, bool] = {}
         """Guests that went down and are being followed, and whether attention was asked for meanwhile."""
         self._surveying = False
+        self._reach: dict[str, bool] = {}
+        """Hosts that were lost, and whether they are reached again, which is to be written then."""
         self.follow: Followed = _leave
 
     # News
@@ -129,6 +133,39 @@ class Reconciler:
         self.write(vm, host, truth)
         return truth.state
 
+    # Hosts
+
+    def lost(self, host: str) -> None:
+        """Write that a host is not reached; its VMs stay as they were last known."""
+        row = self._db.host.get(host)
+        if row is not None:
+            log.warn("{host} is not reached: its VMs are as they were last known", host=named(row))
+        self._reaches(host, False)
+
+    def reached(self, host: str) -> None:
+        """Write that a host is reached again, and look at all that is on it."""
+        row = self._db.host.get(host)
+        if row is not None:
+            log.info("{host} is reached again", host=named(row))
+        self._reaches(host, True)
+        Deferred.fromCoroutine(self._survey_host(host, thorough=True)).addErrback(_report, host)
+
+    def _reaches(self, host: str, reached: bool) -> None:
+        self._reach[host] = reached
+        try:
+            self._write_reach()
+        except Fault as fault:  # it is written when changes are accepted again
+            log.error("whether {host} is reached cannot be written now: {fault}", host=host, fault=fault)
+
+    def _write_reach(self) -> None:
+        for ref, reached in list(self._reach.items()):
+            host = self._db.host.get(ref)
+            metrics = None if host is None else self._db.host_metrics.get(host.metrics)
+            if metrics is not None and metrics.live != reached:
+                metrics.live = reached
+            if reached:
+                del self._reach[ref]
+
     # Writing
 
     def write(self, vm: Any, host: Any, truth: Truth) -> None:
@@ -160,6 +197,7 @@ class Reconciler:
 
     def _lives(self, vm: VM, host: Any, state: DomainState) -> None:
         begins = vm.domid != state.domid or vm.power_state not in ("Running", "Paused")
+        is_new = begins or not self.truths.knows(vm)
         if vm.power_state == "Halted" or not vm.last_boot_CPU_flags:
             vm.last_boot_CPU_flags = self._cpu_flags(state.kind)
         vm.power_state = "Paused" if state.power is Power.PAUSED else "Running"
@@ -173,7 +211,7 @@ class Reconciler:
         if metrics is not None:
             metrics.memory_actual = state.memory_actual
             metrics.VCPUs_number = state.vcpus
-            if begins:
+            if is_new:  # some of it is in memory alone
                 metrics.current_domain_type = cast("Any", state.kind)
                 metrics.hvm = state.kind != "pv"
                 metrics.start_time = moment(state.start_time)
@@ -214,26 +252,113 @@ class Reconciler:
     def _survey(self, thorough: bool) -> None:
         Deferred.fromCoroutine(self.survey(thorough)).addErrback(_report, "all domains")
 
+    async def adopt(self) -> None:
+        """Make rows and hosts agree when the daemon starts, before anything is asked of it.
+
+        A VM whose domain lives goes on, one whose domain has gone is halted, domains that no VM claims are ended. VMs
+        of a host that is not reached stay as they were. Costs a call a host, and some 0.2 ms a domain.
+        """
+        for ref, vms in self._living().items():
+            host = self._db.host.get(ref)
+            try:
+                truths = {} if host is None else await self._truths(host)
+            except (Fault, HostError) as error:
+                log.warn("{host} cannot be looked at: {error}", host=named(host), error=error)
+                continue
+            with self._db.atomic():
+                for vm in vms:
+                    self._adopt(vm, host, truths.get(vm.uuid))
+            if truths:
+                await self._end_unclaimed(host, self._backends.of(host), truths)
+
+    async def _truths(self, host: Any) -> Mapping[str, Truth]:
+        """Return what is on a host, which is written to be reached. Raises HOST_OFFLINE and HostError."""
+        backend = await self._backends.start(host)
+        self._reach[host._ref] = True
+        self._write_reach()
+        return await backend.truths()
+
+    def _adopt(self, vm: VM, host: Any, truth: Truth | None) -> None:
+        """Write what has become of a VM that lived; one whose memory was saved by then is suspended."""
+        state = None if truth is None else truth.state
+        if truth is None or state is None or (vm.suspend_VDI != NULL and state.shutdown is Shutdown.SUSPEND):
+            lose(self._db, vm)
+            return
+        self.write(vm, host, truth)
+        guests.goes_on(vm, host)
+        if not is_up(state):
+            self.attend(vm.uuid)
+
+    def _living(self) -> dict[str, list[VM]]:
+        """Return the VMs that lived by host, with hosts to which others were coming, which they do not any more."""
+        living: dict[str, list[VM]] = {ref: [] for ref in self._backends.by_host()}
+        with self._db.atomic():
+            for vm in self._db.VM:
+                if vm.power_state in ("Running", "Paused") and not vm.is_control_domain:
+                    living.setdefault(vm.resident_on, []).append(vm)
+                elif vm.scheduled_to_be_resident_on != NULL:
+                    living.setdefault(vm.scheduled_to_be_resident_on, [])
+                    vm.scheduled_to_be_resident_on = NULL
+        return living
+
     async def survey(self, thorough: bool = True) -> None:
         """Look at all VMs with a domain, or only at those whose domain is lost, and end the domains of none.
 
-        Costs some 0.5 µs a domain, and where it is `thorough` a stat for each, one after another.
+        Costs some 0.5 µs a domain, and where it is `thorough` 0.2 ms.
         """
         if self._surveying and not thorough:
             return
         self._surveying = True
         try:
-            for ref, backend in self._backends.by_host().items():
-                host = self._db.host.get(ref)
-                if host is not None:
-                    uuids = set(await backend.domains())
-                    await self._end_unclaimed(host, backend, uuids)
-                    await self._look_at(host, uuids, thorough)
+            self._write_reach()
+            for ref in self._backends.by_host():
+                await self._survey_host(ref, thorough)
         finally:
             self._surveying = False
         self.truths.keep(lambda ref: (vm := self._db.VM.get(ref)) is not None and vm.resident_on != NULL)
         if thorough:
             await self._turns.take(self._give_back())
+
+    async def _survey_host(self, ref: str, thorough: bool) -> None:
+        backend, host = self._backends.by_host().get(ref), self._db.host.get(ref)
+        if backend is None or host is None:
+            return
+        try:
+            truths = await backend.truths() if thorough else dict.fromkeys(await backend.domains())
+            await self._end_unclaimed(host, backend, truths)
+        except HostError as error:
+            log.error("{host} cannot be looked at: {error}", host=named(host), error=error)
+            return
+        vms = [vm for ref in host.resident_VMs if not (vm := self._db.VM[ref]).is_control_domain]
+        if thorough:
+            await self._turns.take(self._written(vms, host, truths))
+        for vm in vms:
+            if vm.uuid not in truths:
+                await self._look_for(vm)
+
+    def _written(self, vms: Iterable[VM], host: Any, truths: Mapping[str, Truth | None]) -> Iterator[None]:
+        """Write what is true of VMs, one a step."""
+        for vm in vms:
+            truth = truths.get(vm.uuid)
+            if truth is not None:
+                with self._noting(vm):
+                    self.write(vm, host, truth)
+                    if not is_up(truth.state):
+                        self.attend(vm.uuid)
+            yield
+
+    async def _look_for(self, vm: Any) -> None:
+        with self._noting(vm):
+            if not is_up(await self.look(vm)):
+                self.attend(vm.uuid)
+
+    @contextmanager
+    def _noting(self, vm: Any) -> Iterator[None]:
+        """Log what hinders a look at a VM; the next survey comes."""
+        try:
+            yield
+        except (Fault, HostError) as error:
+            log.error("{vm} cannot be looked at: {error}", vm=named(vm), error=error)
 
     async def _end_unclaimed(self, host: Any, backend: Any, uuids: Iterable[str]) -> None:
         for uuid in uuids:
@@ -246,16 +371,6 @@ class Reconciler:
         """Tell whether a VM is on a host, or an operation may be bringing it there or taking it away."""
         vm: Any = self._by_uuid(uuid)
         return vm is not None and (vm.resident_on == host._ref or self._is_held(vm))
-
-    async def _look_at(self, host: Any, uuids: set[str], thorough: bool) -> None:
-        for vm in [self._db.VM[ref] for ref in host.resident_VMs]:
-            if vm.is_control_domain or not (thorough or vm.uuid not in uuids):
-                continue
-            try:
-                if not is_up(await self.look(vm)):
-                    self.attend(vm.uuid)
-            except (Fault, HostError) as error:
-                log.error("{vm} cannot be looked at: {error}", vm=named(vm), error=error)
 
     def _give_back(self) -> Iterator[None]:
         """Drop the reservations that operations could not give back, looking at a VM a step."""
@@ -305,7 +420,7 @@ async def _leave(ref: str) -> None:
 
 
 def _report(failure: Any, uuid: str) -> None:
-    if failure.check(Fault):
+    if failure.check(Fault, HostError):
         log.error("{uuid} cannot be reconciled now: {fault}", uuid=uuid, fault=failure.value)
     else:
         log.failure("reconciling {uuid} failed", failure=failure, uuid=uuid)

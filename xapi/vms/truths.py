@@ -21,6 +21,15 @@ class Truths:
         where, sequence = self._written.get(vm._ref, ("", 0))
         return where != host._ref or sequence < truth.sequence
 
+    def knows(self, vm: Any) -> bool:
+        """Tell whether anything is written of a VM since the daemon has started."""
+        return vm._ref in self._written
+
+    def forget(self, host: str) -> None:
+        """Forget what a host has said, which begins anew."""
+        for ref in [ref for ref, (where, _) in self._written.items() if where == host]:
+            del self._written[ref]
+
     def wrote(self, vm: Any, host: Any, truth: Truth) -> None:
         """Hear that all of a truth is written."""
         self._written[vm._ref] = host._ref, truth.sequence
