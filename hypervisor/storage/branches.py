@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from hypervisor.api import Description
+from hypervisor.api import Description, Volume
 from hypervisor.disks import copying, raw, snapshot, vhd
 from hypervisor.disks.copying import Progress
 from hypervisor.disks.disk import SECTOR, DiskError
@@ -19,7 +19,7 @@ from hypervisor.disks.vhd_layout import DATA_PLACE
 from hypervisor.storage.catalogue import Record
 from hypervisor.storage.errors import Code, StorageError, failing
 from hypervisor.storage.layout import Found
-from hypervisor.storage.volume import Format, Volume, rounded
+from hypervisor.storage.volume import Format, rounded
 
 if TYPE_CHECKING:
     from hypervisor.storage.repository import FileRepository

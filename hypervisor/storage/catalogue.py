@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from hypervisor.api import Description
+from hypervisor.api import Description, Volume
 from hypervisor.storage.attachment import Chain, OpenVolume
 from hypervisor.storage.errors import Code, StorageError
 from hypervisor.storage.layout import Found, Layout, is_uuid
-from hypervisor.storage.volume import Volume
 
 _BASE = Description("base copy", read_only=True)
 
@@ -107,9 +106,8 @@ class Catalogue:
             used = os.stat(self.layout.image(found.uuid, found.format)).st_blocks * 512
         except OSError:
             used = 0
-        return Volume(
-            *(found.uuid, found.uuid, found.format, found.size, used, found.parent, found.hidden, record.description)
-        )
+        form, parent = found.format.value, found.parent or ""
+        return Volume(found.uuid, found.uuid, form, found.size, used, parent, found.hidden, record.description)
 
     def volumes(self) -> list[Volume]:
         """Return all that are ready."""

@@ -9,12 +9,12 @@ import threading
 from pathlib import Path
 from uuid import UUID, uuid5
 
-from hypervisor.api import Description
+from hypervisor.api import Description, Space, Volume
 from hypervisor.disks import raw
 from hypervisor.disks.disk import SECTOR
 from hypervisor.storage.attachment import Chain, OpenVolume
 from hypervisor.storage.errors import Code, StorageError, failing
-from hypervisor.storage.volume import Format, Space, Users, Volume
+from hypervisor.storage.volume import Users
 
 _NAME = re.compile(r"(?:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})|.+)\.(?:iso|img)", re.IGNORECASE | re.DOTALL)
 
@@ -52,13 +52,12 @@ class IsoRepository:
         return self._list()
 
     def space(self) -> Space:
-        """Return the file system's size and use; a CD needs no more than it has."""
+        """Return the file system's size and use."""
         self._refuse_detached()
         with failing(Code.EIO, self.path):
             status = os.statvfs(self.path)
         size = status.f_blocks * status.f_frsize
-        allocated = sum(volume.virtual_size for volume in self._list())
-        return Space(size, size - status.f_bavail * status.f_frsize, allocated)
+        return Space(size, size - status.f_bavail * status.f_frsize)
 
     def volume(self, location: str) -> Volume:
         """Return a CD as it is now."""
@@ -117,4 +116,4 @@ class IsoRepository:
         uuid = match[1].lower() if match[1] else str(uuid5(self.uuid, name))
         size = status.st_size // SECTOR * SECTOR
         description = Description(name, type="user", read_only=True, sharable=True)
-        return Volume(uuid, name, Format.ISO, size, status.st_blocks * 512, description=description)
+        return Volume(uuid, name, "raw", size, status.st_blocks * 512, description=description)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from hypervisor.api import Description
+from hypervisor.api import Description, Space, Volume
 from hypervisor.disks import raw, snapshot, vhd
 from hypervisor.disks.copying import Progress
 from hypervisor.disks.disk import DiskError
@@ -26,7 +26,7 @@ from hypervisor.storage.attachment import Chain, OpenVolume
 from hypervisor.storage.catalogue import Catalogue, Record
 from hypervisor.storage.errors import Code, StorageError, failing
 from hypervisor.storage.layout import LOCK, MARKER, Found, Layout
-from hypervisor.storage.volume import PLAIN, Format, Space, Users, Volume, rounded
+from hypervisor.storage.volume import PLAIN, Format, Users, rounded
 
 
 def _silent(done: int, total: int) -> None:
@@ -118,15 +118,13 @@ class FileRepository:
             return {**dict.fromkeys(self.layout.strays(), "its name is no uuid"), **self.catalogue.broken}
 
     def space(self) -> Space:
-        """Return the file system's size, what of it is not to be had, and the sum of the visible volumes' sizes."""
+        """Return the file system's size, and what of it is not to be had."""
         with self.catalogue.lock, failing(Code.EIO, self.path):
             self._attached()
             status = os.statvfs(self.path)
-            records = self.catalogue.records.values()
-            promised = sum(one.found.size for one in records if one.ready and not one.found.hidden)
             size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
             room = room_of(os.stat(self.path).st_dev)
-            return Space(size, size - (free if room is None else room.free(status)), promised)
+            return Space(size, size - (free if room is None else room.free(status)))
 
     def _attached(self) -> None:
         if self._lock_fd < 0:

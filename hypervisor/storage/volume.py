@@ -30,7 +30,6 @@ class Format(Enum):
 
     VHD = "vhd"
     RAW = "raw"
-    ISO = "iso"
 
 
 def encode(description: Description) -> bytes:
@@ -52,34 +51,6 @@ def decode(data: bytes) -> Description:
         return default
     known = {one.name: type(getattr(default, one.name)) for one in fields(Description)}
     return Description(**{name: value for name, value in found.items() if type(value) is known.get(name)})
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """A volume as it is now. Sizes are in bytes; `parent` is the uuid of the volume under it."""
-
-    uuid: str
-    location: str
-    format: Format
-    virtual_size: int
-    physical_utilisation: int
-    parent: str | None = None
-    hidden: bool = False
-    """It is there only for its children: XenAPI's unmanaged "base copy"."""
-    description: Description = PLAIN
-
-    @property
-    def read_only(self) -> bool:
-        return self.hidden or self.description.read_only
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """Bytes: of the file system, used or not to be had there, and promised to volumes."""
-
-    physical_size: int
-    physical_utilisation: int
-    virtual_allocation: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def check_directory(repository: FileRepository) -> None:
     volumes = repository.scan()
     expected = {"repository.json", "lock"}
     for volume in volumes:
-        expected.add(f"{volume.uuid}.{volume.format.value}")
+        expected.add(f"{volume.uuid}.{volume.format}")
         if not volume.hidden and (repository.path / f"{volume.uuid}.json").exists():
             expected.add(f"{volume.uuid}.json")
         if volume.hidden:

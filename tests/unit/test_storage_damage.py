@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hypervisor.api import Volume
 from hypervisor.disks.vhd import Clock
 from hypervisor.storage.errors import Code, StorageError
 from hypervisor.storage.repository import FileRepository
-from hypervisor.storage.volume import Volume
 
 MIB = 1 << 20
 FOOTER, HEADER = 512, 1024
@@ -195,8 +195,8 @@ def test_a_scan_always_succeeds_and_shows_what_is_whole(data: st.DataObject) -> 
             (repository.path / f".split-{leaf}-{base}").touch()
             victims += [leaf, base]
 
-        def stands(uuid: str | None) -> bool:
-            return uuid is None or (uuid not in victims and stands(before[uuid].parent))
+        def stands(uuid: str) -> bool:
+            return not uuid or (uuid not in victims and stands(before[uuid].parent))
 
         for _ in range(2):
             found = {volume.uuid: volume for volume in repository.scan()}

@@ -11,7 +11,6 @@ from hypervisor.storage.errors import Code, StorageError
 from hypervisor.storage.layout import Layout
 from hypervisor.storage.repository import FileRepository
 from hypervisor.storage.volume import Format
-from hypervisor.storage.volume import Volume as FileVolume
 from xapi.host.driver import Driver, Hear, Repository
 
 BLOCK = {
@@ -35,17 +34,16 @@ class DiskRepository(Repository):
         self.files.detach()
 
     def scan(self) -> api.Contents:
-        return api.Contents(tuple(map(_shown, self.files.scan())), self.files.damaged(), self.space())
+        return api.Contents(tuple(self.files.scan()), self.files.damaged(), self.space())
 
     def space(self) -> api.Space:
-        space = self.files.space()
-        return api.Space(space.physical_size, space.physical_utilisation)
+        return self.files.space()
 
     def volume(self, location: str) -> api.Volume:
-        return _shown(self.files.introduce(location))
+        return self.files.introduce(location)
 
     def known(self, location: str) -> api.Volume:
-        return _shown(self.files.volume(location))
+        return self.files.volume(location)
 
     def open(self, location: str, *, read_only: bool) -> OpenVolume:
         return self.files.open(location, read_only=read_only)
@@ -109,7 +107,7 @@ class DiskRepository(Repository):
         found: list[str] = []
         with suppress(StorageError):
             parent = self.files.volume(location).parent
-            while parent is not None and parent not in found:
+            while parent and parent not in found:
                 found.append(parent)
                 parent = self.files.volume(parent).parent
         return found
@@ -121,20 +119,6 @@ def _format(new: api.NewVolume) -> Format:
     if form not in ("vhd", "raw"):
         raise StorageError(Code.VDIType, f"Invalid VDI type {form}")
     return Format(form)
-
-
-def _shown(volume: FileVolume) -> api.Volume:
-    """Return a volume as the protocol has it."""
-    return api.Volume(
-        uuid=volume.uuid,
-        location=volume.location,
-        format=volume.format.value,
-        virtual_size=volume.virtual_size,
-        physical_utilisation=volume.physical_utilisation,
-        parent=volume.parent or "",
-        hidden=volume.hidden,
-        description=volume.description,
-    )
 
 
 class DirectoryDriver(Driver):

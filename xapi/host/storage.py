@@ -76,7 +76,11 @@ class LocalStorage:
 
     async def create(self, sr: SR, surroundings: Surroundings) -> None:
         """Make an SR where its device_config says."""
-        await self._do(lambda: self._driver(sr).create(sr, surroundings))
+        await self._do(self._create, sr, surroundings)
+
+    def _create(self, sr: SR, surroundings: Surroundings) -> None:
+        with self._attaching:
+            self._driver(sr).create(sr, surroundings)
 
     async def attach(self, sr: SR, *, make: bool) -> str:
         """Take an SR into use, harmless when it is; return its handle."""
@@ -102,7 +106,11 @@ class LocalStorage:
 
     async def destroy(self, sr: SR) -> None:
         """Erase an SR without volumes."""
-        await self._do(lambda: self._driver(sr).destroy(sr))
+        await self._do(self._destroy, sr)
+
+    def _destroy(self, sr: SR) -> None:
+        with self._attaching:
+            self._driver(sr).destroy(sr)
 
     async def scan(self, repository: str) -> Contents:
         """Look at all that there is."""

@@ -19,7 +19,6 @@ from hypervisor.disks.disk import SECTOR
 from hypervisor.storage.attachment import OpenVolume
 from hypervisor.storage.errors import Code, StorageError, failing
 from hypervisor.storage.iso import IsoRepository
-from hypervisor.storage.volume import Volume
 from xapi.host import cd_image, driver
 from xapi.host.driver import Repository, located
 
@@ -77,14 +76,13 @@ class CdRepository(Repository):
         self.files.detach()
 
     def scan(self) -> api.Contents:
-        return api.Contents(tuple(map(_shown, self.files.scan())), {}, self.space())
+        return api.Contents(tuple(self.files.scan()), {}, self.space())
 
     def space(self) -> api.Space:
-        space = self.files.space()
-        return api.Space(space.physical_size, space.physical_utilisation)
+        return self.files.space()
 
     def volume(self, location: str) -> api.Volume:
-        return _shown(self.files.volume(location))
+        return self.files.volume(location)
 
     def open(self, location: str, *, read_only: bool) -> OpenVolume:
         return self.files.open(location, read_only=read_only)
@@ -129,11 +127,3 @@ class CdRepository(Repository):
         with failing(Code.VDIDelete, path):
             path.unlink()
         return self.effect(location)
-
-
-def _shown(volume: Volume) -> api.Volume:
-    """Return a CD as the protocol has it."""
-    return api.Volume(
-        volume.uuid, volume.location, "raw", volume.virtual_size, volume.physical_utilisation,
-        description=volume.description,
-    )  # fmt: skip
