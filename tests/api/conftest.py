@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from tests.api.storage_pool import Disks, Threads, fit
 from tests.conftest import Pool
 from xapi.datamodel.lexical import escape
-from xapi.http.rpc import RPC
+from xapi.http.routes import Routes
 from xapi.http.server.factory import HTTPFactory
 from xapi.http.server.protocol import HTTPServer
 
@@ -78,7 +78,7 @@ class Connection:
     def __init__(self, pool: Pool, peer: Any = None) -> None:
         self.pool = pool
         self.transport = StringTransport(peerAddress=peer)
-        self.server: HTTPServer = HTTPFactory(RPC(pool.daemon), pool.clock).buildProtocol(None)
+        self.server: HTTPServer = HTTPFactory(Routes(pool.daemon.subsystems), pool.clock).buildProtocol(None)
         Protocol.makeConnection(self.server, self.transport)
 
     def send(self, data: bytes) -> bytes:

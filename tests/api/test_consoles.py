@@ -11,8 +11,8 @@ from twisted.internet.testing import StringTransport
 
 from tests.api.test_power import make_vm
 from tests.conftest import Pool
-from xapi.http.console import PATIENCE
-from xapi.http.rpc import RPC
+from xapi.handlers.console import PATIENCE
+from xapi.http.routes import Routes
 from xapi.http.server.factory import HTTPFactory
 
 
@@ -22,7 +22,7 @@ class Wire:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.transport = StringTransport()
-        self.protocol = HTTPFactory(RPC(pool.daemon), pool.clock).buildProtocol(None)
+        self.protocol = HTTPFactory(Routes(pool.daemon.subsystems), pool.clock).buildProtocol(None)
         Protocol.makeConnection(self.protocol, self.transport)
 
     def send(self, data: bytes) -> bytes:
@@ -90,7 +90,7 @@ def test_a_role_below_vm_operator_gets_none(pool: Pool, vm: Any, wire: Wire) -> 
     """As for every handler of its role."""
     with pool.db.atomic():
         session = pool.db.session.create(rbac_permissions=("vm.start",), is_local_superuser=False)
-    assert wire.connect(f"ref={vm._ref}&session_id={session._ref}").startswith(b"HTTP/1.1 401")
+    assert wire.connect(f"ref={vm._ref}&session_id={session._ref}").startswith(b"HTTP/1.1 403")
 
 
 def test_what_has_no_terminal_is_not_found(pool: Pool, vm: Any) -> None:

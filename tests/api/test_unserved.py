@@ -10,10 +10,10 @@ from tests.api.conftest import Answer, Connection, parse, text
 from tests.conftest import NOW, Pool
 from xapi import datamodel
 from xapi.access.caller import Origin
-from xapi.http.unserved import SERVED
+from xapi.http import registry
 
 HANDLERS = datamodel.load().handlers
-CHECKED = [handler.name for handler in HANDLERS.values() if handler.checked and handler.name not in SERVED]
+CHECKED = [handler.name for handler in registry.unserved(datamodel.load()) if handler.checked]
 
 
 def ask(wire: Connection, name: str, query: str = "", *lines: str) -> Answer:
@@ -66,7 +66,7 @@ def test_a_cookie_or_a_password_will_do(pool: Pool, wire: Connection) -> None:
 
 def test_local_root_needs_neither(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The socket is proof enough."""
-    monkeypatch.setattr("xapi.http.rpc.origin_of", lambda request: Origin(trusted=True))
+    monkeypatch.setattr("xapi.http.caller.origin_of", lambda request: Origin(trusted=True))
     assert ask(Connection(pool), "get_export").status == 501
 
 
@@ -106,8 +106,9 @@ def test_the_thin_cli_is_no_xml_rpc(wire: Connection) -> None:
 
 
 def test_paths_that_nobody_declares_take_calls_as_ever(pool: Pool, wire: Connection) -> None:
-    """POST is XML-RPC; other methods have nothing there."""
+    """POST is XML-RPC; GET has nothing there, and what no handler of a beginning of the path has is not allowed."""
     body = b"<methodCall><methodName>pool.get_all</methodName><params><param>%b</param></params></methodCall>"
     assert len(wire.post(body % text(pool.session).encode(), "/elsewhere").value()) == 1
     assert parse(wire.send(b"GET /elsewhere HTTP/1.1\r\n\r\n")).status == 404
-    assert parse(wire.send(b"PUT /elsewhere HTTP/1.1\r\ncontent-length: 5000000\r\n\r\n")).status == 501
+    refused = parse(wire.send(b"PUT /elsewhere HTTP/1.1\r\ncontent-length: 5000000\r\n\r\n"))
+    assert (refused.status, refused.header("allow")) == (405, "GET, HEAD, OPTIONS, POST")

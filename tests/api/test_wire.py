@@ -105,7 +105,7 @@ def test_preflight(wire: Connection, path: str) -> None:
     assert answer.header("content-length") == "0"
 
 
-@pytest.mark.parametrize(("method", "status"), [("GET", 404), ("HEAD", 404), ("PUT", 501), ("DELETE", 501)])
+@pytest.mark.parametrize(("method", "status"), [("GET", 404), ("HEAD", 404), ("PUT", 405), ("DELETE", 405)])
 def test_other_methods(wire: Connection, method: str, status: int) -> None:
     """There is nothing to get or put yet; the connection stays."""
     written = wire.send(request(b"", "/", method))

@@ -33,6 +33,7 @@ from xapi.datamodel.types import (
     StringType,
     Type,
 )
+from xapi.handlers.rpc import RPC
 from xapi.wire.fragments import Records
 
 CHECKER = CHECKOUT.parent / "shared" / "xenapi" / "check_conformance.py"
@@ -235,7 +236,7 @@ def test_removed_classes_say_so(pool: Pool) -> None:
 
 def test_every_listed_name_answers(pool: Pool) -> None:
     """xen-api takes the classes from system.listMethods and fetches all records of each at login."""
-    listed = [name for name in pool.daemon.method_names if name.endswith(".get_all_records")]
+    listed = [name for name in RPC(pool.daemon.subsystems).names if name.endswith(".get_all_records")]
     assert listed == [f"{cls.name}.get_all_records" for cls in ANSWERING]
     assert {type(pool(name)) for name in listed} == {Records}
 

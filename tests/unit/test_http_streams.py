@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -421,6 +423,22 @@ def test_who_reads_no_body_is_cancelled() -> None:
     site.send(GET)
     site.lose()
     assert ended == [CancelledError]
+
+
+def test_a_connection_that_has_ended_is_no_circle() -> None:
+    """It goes without the collector, which seldom looks, also in the middle of a request."""
+    gc.disable()
+    try:
+        for sent in (GET, GET[:9], sized(5) + b"x", GET + sized(9) + b"x"):
+            site = Site(echo)
+            site.send(sent)
+            site.lose()
+            server = weakref.ref(site.server)
+            site.requests.clear()
+            del site.server, site.transport
+            assert server() is None
+    finally:
+        gc.enable()
 
 
 # Writing

@@ -75,6 +75,9 @@ MISTAKES = [
     ("classes/VBD.xml", "owns the drive.</field>", "owns the drive</field>", "Error validating datatype string"),
     ("classes/VBD.xml", "<result type=", "<results type=", "Did not expect element results there"),
     ("classes/VBD.xml", 'column="', 'colum="', "Invalid attribute colum for element field"),
+    ("http.xml", 'path="/export_metadata"', 'path="/export"', "GET /export has two handlers"),
+    ("http.xml", 'name="uuid"', 'name="ref"', "param ref is declared twice"),
+    ("http.xml", 'type="string set"', 'type="strings"', "strings"),
     ("alerts.xml", 'priority="5"', 'priority="high"', "doesn't allow value 'high'"),
 ]
 

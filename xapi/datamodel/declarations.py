@@ -214,6 +214,18 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryParameter:
+    """A parameter in a request's query. A set may be repeated; a map is several, ``name:key=value``."""
+
+    name: str
+    type: Type
+    required: bool
+    default: Any
+    by_name: bool
+    """True where its name is there, whatever it says."""
+
+
+@dataclass(frozen=True, slots=True)
 class HTTPHandler:
     name: str
     method: str
@@ -221,6 +233,7 @@ class HTTPHandler:
     role: str
     checked: bool
     client_cert: bool
+    parameters: tuple[QueryParameter, ...]
     also: Mapping[str, str]
     doc: str
     group: str

@@ -21,6 +21,7 @@ from xapi.datamodel.declarations import (
     Model,
     Operation,
     Parameter,
+    QueryParameter,
     Release,
     Role,
     Value,
@@ -88,12 +89,12 @@ class Reader:
         self.roles = self.named(self.read("roles.xml").iter("role"), _role)
         errors = self.named(self.read("errors.xml").iter("error"), _error)
         alerts = self.named(self.read("alerts.xml").iter("alert"), _alert)
-        handlers = self.named(self.read("http.xml").iter("handler"), self.read_handler)
         enums = self.named((element for root in roots for element in root.iter("enum")), _enum)
         self.types = Types(
             {enum.name: tuple(value.name for value in enum.values) for enum in enums.values()},
             frozenset(root.get("name", "") for root in roots),
         )
+        handlers = self.read_handlers(self.read("http.xml"))
         self.check_relations(roots)
         classes = {root.get("name", ""): self.read_class(root) for root in roots}
         for cls in classes.values():
@@ -233,14 +234,35 @@ class Reader:
             self.relations.get(f"{class_name}.{name}", ""),
         )
 
+    def read_handlers(self, root: etree._Element) -> dict[str, HTTPHandler]:
+        """Return the HTTP handlers by name; a method and path have one."""
+        found = self.named(root.iter("handler"), self.read_handler)
+        taken: set[tuple[str, str]] = set()
+        for element in root.iter("handler"):
+            handler = found[element.get("name", "")]
+            if (handler.method, handler.path) in taken:
+                raise self.wrong(element, f"{handler.method} {handler.path} has two handlers")
+            taken.add((handler.method, handler.path))
+        return found
+
     def read_handler(self, element: etree._Element) -> HTTPHandler:
-        name, method, path = (element.get(key, "") for key in ("name", "method", "path"))
-        checked = _YES[element.get("checked", "yes")]
-        client_cert = _YES[element.get("client_cert", "no")]
-        also = {item.get("name", ""): self.role(item) for item in element.iterchildren("also")}
         return HTTPHandler(
-            name, method, path, self.role(element), checked, client_cert, also, _doc(element), _group(element)
+            element.get("name", ""),
+            element.get("method", ""),
+            element.get("path", ""),
+            self.role(element),
+            _YES[element.get("checked", "yes")],
+            _YES[element.get("client_cert", "no")],
+            tuple(self.named(element.iterchildren("param"), self.read_query).values()),
+            {item.get("name", ""): self.role(item) for item in element.iterchildren("also")},
+            _doc(element),
+            _group(element),
         )
+
+    def read_query(self, element: etree._Element) -> QueryParameter:
+        kind = self.type(element)
+        default = self.default(element, kind)
+        return QueryParameter(element.get("name", ""), kind, default is None, default, "given" in element.attrib)
 
     def read_message(self, class_name: str, element: etree._Element) -> Message:
         parameters = []

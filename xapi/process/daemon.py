@@ -80,27 +80,27 @@ class Daemon:
         self.model = model
         self.db = db
         self.clock = clock
-        self.turns = Turns(clock)
-        self.fragments = Fragments(db, fragment_budget)
-        self.veil = Veil((guest_directory, storage_directory))
         self.subsystems = Subsystems(db, clock)
         add = self.subsystems.add
         add(model)
+        turns = add(Turns(clock))
+        self.fragments = add(Fragments(db, fragment_budget))
+        veil = add(Veil((guest_directory, storage_directory)))
         self.sessions = add(Sessions(db, model, clock, passwords, in_thread, pool_secret))
         self.sessions.directory_path = directory_path
-        self.tasks = add(Tasks(db, clock, self.veil))
+        self.tasks = add(Tasks(db, clock, veil))
         self.events = add(Events(db, self.sessions, clock))
         self.certificate = add(Certificate())
         add(Kernels(guest_directory))
         add(Refusals(refusal.refusal))
         self.backends = add(Backends(make_backend, lambda: self.reconciler))
         self.consoles = Consoles(db)
-        self.reconciler = add(Reconciler(db, clock, self.turns, self.backends, self.consoles))
+        self.reconciler = add(Reconciler(db, clock, turns, self.backends, self.consoles))
         self.reconciler.follow = lambda vm: lifecycle.follow(self.subsystems, vm)
         db.unsettled = self.reconciler.unsettled
         self.networks = add(Networks(db, self.backends))
         self.schedules = add(Schedules(self.subsystems))
-        self.metrics = add(Sampler(db, clock, self.turns, self.backends, self.reconciler.truths))
+        self.metrics = add(Sampler(db, clock, turns, self.backends, self.reconciler.truths))
         self.storage = add(Storage())
         self.backends.forgetting += [
             self.reconciler.truths.forget, lambda host: self.storage.forget(db.host[host].PBDs),
@@ -111,9 +111,6 @@ class Daemon:
         self.dispatcher = add(
             Dispatcher(model, self.subsystems, registry.functions(model), self.plugins, self.task_result, self.calls)
         )
-        self.method_names = ["system.listMethods"] + [
-            message.full_name for message in model.messages if message.life.state != "Removed"
-        ]
 
     def task_result(self, method: Method, result: Any) -> str:
         """Return the XML-RPC text of a result, as a task keeps it."""

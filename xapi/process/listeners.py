@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from xapi.hosts import addresses
-from xapi.http.rpc import RPC
+from xapi.http.routes import Routes
 from xapi.http.server import tls
 from xapi.http.server.budget import Budget, affordable
 from xapi.http.server.factory import HTTPFactory
@@ -35,13 +35,13 @@ class Connections(Stage):
     """The connections of all ports. They last until what their clients wait for is written."""
 
     def __init__(self, daemon: Daemon, reactor: Any) -> None:
-        self._rpc = RPC(daemon)
+        self._routes = Routes(daemon.subsystems)
         self._reactor = reactor
         self._factories: list[HTTPFactory] = []
 
     def factory(self, budget: Budget) -> HTTPFactory:
         """Return what makes the connections of one port."""
-        self._factories.append(HTTPFactory(self._rpc, self._reactor, budget=budget))
+        self._factories.append(HTTPFactory(self._routes, self._reactor, budget=budget))
         return self._factories[-1]
 
     async def stop(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from xapi.datamodel import Alert, ErrorCode, HTTPHandler
+from xapi.datamodel import Alert, ErrorCode, HTTPHandler, QueryParameter
 from xapi.reference.blocks import (
     Anchor,
     Block,
@@ -164,18 +164,26 @@ class Writer(ClassPages):
         head = ("Release", "API", "Product", "Date", "Database schema")
         return Page("releases", "Releases", [Grid(head, rows)])
 
+    def _query(self, parameter: QueryParameter) -> Inline:
+        """Return a parameter of a query, optional ones with a question mark, and its type."""
+        name = Code(parameter.name + ("" if parameter.required else "?"))
+        return [name, " (by its name)"] if parameter.by_name else [name, " ", *self.type(parameter.type)]
+
     def handlers(self) -> Page:
         intro = (
-            "Requests beside the API's calls. What is not checked is open to all, or checks by itself. What is not "
-            "implemented answers 501 with its name, to who may use it."
+            "Requests beside the API's calls. What is not checked is open to all, or checks by itself; to the rest one "
+            "says who one is by session_id, in the query or a cookie, or by user and password. Parameters stand in the "
+            "query; a set is one that may be repeated, a map several, NAME:KEY=VALUE; task_id names a task of one's "
+            "own that follows the request. What is not implemented answers 501 with its name, to who may use it."
         )
-        head = ("Request", "Name", "Least role", "Description")
+        head = ("Request", "Name", "Parameters", "Least role", "Description")
 
         def row(handler: HTTPHandler) -> Row:
             least = self.role(handler.role) if handler.checked else ["not checked"]
             also = [[f"{name}: ", *self.role(role)] for name, role in handler.also.items()]
             call = Code(f"{handler.method} {handler.path}")
             name: Inline = [Code(handler.name), *self.unserved(handler)]
-            return call, name, joined([least, *also]), handler.doc
+            parameters = joined([self._query(parameter) for parameter in handler.parameters])
+            return call, name, parameters, joined([least, *also]), handler.doc
 
         return Page("http", "HTTP handlers", [Paragraph(intro), *tables(self.model.handlers.values(), head, row)])

@@ -7,7 +7,7 @@ import re
 
 from xapi.datamodel import HTTPHandler, Life, Message, Model
 from xapi.datamodel.types import Type
-from xapi.http.unserved import SERVED
+from xapi.http import registry
 from xapi.reference.blocks import Code, Inline, Link, Mark, Part, joined
 from xapi.tools import coverage
 
@@ -29,6 +29,7 @@ class Words:
         self._missing = frozenset(
             message.full_name for messages in coverage.missing(model).values() for message in messages
         )
+        self._unserved = frozenset(handler.name for handler in registry.unserved(model))
 
     def lacks(self, message: Message) -> bool:
         """Tell whether a message answers NOT_IMPLEMENTED."""
@@ -40,7 +41,7 @@ class Words:
 
     def unserved(self, handler: HTTPHandler) -> Inline:
         """Return a warning where an HTTP handler answers 501."""
-        return [] if handler.name in SERVED else [" ", Mark("not implemented")]
+        return [" ", Mark("not implemented")] if handler.name in self._unserved else []
 
     def type(self, kind: Type) -> Inline:
         """Return a type expression with its classes and enums linked."""

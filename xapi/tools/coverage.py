@@ -1,4 +1,4 @@
-"""List the messages that have no behaviour yet: `python -m xapi.tools.coverage`.
+"""List the messages and HTTP handlers that have no behaviour yet: `python -m xapi.tools.coverage`.
 
 A message counts as covered when a function is registered for it or when it is implicit; the rest answer
 NOT_IMPLEMENTED with their name, and removed ones MESSAGE_REMOVED.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from xapi.calls import registry
 from xapi.datamodel import Message, Model, load
-from xapi.http.unserved import SERVED
+from xapi.http.registry import unserved
 
 
 def missing(model: Model) -> dict[str, list[Message]]:
@@ -51,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     total = sum(message.life.state != "Removed" for message in model.messages)
     absent = sum(map(len, lacking.values()))
     print(f"{total - absent} of {total} messages have behaviour, {absent} answer NOT_IMPLEMENTED")
-    print(f"{len(SERVED)} of {len(model.handlers)} HTTP handlers are served, the others answer 501")
+    lacking_handlers = unserved(model)
+    if not options.summary and not options.classes:
+        for handler in lacking_handlers:
+            print(f"  {handler.method} {handler.path}: {handler.name}")
+    served = len(model.handlers) - len(lacking_handlers)
+    print(f"{served} of {len(model.handlers)} HTTP handlers are served, the others answer 501")
     return 0
 
 

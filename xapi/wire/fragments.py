@@ -24,7 +24,7 @@ _NAME, _VALUE, _END = b"<member><name>", b"</name>", b"</member>"
 
 
 class Fragments:
-    """The fragments of one store's rows."""
+    """The fragments of one store's rows, of which `budget` bytes are kept."""
 
     def __init__(self, store: Store, budget: int) -> None:
         self.budget = budget

@@ -7,9 +7,12 @@ further until the reader has caught up. So a body of any length costs as much me
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
+
+from xapi.http.server.exchange import Refusal
 
 AHEAD = 256 * 1024
 """Bytes that may wait for the reader; it is sent more when half of them are left."""
@@ -17,13 +20,8 @@ SHORT = 64 * 1024
 """Bytes of a body's rest that are passed over when nobody reads them, so that the connection can go on."""
 
 
-class BodyError(Exception):
-    """A body that cannot be read on, which `status` says to the client."""
-
-    def __init__(self, status: int, text: str = "") -> None:
-        super().__init__(text or f"HTTP status {status}")
-        self.status = status
-        self.text = text
+class BodyError(Refusal):
+    """A body that cannot be read on, because of what its client has sent, or has not."""
 
 
 class ClientGone(Exception):
@@ -52,7 +50,7 @@ class Body:
         self._sender = sender
         self._parts: deque[bytes] = deque()
         self._waiting: Deferred[None] | None = None
-        self._error: Exception | None = None
+        self._error: Callable[[], Exception] | None = None
         self._full = False
         self._passed = False
         self.rest_seconds = rest_seconds
@@ -71,7 +69,7 @@ class Body:
         """Return the next bytes, as they came, and b"" at the end. Raises BodyError, and ClientGone if it was cut."""
         while not self._parts:
             if self._error is not None:
-                raise self._error
+                raise self._error()  # a new one each time: one that is kept would keep all that has met it
             if self.ended or self._passed:
                 return b""
             assert self._waiting is None, "a body has one reader"
@@ -110,6 +108,11 @@ class Body:
         return self._waiting is not None
 
     @property
+    def is_empty(self) -> bool:
+        """There is nothing to read, and never was."""
+        return self.ended and not self.received and self._error is None
+
+    @property
     def is_short(self) -> bool:
         """So little is left of it that it can be passed over."""
         if self.ended:
@@ -130,8 +133,8 @@ class Body:
             self._full = True
         self._wake()
 
-    def end(self, error: Exception | None = None) -> None:
-        """Note that nothing more comes; the reader gets what has come, and then the error if there is one."""
+    def end(self, error: Callable[[], Exception] | None = None) -> None:
+        """Note that nothing more comes; the reader gets what has come, and then the error if `error` makes one."""
         if not self.ended:
             self.ended = True
             self._error = error

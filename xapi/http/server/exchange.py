@@ -81,6 +81,16 @@ class Takeover:
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 
+class Refusal(Exception):
+    """Why a request is not answered as it wants: a status, and one line for people."""
+
+    def __init__(self, status: int, text: str = "", headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        super().__init__(text or HTTPStatus(status).phrase)
+        self.status = status
+        self.text = text
+        self.headers = headers
+
+
 Answer: TypeAlias = "Response | Takeover | Outgoing"
 """What ends a request: an answer, or one that has been begun and written."""
 
@@ -117,7 +127,7 @@ class Route(Protocol):
     def answer(self, request: Request) -> Answer | Deferred[Any]:
         """Answer a request.
 
-        Errors are logged and answered 500; a `BodyError` is answered with its status. If the client goes away a
+        A `Refusal` is answered as it says, other errors are logged and answered 500. If the client goes away a
         Deferred is cancelled, but who reads a body is told by the body: what has come may be all that is needed.
         """
 

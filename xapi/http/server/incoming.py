@@ -12,8 +12,9 @@ no such requests. So where a PUT may be among them, bytes are parsed head by hea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -83,8 +84,8 @@ class Incoming:
         self.ending = True
         self.waiting.clear()
         self._body = b""
-        self.behind = self.stream = None
-        del self._parser  # it knows us, and nothing else ends that
+        self.behind = self.stream = self._usual = self._request = None
+        del self._parser, self._connection  # they know us, and nothing else ends that
 
     def settled(self) -> None:
         """Hear that all that was complete is answered."""
@@ -228,14 +229,14 @@ class Incoming:
         if stream is None:
             self.refusal = error_response(status, text)
         else:
-            stream.end(BodyError(status, text))
+            stream.end(partial(BodyError, status, text))
         return _Refused()
 
     def received(self) -> int:
         """Return how many bytes of a body have come."""
         return len(self._body) if self.stream is None else self.stream.received
 
-    def closed(self, error: Exception | None) -> None:
+    def closed(self, error: Callable[[], Exception] | None) -> None:
         """Hear that nothing more comes: the end of a stream that the close delimits, if there is no error."""
         self.ending = True
         stream, self.stream = self.stream, None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Patience:
     """The deadlines of one connection, by what it is doing."""
 
-    __slots__ = ("_began", "_clock", "_fresh", "_limits", "_lingers", "_server", "_since", "_timer")
+    __slots__ = ("_began", "_clock", "_fresh", "_limits", "_lingers", "_server", "_since", "_stopped", "_timer")
 
     def __init__(self, server: HTTPServer, clock: IReactorTime, limits: Limits) -> None:
         self._server = server
@@ -31,6 +31,7 @@ class Patience:
         self._fresh = True  # no request has been answered yet
         self._lingers: float | None = None  # until when a client is heard that was answered while it sent
         self._timer: IDelayedCall | None = None
+        self._stopped = False
 
     def touch(self) -> None:
         """Note that the peer does something, or begins to be waited for."""
@@ -76,6 +77,8 @@ class Patience:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._stopped = True
+        del self._server  # it has us, and garbage in circles stays long
 
     def rank(self) -> tuple[int, float] | None:
         """Return how much the connection is needed, the least first; None while somebody waits for an answer."""
@@ -107,7 +110,7 @@ class Patience:
 
     def arm(self) -> None:
         """Make sure that the timer fires no later than the deadline; firing early is harmless."""
-        due = None if self._server.gone else self._due()
+        due = None if self._stopped else self._due()
         if due is None:
             return
         delay = max(0, due - self._clock.seconds())

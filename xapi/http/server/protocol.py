@@ -19,9 +19,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xapi.http.server.body import Body, BodyError, ClientGone
+from xapi.http.server.body import Body, ClientGone
 from xapi.http.server.budget import Budget
-from xapi.http.server.exchange import Answer, Application, Limits, Request, Response, Takeover, error_response
+from xapi.http.server.exchange import Answer, Application, Limits, Refusal, Request, Response, Takeover, error_response
 from xapi.http.server.framing import Frame, answer_head, header_lines, in_pieces, status_line
 from xapi.http.server.incoming import Incoming
 from xapi.http.server.outgoing import Outgoing, Pulled
@@ -94,15 +94,18 @@ class HTTPServer(protocol.Protocol):
         self._register.lost(self)
         self.gone = self.closing = True
         self._budget.left(self)
-        complete = reason.check(ConnectionDone) is not None and self.incoming.ends_with_the_close
-        self.incoming.closed(None if complete else ClientGone())
+        if reason.check(ConnectionDone) and self.incoming.ends_with_the_close:
+            self.incoming.closed(None)
+        else:
+            self.incoming.closed(ClientGone)
         self.incoming.end()
         self.patience.stop()
         if isinstance(self.outgoing, Outgoing):
             self.outgoing.lost()
         self.outgoing = None
-        if self._pending is not None and self._stream is None:
+        if self._pending is not None and (self._stream is None or self._stream.is_empty):
             self._pending.cancel()
+        self._request = None
         if self.successor is not None:
             self.successor.connectionLost(reason)
 
@@ -256,14 +259,14 @@ class HTTPServer(protocol.Protocol):
 
     def _failed(self, failure: Failure) -> None:
         """Answer an error; if an answer has begun, only an abort tells the client that the rest is missing."""
-        if not failure.check(BodyError, ClientGone) and not (self.gone and failure.check(CancelledError)):
+        if not failure.check(Refusal, ClientGone) and not (self.gone and failure.check(CancelledError)):
             _log.failure("answering a request failed", failure=failure)
         if self.gone:
             return
         if isinstance(self.outgoing, Outgoing):
             self.abort()
-        elif isinstance(failure.value, BodyError):
-            self._deliver(error_response(failure.value.status, failure.value.text))
+        elif isinstance(failure.value, Refusal):
+            self._deliver(error_response(failure.value.status, failure.value.text, failure.value.headers))
         else:
             self._deliver(error_response(500))
 

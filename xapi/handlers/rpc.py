@@ -1,41 +1,36 @@
-"""The RPC face of the daemon: XML-RPC and JSON-RPC requests in, answers out.
+"""Calls of the API: XML-RPC and JSON-RPC requests in, answers out.
 
-`RPC` is the `Application` of the HTTP server. Any POST that no other handler takes is XML-RPC, as with
-xapi; ``/jsonrpc`` is JSON-RPC, and so is ``/json`` when the body is JSON. Big answers are rendered over
-several turns of the reactor, so that no turn is long, and are then sent with their length.
+Any POST that no other handler takes is XML-RPC, as with xapi; ``/jsonrpc`` is JSON-RPC, and so is ``/json`` when the
+body is JSON. Big answers are rendered over several turns of the reactor, so that no turn is long, and are then sent
+with their length.
 """
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from itertools import chain
-from os import getuid
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 
-from xapi.access.caller import Origin
-from xapi.datamodel import errors
+from xapi.calls.dispatch import Dispatcher
+from xapi.calls.faults import Veil
+from xapi.datamodel import Model, errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import DecodeError
 from xapi.datamodel.types import STRING
 from xapi.events.batch import Batch, NextEvents, json_event, xml_event
-from xapi.http import console
-from xapi.http.server.exchange import UNREAD, Intake, Request, Response, Route
-from xapi.http.unserved import Unserved
+from xapi.http.caller import origin_of
+from xapi.http.registry import answers
+from xapi.http.server.exchange import Intake, Request, Response
+from xapi.turns import Turns
 from xapi.wire import jsonrpc, xmlrpc
-from xapi.wire.fragments import RecordOf, Records, Refs
+from xapi.wire.fragments import Fragments, RecordOf, Records, Refs
 
 if TYPE_CHECKING:
     from xapi.calls.dispatch import Method
-    from xapi.datamodel import HTTPHandler
-    from xapi.process.daemon import Daemon
+    from xapi.calls.work import Subsystems
 
 BODY_LIMIT = 300 * 1024
 """Bytes of an RPC request, as with xapi."""
@@ -49,11 +44,6 @@ _PREFLIGHT = (
     (b"access-control-allow-headers", b"X-Requested-With, Content-Type"),
     (b"access-control-allow-methods", b"POST, OPTIONS"),
 )
-_JSON_PATHS = frozenset({"/jsonrpc", "/jsonrpc/", "/json", "/json/"})
-_CALLED = _JSON_PATHS | {"/", "/RPC2"}
-"""Where clients call; other paths that nobody declares are XML-RPC too."""
-_UNREAD = Response(404, b"there is nothing here; XenAPI calls are POST requests\n", b"text/plain")
-_NOT_ALLOWED = Response(501, b"this method is not implemented for this path\n", b"text/plain")
 _ASYNC = ("Async.", "InternalAsync.")
 """What such a call answers is a task's reference, whatever the message's own result."""
 
@@ -63,65 +53,40 @@ SHORT = 50
 Answer = Response | Deferred[Response]
 
 
-@dataclass(frozen=True)
-class Declared:
-    """A route of the table."""
-
-    intake: Intake
-    answer: Callable[[Request], Any]
-
-
+@answers(
+    Intake(BODY_LIMIT), post_root="xml", post_RPC2="xml", post_json="either", post_jsonrpc="json",
+    post_root_options="preflight", post_json_options="preflight", post_jsonrpc_options="preflight",
+)  # fmt: skip
 class RPC:
-    """Answer RPC requests with the messages of a daemon."""
+    """Answer RPC requests with the messages of the API."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self.daemon = daemon
-        self._consoles = console.Consoles(daemon)
-        self._unserved = Unserved(daemon)
-        calls = Intake(BODY_LIMIT)
-        self._routes = {
-            "json": Declared(calls, self._either),
-            "POST": Declared(calls, self._xml),
-            "OPTIONS": Declared(calls, lambda request: Response(200, b"", b"text/plain", _PREFLIGHT)),
-            "GET": Declared(UNREAD, lambda request: _UNREAD),
-            "HEAD": Declared(UNREAD, lambda request: _UNREAD),
-            "console": Declared(UNREAD, self._console),
-            "other": Declared(UNREAD, lambda request: _NOT_ALLOWED),
-        }
+    def __init__(self, subsystems: Subsystems) -> None:
+        self._dispatcher = subsystems[Dispatcher]
+        self._fragments = subsystems[Fragments]
+        self._veil = subsystems[Veil]
+        self._turns = subsystems[Turns]
+        self.names = ["system.listMethods"]
+        self.names += [each.full_name for each in subsystems[Model].messages if each.life.state != "Removed"]
 
-    def route(self, method: str, path: str) -> Route:
-        """Return what answers a request."""
-        if method == "POST" and path in _JSON_PATHS:
-            return self._routes["json"]
-        if path in _CALLED and method in ("POST", "OPTIONS"):
-            return self._routes[method]
-        handler = self._unserved.find(method, path)
-        if handler is not None:
-            return Declared(UNREAD, partial(self._turned_away, handler))
-        if method == "CONNECT" and path in console.PATHS:
-            return self._routes["console"]
-        return self._routes.get(method) or self._routes["other"]
+    def preflight(self, request: Request) -> Response:
+        """Let pages of other origins call."""
+        return Response(200, b"", b"text/plain", _PREFLIGHT)
 
-    def _turned_away(self, handler: HTTPHandler, request: Request) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self._unserved.respond(request, handler, origin_of(request)))
-
-    def _console(self, request: Request) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self._consoles.respond(request, origin_of(request)))
-
-    def _either(self, request: Request) -> Answer:
-        as_json = request.path.startswith("/jsonrpc") or request.body.lstrip()[:1] == b"{"
-        return self._json(request) if as_json else self._xml(request)
+    def either(self, request: Request) -> Answer:
+        """Answer XML-RPC under an old path, or what looks like JSON-RPC."""
+        return self.json(request) if request.body.lstrip()[:1] == b"{" else self.xml(request)
 
     # XML-RPC
 
-    def _xml(self, request: Request) -> Answer:
+    def xml(self, request: Request) -> Answer:
+        """Answer XML-RPC."""
         try:
             name, params = xmlrpc.parse_call(request.body)
             if name == "system.listMethods":
                 return _xml_response(self._list_methods_xml())
             if name.startswith("system.isAlive:"):
                 return _xml_response(xmlrpc.success(self._is_alive(name, params)))
-            method, result = self.daemon.dispatcher.call(name, params, origin_of(request))
+            method, result = self._dispatcher.call(name, params, origin_of(request))
             if name.startswith(_ASYNC):
                 return _xml_response(xmlrpc.success(xmlrpc.encode(STRING, result)))
             if type(result) is Deferred:
@@ -133,7 +98,7 @@ class RPC:
 
     def _xml_answer(self, method: Method, result: Any) -> Answer:
         kind = type(result)
-        fragments = self.daemon.fragments
+        fragments = self._fragments
         if result is None:
             return _xml_response(xmlrpc.VOID)
         if kind is RecordOf:
@@ -152,10 +117,10 @@ class RPC:
         return _xml_response(xmlrpc.success(xmlrpc.encode(method.result, result)))
 
     def _xml_failure(self, fault: Fault) -> Response:
-        return _xml_response(xmlrpc.failure(self.daemon.veil.over(fault)))
+        return _xml_response(xmlrpc.failure(self._veil.over(fault)))
 
     def _list_methods_xml(self) -> bytes:
-        names = "".join(f"<value>{name}</value>" for name in self.daemon.method_names)
+        names = "".join(f"<value>{name}</value>" for name in self.names)
         return xmlrpc.bare(f"<value><array><data>{names}</data></array></value>".encode())
 
     def _is_alive(self, name: str, params: list[Any]) -> bytes:
@@ -167,15 +132,16 @@ class RPC:
 
     # JSON-RPC
 
-    def _json(self, request: Request) -> Answer:
+    def json(self, request: Request) -> Answer:
+        """Answer JSON-RPC."""
         call = jsonrpc.UNREAD
         try:
             message = jsonrpc.read(request.body)
             call = jsonrpc.addressed(message)
             call = jsonrpc.parse_call(message)
             if call.method == "system.listMethods":
-                return _json_response(jsonrpc.success(call, orjson.dumps(self.daemon.method_names)))
-            method, result = self.daemon.dispatcher.call(call.method, call.params, origin_of(request))
+                return _json_response(jsonrpc.success(call, orjson.dumps(self.names)))
+            method, result = self._dispatcher.call(call.method, call.params, origin_of(request))
             if call.method.startswith(_ASYNC):
                 return _json_response(jsonrpc.success(call, jsonrpc.encode(STRING, result)))
 
@@ -190,7 +156,7 @@ class RPC:
 
     def _json_answer(self, call: jsonrpc.JSONCall, method: Method, result: Any) -> Answer:
         kind = type(result)
-        fragments = self.daemon.fragments
+        fragments = self._fragments
         start, end = jsonrpc.success_parts(call)
         if kind is RecordOf:
             return _json_response(start + fragments.json_record(result.row) + end)
@@ -205,7 +171,7 @@ class RPC:
         return _json_response(start + jsonrpc.encode(method.result, result) + end)
 
     def _json_failure(self, call: jsonrpc.JSONCall, fault: Fault) -> Response:
-        return _json_response(jsonrpc.failure(call, self.daemon.veil.over(fault)))
+        return _json_response(jsonrpc.failure(call, self._veil.over(fault)))
 
     # Waiting and rendering
 
@@ -238,7 +204,7 @@ class RPC:
         encoded = batch.encoded.get(codec)
         if encoded is not None:
             return respond(encoded)
-        fragments = self.daemon.fragments
+        fragments = self._fragments
         parts = batch.xml(fragments) if codec == "xml" else batch.json(fragments)
         if len(batch.events) <= SHORT:
             encoded = batch.encoded[codec] = list(parts)
@@ -251,7 +217,7 @@ class RPC:
             return respond(list(parts))
 
         async def run() -> Response:
-            return respond(await self.daemon.turns.take(parts))
+            return respond(await self._turns.take(parts))
 
         return Deferred.fromCoroutine(run())
 
@@ -272,20 +238,3 @@ def _xml_response(body: bytes | list[bytes]) -> Response:
 
 def _json_response(body: bytes | list[bytes]) -> Response:
     return Response(200, body, jsonrpc.CONTENT_TYPE, _CORS)
-
-
-def origin_of(request: Request) -> Origin:
-    """Return where a request comes from; a local socket of root or our own user is trusted."""
-    local = isinstance(request.connection.peer, UNIXAddress)
-    return Origin(
-        local and _peer_uid(request.connection.wire) in (0, getuid()), request.headers, request.connection.peer
-    )
-
-
-def _peer_uid(transport: Any) -> int:
-    """Return the uid of the process at the other end of a Unix socket (SO_PEERCRED of unix(7)), or -1."""
-    try:
-        credentials = transport.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    except OSError:
-        return -1
-    return int(struct.unpack("3i", credentials)[1])

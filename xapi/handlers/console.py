@@ -1,7 +1,6 @@
 """Consoles over HTTP: ``CONNECT /console?uuid=…&session_id=…``, then the bytes of a terminal both ways.
 
-The query names a console by `uuid` or `ref`; a VM's reference means its text console. The session is in the query,
-in the cookie `session_id`, or made for this request from HTTP's basic credentials. Screens (protocol rfb) have no
+The query names a console by `uuid` or `ref`; a VM's reference means its text console. Screens (protocol rfb) have no
 server yet, and there is no WebSocket form.
 
 The connection ends with the VM's domain: when the VM is shut down, suspended, migrated or rebooted, by whomever. So it
@@ -12,7 +11,6 @@ that the rebooted VM has then.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IPushProducer, IReactorTime
@@ -22,68 +20,48 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from hypervisor.api import ByteStream, HostError
-from xapi.access.caller import Origin
-from xapi.access.sessions import allowed
 from xapi.datamodel.errors import Fault
-from xapi.http.credentials import session_of, unauthorised
-from xapi.http.server.exchange import Request, Response, Takeover, error_response
+from xapi.hosts.backends import Backends
+from xapi.http.registry import handler
+from xapi.http.server.exchange import Refusal, Takeover
 from xapi.http.server.sending import send
+from xapi.http.visit import Visit
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
-    from xapi.process.daemon import Daemon
+    from xapi.store.memory import Store
 
-PERMISSION = "http/connect_console"
-PATHS = frozenset({"/console", "/console/"})
-_UNAUTHORISED = unauthorised("XenAPI", "session_id, or user and password, of a user who may use consoles")
 PATIENCE = 60.0
 """Seconds that a guest may take to read anything of what is typed, and a client to read the last of the output."""
 log = Logger()
 
 
-class Consoles:
-    """Answers requests for consoles."""
+@handler("connect_console")
+async def connect_console(visit: Visit, ref: str, uuid: str) -> Takeover:
+    """Connect to a console, or say why not."""
+    console = _console(visit.db, ref, uuid)
+    if console is None:
+        raise Refusal(404, "there is no such console")
+    if console.protocol != "vt100":
+        raise Refusal(501, f"consoles of protocol {console.protocol} are not served yet")
+    vm = visit.db.VM[console.VM]
+    host = visit.db.host.get(vm.resident_on)
+    if host is None or vm.is_control_domain:
+        raise Refusal(404, "the VM has no terminal: it does not run, or is the control domain")
+    try:
+        stream = await visit[Backends].of(host).console(vm.uuid)
+    except (HostError, Fault) as error:
+        raise Refusal(404, str(error)) from error
+    return Takeover(lambda: Terminal(stream, visit.clock))
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
 
-    async def respond(self, request: Request, origin: Origin) -> Response | Takeover:
-        """Connect to a console, or say why not."""
-        query = dict(parse_qsl(request.query.decode("latin-1"), keep_blank_values=True))
-        session, own = await session_of(self._daemon, request, query, origin)
-        try:
-            if session is None or not allowed(session, PERMISSION):
-                return _UNAUTHORISED
-            console = self._console(query)
-            if console is None:
-                return error_response(404, "there is no such console")
-            if console.protocol != "vt100":
-                return error_response(501, f"consoles of protocol {console.protocol} are not served yet")
-            return await self._connect(console)
-        finally:
-            if own and session is not None:
-                self._daemon.sessions.end(session)
-
-    async def _connect(self, console: Any) -> Response | Takeover:
-        vm = self._daemon.db.VM[console.VM]
-        host = self._daemon.db.host.get(vm.resident_on)
-        if host is None or vm.is_control_domain:
-            return error_response(404, "the VM has no terminal: it does not run, or is the control domain")
-        try:
-            stream = await self._daemon.backends.of(host).console(vm.uuid)
-        except (HostError, Fault) as error:
-            return error_response(404, str(error))
-        return Takeover(lambda: Terminal(stream, self._daemon.clock))
-
-    def _console(self, query: dict[str, str]) -> Any:
-        db = self._daemon.db
-        if "uuid" in query:
-            return _first(row for row in db.console if row.uuid == query["uuid"])
-        ref = query.get("ref", "")
-        if ref in db.VM:
-            return _first(db.console[one] for one in db.VM[ref].consoles if db.console[one].protocol == "vt100")
-        return db.console.get(ref)
+def _console(db: Store, ref: str, uuid: str) -> Any:
+    if uuid:
+        return _first(row for row in db.console if row.uuid == uuid)
+    if ref in db.VM:
+        return _first(db.console[one] for one in db.VM[ref].consoles if db.console[one].protocol == "vt100")
+    return db.console.get(ref)
 
 
 def _first(rows: Iterable[Any]) -> Any:
