@@ -64,7 +64,7 @@ async def unplug(call: Call, self: PBD) -> None:
         if not row.currently_attached:
             return
         srs.assert_unpluggable(call.db, sr, row)
-        await call[Storage].end(call, sr, row)
+        await call[Storage].unplug(call, sr, row)
         row.currently_attached = False
 
 

@@ -56,7 +56,7 @@ class Storage:
     def __init__(self) -> None:
         self._used: dict[str, Repository] = {}
         """By PBD."""
-        self._beginning = DeferredLock()
+        self._plugging = DeferredLock()
         self.damaged: dict[str, Mapping[str, str]] = {}
         """By SR's uuid, what its last scan found that cannot be used, and why."""
 
@@ -68,29 +68,29 @@ class Storage:
         Raises SR_HAS_NO_PBDS when no host has, SR_NOT_ATTACHED when `host` has not, and what storage refuses.
         """
         pbd = plugged(work.db, sr, host)
-        return self._used.get(pbd._ref) or await self.begin(work, sr, pbd)
+        return self._used.get(pbd._ref) or await self.plug(work, sr, pbd)
 
-    async def begin(self, work: Work, sr: Any, pbd: Any, *, strict: bool = False) -> Repository:
+    async def plug(self, work: Work, sr: Any, pbd: Any, *, strict: bool = False) -> Repository:
         """Take an SR into use through a PBD; with `strict` it must be there already. Raises Fault."""
-        await self._beginning.acquire()
+        await self._plugging.acquire()
         try:
             used = self._used.get(pbd._ref)
             if used is None:
                 with answering():
-                    used = await self._begin(work, sr, pbd, strict)
+                    used = await self._plug(work, sr, pbd, strict)
                 self._used[pbd._ref] = used
             return used
         finally:
-            self._beginning.release()
+            self._plugging.release()
 
-    async def _begin(self, work: Work, sr: Any, pbd: Any, strict: bool) -> Repository:
+    async def _plug(self, work: Work, sr: Any, pbd: Any, strict: bool) -> Repository:
         storage = work[Backends].of(work.db.host[pbd.host]).storage
         make = not strict and not any(_had_volume(work.db.VDI[ref]) for ref in sr.VDIs)
         return Repository(storage, await storage.attach(known(sr, pbd), make=make))
 
-    async def end(self, work: Work, sr: Any, pbd: Any) -> None:
+    async def unplug(self, work: Work, sr: Any, pbd: Any) -> None:
         """Let an SR on a host go; it is there afterwards, even if it has never been used. Raises Fault."""
-        used = self._used.get(pbd._ref) or await self.begin(work, sr, pbd)
+        used = self._used.get(pbd._ref) or await self.plug(work, sr, pbd)
         if used not in [other for ref, other in self._used.items() if ref != pbd._ref]:
             with answering():
                 await used.storage.detach(used.handle)

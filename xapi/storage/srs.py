@@ -74,14 +74,14 @@ async def plug(work: Work, sr: Any, pbd: Any) -> None:
             if other.currently_attached and other.host != pbd.host:
                 raise errors.SR_NOT_SHARABLE(sr._ref, other.host)
     storage = work[Storage]
-    await storage.begin(work, sr, pbd, strict=True)
+    await storage.plug(work, sr, pbd, strict=True)
     pbd.currently_attached = True
     try:
         if plugged(work.db, sr) is pbd:
             await scan(work, sr)
     except BaseException:
         pbd.currently_attached = False
-        await to_its_end(storage.end(work, sr, pbd))
+        await to_its_end(storage.unplug(work, sr, pbd))
         raise
 
 
