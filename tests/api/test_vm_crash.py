@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hypervisor.api import Power, Shutdown
 from tests.api.storage_pool import MIB, Disks, Threads, fit
 from tests.api.test_vm_faults import Case, World
 from tests.property.test_vm_lifecycle import dangling
@@ -59,18 +61,31 @@ class Before:
 
 
 class After:
-    """What a new process finds in a copy of what the old one has on disk."""
+    """What a new process finds in a copy of what the old one has on disk, and of its host if that `lives` on."""
 
-    def __init__(self, before: Before, directory: Path) -> None:
+    def __init__(self, before: Before, directory: Path, *, lives: bool) -> None:
         self.before = before
         self.pool: Disks = fit(before.pool.crashed(directory), Threads())
+        if lives:
+            self.pool.backend.doms = deepcopy(before.pool.backend.doms)
+            for domain in self.pool.backend.doms.values():
+                domain.asked = domain.shutdown is Shutdown.SUSPEND
         self.pool.begin()
         self.db: Any = self.pool.db
+        self.controls = {vm.uuid for vm in self.db.VM if vm.is_control_domain}
         self.pool.run(self.pool.daemon.reconciler.adopt())
         self.pool.run(lifecycle.undo_unfinished(self.pool.daemon.subsystems))
+        self.pool.turn()
 
     def check(self) -> None:
-        """Assert that each image is of a user's or of a whole VM, also after a scan, and that nothing is noted."""
+        """Assert that each image is of a user's or of a whole VM, also after a scan, and that nothing is noted.
+
+        And that those VMs live which have a domain.
+        """
+        assert {vm.uuid for vm in self.db.VM if vm.power_state == "Running"} - self.controls == {
+            *self.pool.backend.doms
+        }
+        assert all(domain.state is Power.RUNNING for domain in self.pool.backend.doms.values())
         for _ in range(2):
             held = {self.db.VDI[vbd.VDI].uuid for vbd in self.db.VBD if vbd.VDI != NULL}
             memories = {self.db.VDI[vm.suspend_VDI].uuid for vm in self.db.VM if vm.suspend_VDI != NULL}
@@ -88,17 +103,23 @@ class After:
     def check_usable(self) -> None:
         """Assert that all VMs of the world start or resume."""
         for vm in [row for row in self.db.VM if not (row.is_a_template or row.is_control_domain)]:
+            if vm.power_state == "Running":
+                self.pool("VM.hard_shutdown", vm._ref)
             resumes = vm.power_state == "Suspended"
             self.pool("VM.resume" if resumes else "VM.start", vm._ref, False, False)
 
 
+@pytest.mark.parametrize("lives", [False, True], ids=["host ends", "host lives"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_process_ends_at_each_step(tmp_path: Path, case: Case) -> None:
-    """No disk that nobody knows, no VM without its disks, nothing that points nowhere, and all VMs start."""
+def test_the_process_ends_at_each_step(tmp_path: Path, case: Case, lives: bool) -> None:
+    """No disk that nobody knows, no VM without its disks, nothing that points nowhere, and all VMs start.
+
+    Whether their host ends with the process, or lives on with its domains.
+    """
     failed = []
     before = Before(tmp_path / "before", case)
     for number, step in enumerate(before.stops()):
-        after = After(before, tmp_path / str(number))
+        after = After(before, tmp_path / str(number), lives=lives)
         try:
             after.check()
             after.check_usable()
