@@ -167,21 +167,13 @@ class FileRepository:
             record.description = description
         return self.volume(uuid)
 
-    def introduce(self, uuid: str, description: Description | None = None) -> Volume:
-        """Return a volume whose file was put here, or forgotten, and describe it if asked."""
+    def introduce(self, uuid: str) -> Volume:
+        """Return a volume whose file was put here, perhaps just now."""
         with self.catalogue.lock, failing(Code.EIO, self.path):
             self._attached()
             self.catalogue.learn()
             self.catalogue.visible(uuid)
-        return self.volume(uuid) if description is None else self.describe(uuid, description)
-
-    def forget(self, uuid: str) -> None:
-        """Allow that the toolstack forgets a volume, unless it is in use. It is back after the next `scan`, as in XCP.
-
-        The repository itself must not forget it: its parents are needed as long as the file is there.
-        """
-        with self.claimed(uuid) as record:
-            _refuse_users(record)
+        return self.volume(uuid)
 
     @contextmanager
     def claimed(self, uuid: str) -> Iterator[Record]:
