@@ -169,6 +169,14 @@ class World:
     def begin(self) -> Deferred[Any]:
         return self.pool.start(self.case.message, self.pool.session, self.target._ref, *self.case.parameters)
 
+    def cancel(self) -> None:
+        """Cancel all calls that are under way, then let what is held go on: work of the storage comes to its end."""
+        for task in [row for row in self.db.task if row.subtask_of == NULL]:
+            self.pool("task.cancel", task._ref)
+        self.pool.turn()
+        self.steps.release()
+        self.pool.turn()
+
     def count(self) -> tuple[int, int]:
         """Return how many VMs and disks there are."""
         return len(self.db.VM), len([vdi for vdi in self.db.VDI if vdi.managed and vdi.type != "suspend"])
@@ -217,66 +225,63 @@ def outcome(pool: Disks, deferred: Deferred[Any]) -> Any:
         return fault
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_each_step_fails_once(tmp_path: Path, case: Case) -> None:
-    """Whichever it is: what was done is undone, and the call works next time."""
+def at_each_step(
+    directory: Path, case: Case, trouble: Callable[[World, int], Any], *, image_may_stay: bool = True
+) -> None:
+    """Let a case run into trouble at each of its steps, in a world of its own; `trouble` returns what came of it.
+
+    What was done is undone, and the call works next time. Fails with all steps of which that is not so. Of a VM that
+    lives again the image may stay where its destruction is what fails.
+    """
     failed = []
     for number in range(MOST):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        world = World(directory, case)
+        (directory / str(number)).mkdir()
+        world = World(directory / str(number), case)
         before = world.count()
-        world.steps.arm(fail_at=number)
-        result = outcome(world.pool, world.begin())
-        if len(world.steps.names) <= number:
-            break
-        step = f"step {number}: {world.steps.names[number]}"
-        told = isinstance(result, Fault)
-        world.keeps_image = case.message == "VM.resume" and not told
+        result: Any = None
         try:
+            result = trouble(world, number)
+            if len(world.steps.names) <= number:
+                break
+            told = isinstance(result, Fault)
+            world.keeps_image = image_may_stay and case.message == "VM.resume" and not told
             world.check()
             if told and result.code != "VM_CHECKPOINT_RESUME_FAILED":  # then the snapshot stays, its VM is halted
                 world.check_undone(before)
         except (AssertionError, Fault) as error:
-            failed.append(f"{step} -> {result!r}: {error!s:.200}")
+            failed.append(f"step {number}: {world.steps.names[number:]} -> {result!r}: {error!s:.200}")
     else:
         pytest.fail("there are more steps than this test looks at")
     assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_step_fails_once(tmp_path: Path, case: Case) -> None:
+    """Whichever it is."""
+
+    def fails(world: World, number: int) -> Any:
+        world.steps.arm(fail_at=number)
+        return outcome(world.pool, world.begin())
+
+    at_each_step(tmp_path, case, fails)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["withdrawn", "done"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_each_step_is_cancelled(tmp_path: Path, case: Case, late: bool) -> None:
-    """Whichever it is: the call has succeeded, or has left nothing and works next time."""
-    failed = []
-    for number in range(MOST):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        world = World(directory, case)
-        before = world.count()
+    """Whichever it is: the call has succeeded, or says that it was cancelled."""
+
+    def cancelled(world: World, number: int) -> Any:
         world.steps.arm(hold_at=number, late=late)
         running = world.begin()
         world.pool.turn()
-        if len(world.steps.names) <= number:
-            break
-        step = f"step {number}: {world.steps.names[number]}"
-        try:
-            assert world.steps.held, "nothing was held"
-            tasks = [row for row in world.db.task if row.subtask_of == NULL]
-            for task in tasks:
-                world.pool("task.cancel", task._ref)
-            world.pool.turn()
-            world.steps.release()  # work of the storage has come to its end
-            result = outcome(world.pool, running)
-            world.check()
-            if isinstance(result, Fault):
-                assert result.code == "TASK_CANCELLED"
-                world.check_undone(before)
-        except (AssertionError, Fault) as error:
-            failed.append(f"{step}: {error!s:.200}")
-    else:
-        pytest.fail("there are more steps than this test looks at")
-    assert not failed, "\n".join(failed)
+        assert world.steps.held or len(world.steps.names) <= number, "nothing was held"
+        world.cancel()
+        result = outcome(world.pool, running)
+        assert not isinstance(result, Fault) or result.code == "TASK_CANCELLED"
+        return result
+
+    at_each_step(tmp_path, case, cancelled, image_may_stay=False)
 
 
 @pytest.mark.parametrize(
@@ -285,36 +290,13 @@ def test_each_step_is_cancelled(tmp_path: Path, case: Case, late: bool) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_each_step_and_all_that_undo_it_are_cancelled(tmp_path: Path, case: Case, late: bool, fails: bool) -> None:
     """Whichever it is that is cancelled or fails first: a cancel disturbs no undoing, however often it comes."""
-    failed = []
-    for number in range(MOST):
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        world = World(directory, case)
-        before = world.count()
+
+    def cancelled(world: World, number: int) -> Any:
         world.steps.arm(fail_at=number if fails else -1, hold_at=number + fails, late=late, on=True)
         running = world.begin()
         world.pool.turn()
-        if len(world.steps.names) <= number:
-            break
-        step = f"step {number}: {world.steps.names[number]}"
-        try:
-            result: Any = None
-            tasks = [row for row in world.db.task if row.subtask_of == NULL]
-            while world.steps.held:
-                for task in tasks:
-                    if task._ref in world.db.task:
-                        world.pool("task.cancel", task._ref)
-                world.pool.turn()
-                world.steps.release()
-                world.pool.turn()
-            result = outcome(world.pool, running)
-            told = isinstance(result, Fault)
-            world.keeps_image = case.message == "VM.resume" and not told
-            world.check()
-            if told and result.code != "VM_CHECKPOINT_RESUME_FAILED":
-                world.check_undone(before)
-        except (AssertionError, Fault) as error:
-            failed.append(f"{step} {world.steps.names[number:]} -> {result!r}: {error!s:.200}")
-    else:
-        pytest.fail("there are more steps than this test looks at")
-    assert not failed, "\n".join(failed)
+        while world.steps.held:
+            world.cancel()
+        return outcome(world.pool, running)
+
+    at_each_step(tmp_path, case, cancelled)
