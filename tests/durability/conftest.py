@@ -1,4 +1,4 @@
-"""Databases for the durability tests: SQLite files, and a PostgreSQL server of our own.
+"""A pool with real guests, and databases for the durability tests: SQLite files, and a PostgreSQL server of our own.
 
 The server is Debian's package or whatever is on PATH, on a Unix socket in a private directory, without
 TCP, with all that makes it durable at its default. It refuses to run as root, so then it runs as
@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.durability.server import Server
+from tests.real_pool import RealPool
 
 
 def _binaries() -> Path | None:
@@ -74,3 +75,13 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]
 def url(new_url: Callable[[], str]) -> str:
     """The URL of an empty database, for each kind."""
     return new_url()
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[RealPool]:
+    """A pool whose hosts run guests."""
+    made = RealPool(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +14,6 @@ from xapi.datamodel.errors import Fault
 
 MOMENTS = 40
 """Turns, of some 1 ms, after which the call is cancelled."""
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Iterator[RealPool]:
-    made = RealPool(tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def quiet(pool: RealPool, vm: Any) -> bool:

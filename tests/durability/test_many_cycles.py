@@ -10,12 +10,10 @@ import random
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from hypervisor.api import HostError
@@ -31,15 +29,6 @@ DONE = {
     "Halted": ("start",),
 }
 MORE = {"resume": (False, False), "start": (False, False)}
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Iterator[RealPool]:
-    made = RealPool(tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 class Client:
@@ -81,8 +70,8 @@ class Client:
         async for damage in screen.follow():
             for area in damage.areas[:1]:
                 await screen.pixels(area)
-            screen.key(30, True)
-            screen.key(30, False)
+            await screen.key(30, True)
+            await screen.key(30, False)
 
 
 def ended(failure: Any) -> None:
