@@ -43,7 +43,7 @@ def get(pool: Pool, target: str, *lines: str, method: str = "GET") -> bytes:
 
 async def logs(visit: Visit) -> Response:
     """Behave like /host_logs_download."""
-    return Response(200, visit.caller.session.auth_user_name.encode(), b"text/plain")
+    return Response(200, visit.caller.client.auth_user_name.encode(), b"text/plain")
 
 
 # Routes

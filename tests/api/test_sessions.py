@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -18,6 +19,8 @@ from xapi.datamodel.lexical import EPOCH
 
 HOUR = 3600
 INVALID = "SESSION_INVALID"
+
+T = TypeVar("T")
 
 
 def sweep_after(pool: Pool, seconds: float) -> None:
@@ -85,7 +88,11 @@ def test_a_login_whose_client_is_gone_makes_no_session(pool: Pool, wire: Connect
     """Nobody would end it."""
     waiting: Deferred[None] = Deferred()
     in_thread = pool.daemon.sessions._checks._in_thread
-    pool.daemon.sessions._checks._in_thread = lambda *given: waiting.addCallback(lambda _: in_thread(*given))
+
+    def later(function: Callable[..., T], *args: object) -> Deferred[T]:
+        return waiting.addCallback(lambda _: in_thread(function, *args))
+
+    pool.daemon.sessions._checks._in_thread = later
     pool.passwords.set("root", "fresh")
     before = len(pool.db.session)
     wire.send(request(call("session.login_with_password", text("root"), text("fresh"))))

@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from tests.journal import Journal
 from xapi import datamodel
 from xapi.access.sessions import Sessions
+from xapi.datamodel import records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
 from xapi.events.batch import Batch
@@ -50,7 +51,7 @@ class Listener:
     def poll(self, timeout: float = 0.0) -> None:
         """Ask, unless an answer is still to come."""
         if self.polling is None:
-            session = SimpleNamespace(_ref="OpaqueRef:session")
+            session = cast("records.session", SimpleNamespace(_ref="OpaqueRef:session"))
             asked = self.world.events.from_(session, self.subscription, self.token, timeout)
             self.polling = answered = Deferred.fromCoroutine(asked)
             answered.addCallbacks(self.take, self.lost)

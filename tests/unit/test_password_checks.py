@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,16 +14,19 @@ from xapi.access.passwords import CHEAP, hash_password
 STORED = hash_password("right", CHEAP)
 
 
+T = TypeVar("T")
+
+
 class Threads:
     """Threads that run what they were given when the test says so."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, Callable[[], None]]] = []
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        waiting: Deferred[Any] = Deferred()
-        self.begun.append((arguments[0], lambda: waiting.callback(None)))
-        return waiting.addCallback(lambda _: function(*arguments))
+    def run(self, function: Callable[..., T], *args: object) -> Deferred[T]:
+        waiting: Deferred[None] = Deferred()
+        self.begun.append((str(args[0]), lambda: waiting.callback(None)))
+        return waiting.addCallback(lambda _: function(*args))
 
     def finish(self) -> str:
         """End the oldest check that runs, and return which password it was."""

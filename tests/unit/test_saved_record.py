@@ -56,7 +56,9 @@ def test_the_text_is_xapis() -> None:
     text = saved_record.write(
         row(uuid="u", name_label="it's", other_config={"a": "b'c"}, tags=("x",), is_a_template=True)
     )
-    names = [name for name, _ in sexpr.parse(text)]
+    pairs = sexpr.parse(text)
+    assert isinstance(pairs, list)
+    names = [name for name, _ in pairs]
     assert names == sorted(names, reverse=True)
     assert "('name__label' 'it\\'s')" in text
     assert "('tags' '(\\'x\\')')" in text

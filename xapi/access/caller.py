@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xapi.access.sessions import allowed
 from xapi.datamodel import errors
@@ -41,11 +41,17 @@ class Caller:
     __slots__ = ("origin", "session")
 
     def __init__(self, session: session | None, origin: Origin) -> None:
-        self.session: Any = session
+        self.session = session
         self.origin = origin
 
     @property
-    def session_ref(self) -> Ref[Any]:
+    def client(self) -> session:
+        """The session of a call that asks for one: dispatch lets none through without."""
+        assert self.session is not None
+        return self.session
+
+    @property
+    def session_ref(self) -> Ref[session]:
         return NULL if self.session is None else self.session._ref
 
     def may(self, permission: str) -> bool:

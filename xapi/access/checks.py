@@ -15,20 +15,28 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import IPv6Address
-from typing import Any
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
 
 from xapi.access.passwords import verify_password
 
+T = TypeVar("T")
 REMEMBERED = 1024
 """Accounts whose password is known again."""
+
+
+class InThread(Protocol):
+    """Runs a slow function beside the reactor, and tells what it returned or raised."""
+
+    def __call__(self, function: Callable[..., T], /, *args: object) -> Deferred[T]: ...
 
 
 class Checks:
     """The checks that wait and those that run. `in_thread(function, *args)` runs a slow function."""
 
-    def __init__(self, in_thread: Callable[..., Deferred[Any]], at_once: int = 0) -> None:
+    def __init__(self, in_thread: InThread, at_once: int = 0) -> None:
         self._in_thread = in_thread
         self._free = at_once or max(1, (os.cpu_count() or 1) - 1)
         self._waiting: OrderedDict[str, list[_Check]] = OrderedDict()
@@ -58,7 +66,7 @@ class Checks:
             self._free -= 1
             self._in_thread(verify_password, check.password, check.stored).addBoth(self._checked, check)
 
-    def _checked(self, outcome: Any, check: _Check) -> None:
+    def _checked(self, outcome: bool | Failure, check: _Check) -> None:
         self._free += 1
         if outcome is True:
             self._fitted[check.stored] = self._digest(check.password, check.stored)

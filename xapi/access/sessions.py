@@ -9,15 +9,15 @@ authentication is on. Limits, expiry and delays are those of semantics known fro
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from xapi.access.checks import Checks
+from xapi.access.checks import Checks, InThread
 from xapi.access.passwords import NOBODY
 from xapi.datamodel import errors, records
 from xapi.datamodel.lexical import moment
@@ -46,7 +46,7 @@ DIRECTORY_DELAY = 5.0
 """Seconds from a login's arrival before its failure is answered, here and at the directory; the latter as in xapi."""
 
 
-def allowed(session: Any, permission: str) -> bool:
+def allowed(session: records.session, permission: str) -> bool:
     """Tell whether a session has a permission; its case does not matter."""
     return session.is_local_superuser or permission.lower() in session.rbac_permissions
 
@@ -54,9 +54,9 @@ def allowed(session: Any, permission: str) -> bool:
 class Trail(Protocol):
     """Who is told of subjects that come and go."""
 
-    def came(self, session: Any, user: str) -> None: ...
+    def came(self, session: records.session, user: str) -> None: ...
 
-    def went(self, session: Any) -> None: ...
+    def went(self, session: records.session) -> None: ...
 
 
 class Sessions:
@@ -68,7 +68,7 @@ class Sessions:
         model: Model,
         clock: IReactorTime,
         passwords: Passwords,
-        in_thread: Callable[..., Deferred[Any]],
+        in_thread: InThread,
         pool_secret: str,
     ) -> None:
         self.db = db
@@ -143,12 +143,12 @@ class Sessions:
             self.trail.came(session, user)
         return session
 
-    def _subjects(self, account: Account) -> list[Any]:
+    def _subjects(self, account: Account) -> list[records.subject]:
         """Return the pool's subjects that an account is, or is in as a group."""
         identities = {account.sid, *account.group_sids}
         return [row for row in self.db.subject if row.subject_identifier in identities]
 
-    def _subject_of(self, account: Account) -> Any:
+    def _subject_of(self, account: Account) -> records.subject | None:
         subjects = self._subjects(account)
         own = [row for row in subjects if row.subject_identifier == account.sid]
         return next(iter(own + subjects), None)
@@ -191,12 +191,12 @@ class Sessions:
             raise errors.SESSION_AUTHENTICATION_FAILED("", "The pool secret is wrong")
         return self._create(is_local_superuser=True, pool=True)
 
-    def _create(self, **fields: Any) -> records.session:
+    def _create(self, **fields: object) -> records.session:
         now = moment(self.clock.seconds())
         master = next(iter(self.db.pool)).master
         return self.db.session.create(this_host=master, last_active=now, **fields)
 
-    def _make_room(self, same: Callable[[Any], bool], limit: int) -> None:
+    def _make_room(self, same: Callable[[records.session], bool], limit: int) -> None:
         """Drop the longest unused sessions of a group, so that one more stays within the limit."""
         group = [row for row in self.db.session if same(row)]
         group.sort(key=lambda row: row.last_active)
@@ -205,12 +205,12 @@ class Sessions:
 
     # Living and ending.
 
-    def used(self, session: Any) -> None:
+    def used(self, session: records.session) -> None:
         """Note that a session is in use."""
         if self.clock.seconds() - session.last_active.timestamp() >= REFRESH:
             session.last_active = moment(self.clock.seconds())
 
-    def end(self, session: Any, why: str = "") -> None:
+    def end(self, session: records.session, why: str = "") -> None:
         """Log a session out; calls that wait on it hear of it. `why` is for the log, where no call asked for it."""
         ref = session._ref
         if ref in self.db.session:
@@ -223,7 +223,7 @@ class Sessions:
         for heard in list(self._ended.pop(ref, ())):
             heard()
 
-    def when_ended(self, session: Any, heard: Callable[[], None]) -> Callable[[], None]:
+    def when_ended(self, session: records.session, heard: Callable[[], None]) -> Callable[[], None]:
         """Call `heard` when the session ends; return a function that stops that."""
         waiting = self._ended.setdefault(session._ref, {})
         waiting[heard] = None
@@ -245,7 +245,7 @@ class Sessions:
             elif row.subject != NULL and now - row.validation_time.timestamp() >= REVALIDATE:
                 self._revalidate(row)
 
-    def _revalidate(self, row: Any) -> None:
+    def _revalidate(self, row: records.session) -> None:
         account = None if self.directory is None else self.directory.find(row.auth_user_name)
         if account is None or account.sid != row.auth_user_sid or self._subject_of(account) is None:
             self.end(row, "its subject is gone")
@@ -260,7 +260,7 @@ class _Permissions(tuple[str, ...]):
 
     _set: frozenset[str]
 
-    def __new__(cls, permissions: Any) -> _Permissions:
+    def __new__(cls, permissions: Iterable[str]) -> _Permissions:
         made = super().__new__(cls, permissions)
         made._set = frozenset(made)
         return made

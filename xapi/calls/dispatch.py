@@ -373,7 +373,7 @@ class Dispatcher:
             if fault is not None:
                 entry.failed(fault)
             else:
-                entry.done()
+                entry.done(None)
             if call.borrowed:
                 return
             if fault is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from operator import attrgetter
-from typing import cast
 
 from xapi.calls.call import Call
 from xapi.calls.registry import message
@@ -31,7 +30,7 @@ def create(call: Call, name: str, priority: int, cls: str, obj_uuid: str, body: 
         raise errors.INVALID_VALUE("priority", str(priority))
     _check_object(call, cls, obj_uuid)
     made = keep(call.db, name=name, priority=priority, cls=cls, obj_uuid=obj_uuid, body=body, timestamp=call.now)
-    return cast("Ref[records.message]", made._ref)
+    return made._ref
 
 
 def _check_object(call: Call, cls: str, obj_uuid: str) -> None:

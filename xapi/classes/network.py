@@ -32,7 +32,7 @@ def create(call: Call, args: records.network_record) -> Network:
     bridge = args.get("bridge", "")
     if not bridge:
         bridge = next(name for name in (f"xapi{number}" for number in range(len(bridges) + 1)) if name not in bridges)
-    elif not call.caller.session.pool and (len(bridge) > _LONGEST or bridge.startswith(_RESERVED)):
+    elif not call.caller.client.pool and (len(bridge) > _LONGEST or bridge.startswith(_RESERVED)):
         raise errors.INVALID_VALUE("bridge", bridge)
     if bridge in bridges:
         raise errors.BRIDGE_NAME_EXISTS(bridge)

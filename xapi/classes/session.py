@@ -41,16 +41,16 @@ def slave_local_login(call: Call, psecret: str) -> Ref[records.session]:
 @message("session.logout", "session.local_logout")
 def logout(call: Call) -> None:
     """End the session that calls."""
-    call[Sessions].end(call.caller.session)
+    call[Sessions].end(call.caller.client)
 
 
 @message("session.change_password")
 async def change_password(call: Call, old_pwd: str, new_pwd: str) -> None:
     """Give local root a new password; through the local socket the old one is not asked for."""
     sessions = call[Sessions]
-    if not call.caller.session.is_local_superuser:
+    if not call.caller.client.is_local_superuser:
         raise errors.USER_IS_NOT_LOCAL_SUPERUSER("Only local root can change its password")
-    user = call.caller.session.auth_user_name or "root"
+    user = call.caller.client.auth_user_name or "root"
     origin = call.caller.origin
     if not origin.trusted and not await sessions.fits(sessions.passwords.stored(user), old_pwd, origin):
         raise errors.CHANGE_PASSWORD_REJECTED("The old password is wrong")

@@ -14,7 +14,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from xapi.access.sessions import Sessions
+    from xapi.datamodel import records
     from xapi.store.memory import Store
     from xapi.store.rows import Row, Table
 
@@ -54,7 +55,7 @@ class Events:
 
     # event.from
 
-    async def from_(self, session: Any, classes: Iterable[str], token_text: str, timeout: float) -> Batch:
+    async def from_(self, session: records.session, classes: Iterable[str], token_text: str, timeout: float) -> Batch:
         """Return what has changed since a token, at once or as soon as something does.
 
         After `timeout` seconds (below 0 or nonsense: 24 h) the answer has no events. Raises
@@ -123,7 +124,7 @@ class Events:
         self.db.when_flushed(generation, lambda fault: None if done.called else done.callback(fault is None))
         return await done
 
-    async def _change(self, session: Any, generation: int, seconds: float) -> None:
+    async def _change(self, session: records.session, generation: int, seconds: float) -> None:
         """Wait for a durable change after a generation, the end of the session, or the time to be up."""
         if self.db.flushed > generation:
             return
@@ -184,7 +185,7 @@ class Events:
 
     # event.register, next, unregister
 
-    def register(self, session: Any, classes: Iterable[str]) -> None:
+    def register(self, session: records.session, classes: Iterable[str]) -> None:
         """Subscribe a session to classes, besides those it has already."""
         more = Subscription.parse(classes)
         registration = self._registered.get(session._ref)
@@ -197,18 +198,18 @@ class Events:
     def _forget(self, session: str) -> None:
         self._registered.pop(session, None)
 
-    def unregister(self, session: Any, classes: Iterable[str]) -> None:
+    def unregister(self, session: records.session, classes: Iterable[str]) -> None:
         """Give up classes. Raises SESSION_NOT_REGISTERED."""
         registration = self._registration(session)
         registration.subscription = registration.subscription.without(Subscription.parse(classes))
 
-    def _registration(self, session: Any) -> Registration:
+    def _registration(self, session: records.session) -> Registration:
         registration = self._registered.get(session._ref)
         if registration is None:
             raise errors.SESSION_NOT_REGISTERED(session._ref)
         return registration
 
-    async def next(self, session: Any) -> NextEvents:
+    async def next(self, session: records.session) -> NextEvents:
         """Return the next events of a session's subscription; waits for at least one.
 
         Every 30 s without any it tells of the pool object, so that clients see the connection lives.

@@ -30,6 +30,7 @@ from xapi.http.visit import Visit
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
+    from xapi.datamodel import records
     from xapi.store.memory import Store
 
 PATIENCE = 60.0
@@ -56,7 +57,7 @@ async def connect_console(visit: Visit, ref: str, uuid: str) -> Takeover:
     return Takeover(lambda: Terminal(stream, visit.clock))
 
 
-def _console(db: Store, ref: str, uuid: str) -> Any:
+def _console(db: Store, ref: str, uuid: str) -> records.console | None:
     if uuid:
         return _first(row for row in db.console if row.uuid == uuid)
     if ref in db.VM:
@@ -64,7 +65,7 @@ def _console(db: Store, ref: str, uuid: str) -> Any:
     return db.console.get(ref)
 
 
-def _first(rows: Iterable[Any]) -> Any:
+def _first(rows: Iterable[records.console]) -> records.console | None:
     return next(iter(rows), None)
 
 

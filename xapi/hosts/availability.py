@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xapi.datamodel import errors
 
 if TYPE_CHECKING:
+    from xapi.datamodel import records
     from xapi.store.memory import Store
 
 STAYS_DISABLED = "auto_enable"
@@ -16,19 +17,19 @@ _LONGEST_NAME = 255
 _NAME = re.compile(r"[A-Za-z0-9.]([A-Za-z0-9.-]*[A-Za-z0-9.])?")
 
 
-def is_live(db: Store, host: Any) -> bool:
+def is_live(db: Store, host: records.host) -> bool:
     """Tell whether a host is there."""
     metrics = db.host_metrics.get(host.metrics)
     return metrics is not None and metrics.live
 
 
-def assert_live(db: Store, host: Any) -> None:
+def assert_live(db: Store, host: records.host) -> None:
     """Raise HOST_OFFLINE for a host that is not there."""
     if not is_live(db, host):
         raise errors.HOST_OFFLINE(host._ref)
 
 
-def disable(host: Any, *, auto_enable: bool) -> None:
+def disable(host: records.host, *, auto_enable: bool) -> None:
     """Have a host take no more VMs, until it is enabled or, with `auto_enable`, the daemon starts again."""
     if host.enabled:
         host.enabled = False
@@ -36,7 +37,7 @@ def disable(host: Any, *, auto_enable: bool) -> None:
             host.other_config = {**host.other_config, STAYS_DISABLED: "false"}
 
 
-def enable(host: Any) -> None:
+def enable(host: records.host) -> None:
     """Have a host take VMs again. Raises HOST_PENDING_MANDATORY_GUIDANCE_NOT_EMPTY."""
     if host.enabled:
         return
@@ -54,7 +55,7 @@ def started(db: Store) -> None:
                 host.enabled = True
 
 
-def rename(db: Store, host: Any, hostname: str) -> None:
+def rename(db: Store, host: records.host, hostname: str) -> None:
     """Give a host another name, by which its control domain goes too. Raises HOST_NAME_INVALID."""
     if not hostname:
         raise errors.HOST_NAME_INVALID("hostname empty")
@@ -63,6 +64,6 @@ def rename(db: Store, host: Any, hostname: str) -> None:
     if not _NAME.fullmatch(hostname):
         raise errors.HOST_NAME_INVALID("hostname contains invalid characters")
     host.hostname = hostname
-    domain: Any = db.VM.get(host.control_domain)
+    domain = db.VM.get(host.control_domain)
     if domain is not None:
         domain.name_label = f"Control domain on host: {hostname}"

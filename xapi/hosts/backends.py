@@ -12,6 +12,7 @@ from xapi.datamodel import errors
 
 if TYPE_CHECKING:
     from hypervisor.api import Backend
+    from xapi.datamodel import records
 
 log = Logger()
 
@@ -41,21 +42,21 @@ class Backends:
         self.forgetting: list[Callable[[str], None]] = []
         """Called with the reference of a host that was restarted: what was brought up there has gone with it."""
 
-    def of(self, host: Any) -> Backend:
+    def of(self, host: records.host) -> Backend:
         """Return a host's backend. Raises HOST_OFFLINE while the host is lost."""
         backend = self._made.get(host._ref) or self._start(host)
         if host._ref in self._lost:
             raise errors.HOST_OFFLINE(host._ref)
         return backend
 
-    async def start(self, host: Any) -> Backend:
+    async def start(self, host: records.host) -> Backend:
         """Return a host's backend once it is known whether the host is reached. Raises HOST_OFFLINE."""
         if host._ref not in self._made:
             self._start(host)
         await self._started[host._ref]
         return self.of(host)
 
-    def _start(self, host: Any) -> Backend:
+    def _start(self, host: records.host) -> Backend:
         backend = self._made[host._ref] = self._make(host)
         started = Deferred.fromCoroutine(backend.start(_Ear(self, host._ref)))
         started.addErrback(lambda failure: log.failure("host {uuid} cannot be started", failure, uuid=host.uuid))

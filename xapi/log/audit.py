@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xapi.datamodel.quoting import trackid
 from xapi.datamodel.types import NULL
@@ -29,7 +29,10 @@ from xapi.log.sentences import where
 from xapi.log.writer import Stream
 
 if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress
+
     from xapi.access.caller import Origin
+    from xapi.datamodel import records
     from xapi.log.plan import Plan
     from xapi.store.memory import Store
 
@@ -81,7 +84,7 @@ class Trail:
         """Tell whether calls of a message are written."""
         return ".get" not in name and name not in _IGNORED
 
-    def arguments(self, plan: Plan, params: list[Any]) -> list[Argument]:
+    def arguments(self, plan: Plan, params: list[object]) -> list[Argument]:
         """Return what is written of a call's parameters, as things are now."""
         named = [
             (name, value)
@@ -91,12 +94,12 @@ class Trail:
         if plan.makes and named and isinstance(named[0][1], Mapping):
             named = [(name, value) for name, value in named[0][1].items() if name not in plan.secret_members]
         found = list(self._arguments(plan.name, named, plan.targets))
-        if plan.name == "VBD.destroy" and (vbd := self._db.VBD.get(params[0] if params else "")) is not None:
+        if plan.name == "VBD.destroy" and params and (vbd := self._db.VBD.get(str(params[0]))) is not None:
             found += self._arguments(plan.name, [("VDI", vbd.VDI)])
         return found
 
     def _arguments(
-        self, call: str, named: list[tuple[str, Any]], targets: Mapping[str, str] = MappingProxyType({})
+        self, call: str, named: list[tuple[str, object]], targets: Mapping[str, str] = MappingProxyType({})
     ) -> Iterator[Argument]:
         """Yield what is written of arguments; `targets` has the classes that are known of them, which is quick."""
         for name, value in named:
@@ -117,7 +120,7 @@ class Trail:
         if known is None:
             return Named("", "", "", value) if value.startswith("OpaqueRef:") and value != NULL else None
         if call in _SUBJECTS and name == "self":
-            subject: Any = self._db.subject.get(known.ref)
+            subject = self._db.subject.get(known.ref)
             return known if subject is None else known._replace(name=subject.other_config.get("subject-name", ""))
         return known
 
@@ -125,36 +128,42 @@ class Trail:
         self,
         action: str,
         arguments: list[Argument],
-        session: Any,
+        session: records.session,
         origin: Origin,
         name: str,
-        task: Any,
+        task: records.task | None,
         fault: list[str] | None,
     ) -> None:
         """Write that an allowed call has ended. `fault` is a description without secrets."""
         result = "OK" if fault is None else f"ERROR:{fault[0]}: [ {'; '.join(fault[1:])} ]"
-        task = name if task is None else f"{name} {small(task._ref)}"
-        self._write(action, arguments, session, origin, task, ("ALLOWED", result))
+        said = name if task is None else f"{name} {small(task._ref)}"
+        self._write(action, arguments, session, origin, said, ("ALLOWED", result))
 
-    def denied(self, plan: Plan, params: list[Any], session: Any, origin: Origin) -> None:
+    def denied(self, plan: Plan, params: list[object], session: records.session, origin: Origin) -> None:
         """Write that a call was denied."""
         if self.takes(plan.name):
             self._write(plan.name, self.arguments(plan, params), session, origin, plan.name, ("DENIED", ""))
 
-    def came(self, session: Any, user: str) -> None:
+    def came(self, session: records.session, user: str) -> None:
         """Write that a subject has logged in; root's logins and those among hosts are none of the trail's."""
         self._session("session.create", session, [("uname", user, "", "")])
 
-    def went(self, session: Any) -> None:
+    def went(self, session: records.session) -> None:
         """Write that a subject's session has ended."""
         self._session("session.destroy", session, [])
 
-    def _session(self, action: str, session: Any, arguments: list[Argument]) -> None:
+    def _session(self, action: str, session: records.session, arguments: list[Argument]) -> None:
         if not (session.pool or session.is_local_superuser):
             self._write(action, [*arguments, ("originator", session.originator, "", "")], session, None, action, _OK)
 
     def _write(
-        self, action: str, arguments: list[Argument], session: Any, origin: Origin | None, task: str, result: Any
+        self,
+        action: str,
+        arguments: list[Argument],
+        session: records.session,
+        origin: Origin | None,
+        task: str,
+        result: tuple[str, str],
     ) -> None:
         who = ("LOCAL_SUPERUSER" if session.is_local_superuser else session.auth_user_sid, session.auth_user_name)
         if " " not in task:
@@ -179,7 +188,7 @@ def small(ref: str) -> str:
     return f"R:{ref[10:18]}{ref[19:23]}"
 
 
-def rpc_text(value: Any) -> str:
+def rpc_text(value: object) -> str:
     """Return a wire value as rpclib's Rpc.to_string prints it."""
     if isinstance(value, bool):
         return f"B({'true' if value else 'false'})"
@@ -195,8 +204,8 @@ def rpc_text(value: Any) -> str:
 
 
 def _said(
-    seconds: float, peer: Any, task: str, session: str, who: tuple[str, str], result: tuple[str, str], action: str,
-    arguments: list[Argument],
+    seconds: float, peer: IAddress | None, task: str, session: str, who: tuple[str, str], result: tuple[str, str],
+    action: str, arguments: list[Argument],
 ) -> Said:  # fmt: skip
     """Return the line."""
     address, port = where(peer)
@@ -207,10 +216,11 @@ def _said(
     return f"[{stamp}|audit||{thread}|{_printable(task)}|audit] {_printable(_sexpr(fields))}", {}
 
 
-def _sexpr(value: Any) -> str:
+def _sexpr(value: object) -> str:
     """Return a list as xapi's SExpr prints it: in brackets, its texts in quotes, with blanks between."""
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    assert isinstance(value, list | tuple)
     return f"({' '.join(map(_sexpr, value))})"
 
 

@@ -7,7 +7,7 @@ and leaves the sentence to the writer's (`xapi.log.sentences`). At info a getter
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
@@ -20,10 +20,12 @@ from xapi.log.names import Named, Names
 
 if TYPE_CHECKING:
     from xapi.access.caller import Caller, Origin
+    from xapi.datamodel import records
     from xapi.log.audit import Trail
     from xapi.log.plan import Plan
     from xapi.store.memory import Store
 
+T = TypeVar("T")
 SLOW = 0.1
 """Seconds from which on a call that only reads is worth a line."""
 HIDDEN = "***"
@@ -33,7 +35,7 @@ _GRAVE = frozenset({
     "CHANGE_PASSWORD_REJECTED",
 })  # fmt: skip
 
-Put = Callable[[float, int, str, Render, tuple[Any, ...]], None]
+Put = Callable[[float, int, str, Render, tuple[object, ...]], None]
 """See `xapi.log.output.Log.put`."""
 
 
@@ -61,7 +63,7 @@ class Calls:
         return self.every or plan.changes or (self.trail is not None and self.trail.takes(plan.name))
 
     def refused(
-        self, plan: Plan | None, name: str, params: list[Any], origin: Origin, begun: float, fault: Fault
+        self, plan: Plan | None, name: str, params: list[object], origin: Origin, begun: float, fault: Fault
     ) -> None:
         """Tell of a call that did not begin: what was wrong with it, and who it was."""
         ref = params[0] if params and type(params[0]) is str and not (plan is not None and plan.is_login) else ""
@@ -71,20 +73,20 @@ class Calls:
         objects = [] if plan is None else plan.objects(self.names, own)
         self.tell(plan, name, origin, session, begun, objects, "", self.masked(fault, secrets | {ref} - {""}))
 
-    def denied(self, plan: Plan, params: list[Any], session: Any, origin: Origin) -> None:
+    def denied(self, plan: Plan, params: list[object], session: records.session, origin: Origin) -> None:
         """Tell the audit trail of a call that its session's roles do not allow."""
         if self.trail is not None:
             self.trail.denied(plan, params, session, origin)
 
-    def broken(self, plan: Plan, name: str, arguments: list[Any]) -> None:
+    def broken(self, plan: Plan, name: str, arguments: list[object]) -> None:
         """Tell of an exception that is no fault, with its traceback."""
         failure = Failure()
         traceback = self.hide(failure.getTraceback(), plan.secrets(arguments))
         self._put(self.seconds(), ERROR, __name__, _broken, (name, traceback))
 
-    def session(self, ref: Any) -> Any:
+    def session(self, ref: object) -> records.session | None:
         """Return a session, if there is one of that reference."""
-        return self._db.tables["session"].get(ref) if isinstance(ref, str) else None
+        return self._db.session.get(ref) if isinstance(ref, str) else None
 
     def masked(self, fault: Fault, secrets: set[str]) -> list[str]:
         """Return a fault's description without secrets and sessions."""
@@ -105,9 +107,9 @@ class Calls:
         plan: Plan | None,
         name: str,
         origin: Origin,
-        session: Any,
+        session: records.session | None,
         begun: float,
-        arguments: list[tuple[str, Any]],
+        arguments: list[tuple[str, object]],
         task: str,
         fault: list[str] | None,
         *,
@@ -148,7 +150,7 @@ class Called(Protocol):
     def caller(self) -> Caller: ...
 
     @property
-    def shown_task(self) -> Any: ...
+    def shown_task(self) -> records.task | None: ...
 
 
 class Entry:
@@ -160,7 +162,7 @@ class Entry:
     __slots__ = ("_arguments", "_audited", "_begun", "_call", "_calls", "_params", "_plan", "_shown")
 
     def __init__(
-        self, calls: Calls, plan: Plan, call: Called, params: list[Any], arguments: list[Any], begun: float
+        self, calls: Calls, plan: Plan, call: Called, params: list[object], arguments: list[object], begun: float
     ) -> None:
         self._calls = calls
         self._plan = plan
@@ -174,7 +176,7 @@ class Entry:
         if trail is not None and ".destroy" in plan.name and call.caller.session is not None:
             self._audited = trail.arguments(plan, params) if trail.takes(plan.name) else None
 
-    def done(self, result: Any = None) -> Any:
+    def done(self, result: T) -> T:
         """Tell that the call has done what it should; return its result."""
         self._tell(None, result)
         return result
@@ -186,7 +188,7 @@ class Entry:
             secrets.add(self._call.caller.session._ref)
         self._tell(self._calls.masked(fault, secrets), None)
 
-    def follow(self, result: Deferred[Any]) -> None:
+    def follow(self, result: Deferred[T]) -> None:
         """Tell how a call ends that waits."""
         result.addCallbacks(self.done, self._failure)
 
@@ -197,13 +199,13 @@ class Entry:
             self.failed(Fault("the client is gone"))
         return failure
 
-    def _tell(self, fault: list[str] | None, result: Any) -> None:
+    def _tell(self, fault: list[str] | None, result: object) -> None:
         call, calls, plan = self._call, self._calls, self._plan
-        task: Any = call.shown_task
+        task = call.shown_task
         user, originator, session = "", None, call.caller.session
         if plan.is_login:
             given = dict(zip(plan.parameters, self._arguments, strict=False))
-            user, originator = given.get("uname", "") or "the pool", given.get("originator", "")
+            user, originator = str(given.get("uname") or "the pool"), str(given.get("originator", ""))
             session = None if fault is not None else calls.session(result)
         calls.tell(
             plan, call.name, call.caller.origin, session, self._begun, self._shown,
@@ -219,5 +221,5 @@ def _broken(name: str, traceback: str) -> Said:
     return f"{name} failed unexpectedly\n{traceback}", {"event": "error", "method": name, "traceback": traceback}
 
 
-def _nothing(*line: Any) -> None:
+def _nothing(*line: object) -> None:
     """Write no line."""

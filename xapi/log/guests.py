@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.logger import Logger, LogLevel
 
@@ -11,7 +11,9 @@ from xapi.log.names import Named
 
 if TYPE_CHECKING:
     from hypervisor.api import DomainState
+    from xapi.datamodel import records
     from xapi.datamodel.records import VM
+    from xapi.store.rows import Row
 
 log = Logger()
 
@@ -25,12 +27,12 @@ _WHY = {
 }
 
 
-def named(row: Any) -> str:
+def named(row: Row) -> str:
     """Return what the log calls an object."""
-    return str(Named(row._table.name, getattr(row, "name_label", ""), row.uuid, row._ref))
+    return str(Named(row._table.name, getattr(row, "name_label", ""), getattr(row, "uuid", ""), row._ref))
 
 
-def begins(vm: VM, host: Any, state: DomainState) -> None:
+def begins(vm: VM, host: records.host, state: DomainState) -> None:
     """Say that a VM has a domain, new or another than before."""
     log.info(
         "{vm} lives as domain {domid} on {host}: {kind}, {vcpus} vCPUs, {memory} MiB",
@@ -39,7 +41,7 @@ def begins(vm: VM, host: Any, state: DomainState) -> None:
     )  # fmt: skip
 
 
-def goes_on(vm: VM, host: Any) -> None:
+def goes_on(vm: VM, host: records.host) -> None:
     """Say that a VM's domain has lived on while nobody looked."""
     log.info("{vm} goes on as domain {domid} on {host}", vm=named(vm), domid=vm.domid, host=named(host))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import orjson
 
@@ -26,10 +25,10 @@ NAMES = {number: name for name, number in LEVELS.items()}
 MOST = 16 * 1024
 """Characters of one line or traceback."""
 
-Said = tuple[str, Mapping[str, Any]]
+Said = tuple[str, Mapping[str, object]]
 """A sentence, and the fields that JSON has besides."""
 Render = Callable[..., Said]
-Line = tuple[float, int, str, Render, tuple[Any, ...]]
+Line = tuple[float, int, str, Render, tuple[object, ...]]
 """Seconds since 1970, level, who says it, and what makes the sentence of which values."""
 
 

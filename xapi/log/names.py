@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xapi.datamodel.quoting import REFERENCE, quoted, trackid
 
@@ -36,7 +36,7 @@ class Names:
 
     def of(self, kind: str, ref: str) -> Named | None:
         """Return what is known of an object of a class, or None; nothing of a session."""
-        row: Any = self._db.tables[kind].get(ref) if kind in self._db.tables and kind != "session" else None
+        row = self._db.tables[kind].get(ref) if kind in self._db.tables and kind != "session" else None
         return None if row is None else Named(kind, getattr(row, "name_label", ""), getattr(row, "uuid", ""), ref)
 
     def find(self, key: str) -> Named | None:

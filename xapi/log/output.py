@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogBeginner
@@ -32,6 +33,8 @@ from xapi.log.files import Descriptor, LogError, RotatedFile, Sink
 from xapi.log.lines import CRITICAL, DEBUG, ERROR, FORMAT, INFO, LEVELS, WARN, Render, Said
 from xapi.log.writer import Stream, Writer
 
+Excepted = Callable[[type[BaseException], BaseException, "TracebackType | None"], object]
+"""What Python calls with what ends a process: see `sys.excepthook`."""
 OURS = ("xapi", "hypervisor", "__main__")
 """Whose information is the operator's; what others say is noise unless it is a warning."""
 _OF_TWISTED = {
@@ -52,7 +55,7 @@ class Log:
         self._stream = Stream("the log", FORMAT[form], sink)
         self.writer = Writer(self._stream, seconds)
 
-    def put(self, seconds: float, level: int, name: str, render: Render, values: tuple[Any, ...]) -> None:
+    def put(self, seconds: float, level: int, name: str, render: Render, values: tuple[object, ...]) -> None:
         """Write a line: what `render` makes of `values` on the writer's thread. From any thread."""
         if level >= self.level:
             self.writer.put(self._stream, (seconds, level, name, render, values))
@@ -83,11 +86,11 @@ class Log:
             failure: Failure | None = None
             if record.exc_info is not None and record.exc_info[1] is not None:
                 failure = Failure(record.exc_info[1])
-            known: Mapping[str, Any] = {}
+            known: Mapping[str, object] = {}
             values = (record.getMessage(), known, failure)
             self.put(record.created, max(level, DEBUG), record.name, self._said, values)
 
-    def _said(self, sentence: str, known: Mapping[str, Any], failure: Failure | None) -> Said:
+    def _said(self, sentence: str, known: Mapping[str, object], failure: Failure | None) -> Said:
         if failure is None:
             return sentence, known
         traceback = failure.getTraceback().rstrip()
@@ -164,7 +167,9 @@ def _thread_failed(log: Log, failed: threading.ExceptHookArgs) -> None:
         log.put(_now(), ERROR, __name__, log._said, (f"{name} has ended", {}, Failure(failed.exc_value)))
 
 
-def _failed(log: Log, otherwise: Callable[..., Any], kind: type[BaseException], error: BaseException, at: Any) -> None:
+def _failed(
+    log: Log, otherwise: Excepted, kind: type[BaseException], error: BaseException, at: TracebackType | None
+) -> None:
     """Write what ends the process, and say it where it is said without a log."""
     log.put(_now(), CRITICAL, __name__, log._said, ("the process ends", {}, Failure(error, kind, at)))
     log.writer.flush()

@@ -48,7 +48,7 @@ _OPEN_KEYS = frozenset({"device", "location", "nfsversion", "port", "server", "s
 """What a map may hold that a fault can repeat: where something is."""
 _STATES = frozenset({"true", "false", "none"})
 
-Show = Callable[[Names, Any], Any]
+Show = Callable[[Names, Any], object]
 
 
 class Plan:
@@ -90,20 +90,20 @@ class Plan:
             if show is not None and not self.declared_secret[number]:
                 self.show.append((number, parameter.name, show))
 
-    def arguments(self, names: Names, arguments: list[Any]) -> list[tuple[str, Any]]:
+    def arguments(self, names: Names, arguments: list[object]) -> list[tuple[str, object]]:
         """Return what is shown of the arguments, by the parameters' names."""
         return [(name, show(names, arguments[number])) for number, name, show in self.show if number < len(arguments)]
 
-    def objects(self, names: Names, params: list[Any]) -> list[tuple[str, Any]]:
+    def objects(self, names: Names, params: list[object]) -> list[tuple[str, object]]:
         """Return the objects that a call is about, whose parameters are as they came."""
         named = [
-            (name, names.of(kind, params[number]))
+            (name, names.of(kind, ref))
             for number, name, kind in self._references
-            if number < len(params) and isinstance(params[number], str)
+            if number < len(params) and isinstance(ref := params[number], str)
         ]
         return [(name, known) for name, known in named if known is not None]
 
-    def secrets(self, arguments: list[Any]) -> set[str]:
+    def secrets(self, arguments: list[object]) -> set[str]:
         """Return all texts of a call that no line may hold."""
         found: set[str] = set()
         for secrets_of, value in zip(self.secrets_of, arguments, strict=False):
@@ -113,7 +113,7 @@ class Plan:
         return found
 
 
-def _secrets_of(message: Message, parameter: Parameter, model: Model) -> Callable[[Any], Iterator[str]] | None:
+def _secrets_of(message: Message, parameter: Parameter, model: Model) -> Callable[[object], Iterator[str]] | None:
     """Return what yields the secret texts of a parameter: one declared so, or what maps and secret fields get."""
     field = message.field
     if parameter.secret or (parameter.name == "value" and field is not None and field.secret):
@@ -133,7 +133,7 @@ def _secret_members(name: str, model: Model) -> frozenset[str]:
     return frozenset() if cls is None else frozenset(field.name for field in cls.fields.values() if field.secret)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """Yield all texts that a value holds."""
     if isinstance(value, str):
         yield value
@@ -145,7 +145,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _of_map(value: Any) -> Iterator[str]:
+def _of_map(value: object) -> Iterator[str]:
     """Yield what a map may hide: not where something is, and no states."""
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -153,13 +153,13 @@ def _of_map(value: Any) -> Iterator[str]:
                 yield from (text for text in _texts(item) if len(text) >= SHORT and text not in _STATES)
 
 
-def _of_record(record: Any, secret: frozenset[str]) -> Iterator[str]:
+def _of_record(record: object, secret: frozenset[str]) -> Iterator[str]:
     if isinstance(record, Mapping):
         for name, value in record.items():
             yield from _texts(value) if name in secret else _of_map(value)
 
 
-def _of_new(names: Names, record: Mapping[str, Any]) -> Any:
+def _of_new(names: Names, record: Mapping[str, object]) -> object:
     """Return what a new object is called, or whose it is if it has no name."""
     if "name_label" in record:
         return record["name_label"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from xapi.datamodel.quoting import escape, quoted, shortened, trackid
 from xapi.log.lines import Said
 from xapi.log.names import Named
 
-Caller = tuple[str, Any, bytes, str]
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress
+
+Caller = tuple[str, "IAddress | None", bytes, str]
 """A user's name, the peer's address, its User-Agent, and a session's reference."""
 
 
@@ -18,7 +21,7 @@ def call(
     originator: str | None,
     task: str,
     seconds: float,
-    arguments: list[tuple[str, Any]],
+    arguments: list[tuple[str, object]],
     fault: list[str | Named] | None,
 ) -> Said:
     """Say how a call ended: done, or with a fault. `originator` is a login's."""
@@ -26,7 +29,7 @@ def call(
     address, port = where(peer)
     result = "done" if fault is None else " ".join([escape(str(fault[0])), *map(_value, fault[1:])])
     who = f"{quoted(user) if user else 'nobody'} from {address}"
-    known: dict[str, Any] = {
+    known: dict[str, object] = {
         "event": "call" if originator is None else "login",
         "method": shortened(method),
         "arguments": {name: _field(value) for name, value in arguments},
@@ -39,11 +42,12 @@ def call(
         known["port"] = port
     if fault is not None:
         known["error"] = [str(each) for each in fault]
+    shown = agent.decode("latin-1")
     if agent:
-        known["agent"] = agent.decode("latin-1")
+        known["agent"] = shown
     if originator is not None:
         known["originator"] = originator
-        who += f" with {quoted(known.get('agent', ''))}" if agent else ""
+        who += f" with {quoted(shown)}" if agent else ""
         who += f" as {quoted(originator)}" if originator else ""
     if session:
         known["session"] = trackid(session)
@@ -55,13 +59,13 @@ def call(
     return f"{escape(shortened(method))}{told}: {result} in {seconds * 1000:.0f} ms, {who}", known
 
 
-def where(peer: Any) -> tuple[str, int]:
+def where(peer: IAddress | None) -> tuple[str, int]:
     """Return the address and port of a peer; the local socket has neither."""
     host = getattr(peer, "host", None)
     return ("the local socket", 0) if host is None else (str(host), int(getattr(peer, "port", 0)))
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """Return a value as text: what others have chosen in quotes."""
     if isinstance(value, Named):
         return str(value)
@@ -74,7 +78,7 @@ def _value(value: Any) -> str:
     return quoted(value) if isinstance(value, str) else str(value)
 
 
-def _field(value: Any) -> Any:
+def _field(value: object) -> object:
     """Return a value as JSON has it."""
     if isinstance(value, Named):
         return {"class": value.kind, "name": value.name, "uuid": value.uuid}

@@ -10,10 +10,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from xapi.log.files import Sink
-from xapi.log.lines import ERROR, WARN, Line, Said
+from xapi.log.lines import ERROR, WARN, Line, Render, Said
 
 GATHER = 0.02
 QUEUED = 10_000
@@ -146,8 +145,8 @@ class Writer:
                 if not self._say(ERROR, _lost, stream.name, count, stream.why):
                     stream.lost += count
 
-    def _say(self, level: int, *said: Any) -> bool:
-        self.log.gather((self._seconds(), level, __name__, said[0], said[1:]))
+    def _say(self, level: int, render: Render, *values: object) -> bool:
+        self.log.gather((self._seconds(), level, __name__, render, values))
         before = self.log.lost
         if self.log.write():
             return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import DeferredLock
 
@@ -25,6 +25,7 @@ from xapi.storage.volumes import allocation, declared, drop, is_uuid
 
 if TYPE_CHECKING:
     from xapi.calls.work import Work
+    from xapi.datamodel import records
     from xapi.store.memory import Store
 
 SUSPEND_EXTRA = 100 << 20
@@ -39,7 +40,7 @@ class Repository:
     storage: HostStorage
     handle: str
 
-    def volume(self, vdi: Any) -> VolumeHandle:
+    def volume(self, vdi: records.VDI) -> VolumeHandle:
         """Return what a VDI's volume is called. Raises VDI_MISSING for a location that would lead elsewhere."""
         if "/" in vdi.location or not vdi.location:
             raise errors.VDI_MISSING(vdi.SR, vdi._ref)
@@ -62,7 +63,7 @@ class Storage:
 
     # Repositories
 
-    async def repository(self, work: Work, sr: Any, host: Any = None) -> Repository:
+    async def repository(self, work: Work, sr: records.SR, host: records.host | None = None) -> Repository:
         """Return an SR on a host that has it plugged, ready for use.
 
         Raises SR_HAS_NO_PBDS when no host has, SR_NOT_ATTACHED when `host` has not, and what storage refuses.
@@ -70,7 +71,7 @@ class Storage:
         pbd = plugged(work.db, sr, host)
         return self._used.get(pbd._ref) or await self.plug(work, sr, pbd)
 
-    async def plug(self, work: Work, sr: Any, pbd: Any, *, strict: bool = False) -> Repository:
+    async def plug(self, work: Work, sr: records.SR, pbd: records.PBD, *, strict: bool = False) -> Repository:
         """Take an SR into use through a PBD; with `strict` it must be there already. Raises Fault."""
         await self._plugging.acquire()
         try:
@@ -83,12 +84,12 @@ class Storage:
         finally:
             self._plugging.release()
 
-    async def _plug(self, work: Work, sr: Any, pbd: Any, strict: bool) -> Repository:
+    async def _plug(self, work: Work, sr: records.SR, pbd: records.PBD, strict: bool) -> Repository:
         storage = work[Backends].of(work.db.host[pbd.host]).storage
         make = not strict and not any(_had_volume(work.db.VDI[ref]) for ref in sr.VDIs)
         return Repository(storage, await storage.attach(known(sr, pbd), make=make))
 
-    async def unplug(self, work: Work, sr: Any, pbd: Any) -> None:
+    async def unplug(self, work: Work, sr: records.SR, pbd: records.PBD) -> None:
         """Let an SR on a host go; it is there afterwards, even if it has never been used. Raises Fault."""
         used = self._used.get(pbd._ref) or await self.plug(work, sr, pbd)
         if used not in [other for ref, other in self._used.items() if ref != pbd._ref]:
@@ -103,7 +104,7 @@ class Storage:
 
     # Volumes
 
-    async def attach(self, work: Work, host: Any, vm: Any, *, reset: bool) -> dict[str, VolumeHandle]:
+    async def attach(self, work: Work, host: records.host, vm: records.VM, *, reset: bool) -> dict[str, VolumeHandle]:
         """Return the volumes of a VM's disks and CDs, by VDI, ready to be opened on a host.
 
         With `reset` the disks whose on_boot says so lose what was written to them: the VM starts. Raises Fault.
@@ -119,7 +120,7 @@ class Storage:
                 await self._reset(work, host, vdi)
         return found
 
-    async def _reset(self, work: Work, host: Any, vdi: Any) -> None:
+    async def _reset(self, work: Work, host: records.host, vdi: records.VDI) -> None:
         sr = work.db.SR[vdi.SR]
         used = await self.repository(work, sr, host)
         with answering():
@@ -127,7 +128,7 @@ class Storage:
         with work.db.atomic():
             volumes.apply(work.db, sr, effect)
 
-    async def volume(self, work: Work, host: Any, vdi: Any) -> VolumeHandle:
+    async def volume(self, work: Work, host: records.host, vdi: records.VDI) -> VolumeHandle:
         """Return the volume of a VDI, ready to be opened on a host. Raises Fault."""
         used = await self.repository(work, work.db.SR[vdi.SR], host)
         if vdi.missing:
@@ -135,7 +136,7 @@ class Storage:
         await self.provide(work, used, vdi)
         return used.volume(vdi)
 
-    async def provide(self, work: Work, used: Repository, vdi: Any) -> None:
+    async def provide(self, work: Work, used: Repository, vdi: records.VDI) -> None:
         """Make the volume of a VDI that was only declared, or the tools' CD. Raises Fault."""
         if not (declared(vdi) or vdi.is_tools_iso):
             return
@@ -159,12 +160,12 @@ class Storage:
                 vdi.location = effect.volumes[0].location
                 volumes.apply(work.db, work.db.SR[vdi.SR], effect)
 
-    async def remove(self, work: Work, vdi: Any) -> None:
+    async def remove(self, work: Work, vdi: records.VDI) -> None:
         """Remove a claimed VDI: image and row. Raises Fault."""
         async with unfinished.leaving(work, vdi):
             await self._remove(work, vdi)
 
-    async def _remove(self, work: Work, vdi: Any) -> None:
+    async def _remove(self, work: Work, vdi: records.VDI) -> None:
         sr = work.db.SR[vdi.SR]
         used = await self.repository(work, sr)
         effect = Effect()
@@ -176,10 +177,10 @@ class Storage:
                 drop(work.db, vdi)
             volumes.apply(work.db, sr, effect)
 
-    async def discard(self, work: Work, sr: Any, image: str) -> None:
+    async def discard(self, work: Work, sr: records.SR, image: str) -> None:
         """Remove an image of an SR by its uuid, with its row, as far as there are any. Raises Fault."""
         used = await self.repository(work, sr)
-        vdi: Any = volumes.find(work.db, sr, image)
+        vdi = volumes.find(work.db, sr, image)
         if vdi is not None:
             await self._remove(work, vdi)
         else:
@@ -187,7 +188,7 @@ class Storage:
             with work.db.atomic():
                 volumes.apply(work.db, sr, effect)
 
-    async def destroy(self, work: Work, vdi: Any) -> None:
+    async def destroy(self, work: Work, vdi: records.VDI) -> None:
         """Remove a VDI: image and row. Raises Fault."""
         async with (
             claim(work, "vdi_destroy", work.db.SR[vdi.SR], patience=SHORT),
@@ -197,7 +198,9 @@ class Storage:
 
     # Suspended memory
 
-    async def make_suspend_image(self, work: Work, vm: Any, host: Any) -> tuple[Any, VolumeHandle]:
+    async def make_suspend_image(
+        self, work: Work, vm: records.VM, host: records.host
+    ) -> tuple[records.VDI, VolumeHandle]:
         """Return a new VDI of type suspend, and what its volume is called that does not exist yet. Raises Fault."""
         db = work.db
         sr, size = suspend_sr(db, vm, host), vm.memory_static_max + SUSPEND_EXTRA
@@ -215,7 +218,7 @@ class Storage:
                     sr.virtual_allocation += size
         return vdi, used.volume(vdi)
 
-    async def suspend_image_written(self, work: Work, vdi: Any) -> None:
+    async def suspend_image_written(self, work: Work, vdi: records.VDI) -> None:
         """Hear that a suspend image is complete. Raises Fault."""
         sr = work.db.SR[vdi.SR]
         used = await self.repository(work, sr)
@@ -226,7 +229,7 @@ class Storage:
         with work.db.atomic():
             volumes.apply(work.db, sr, effect)
 
-    async def suspend_image(self, work: Work, vdi: Any, host: Any) -> VolumeHandle:
+    async def suspend_image(self, work: Work, vdi: records.VDI, host: records.host) -> VolumeHandle:
         """Return the volume of a suspend image on a host. Raises Fault."""
         used = await self.repository(work, work.db.SR[vdi.SR], host)
         if vdi.missing or declared(vdi):
@@ -234,14 +237,14 @@ class Storage:
         return used.volume(vdi)
 
 
-def known(sr: Any, pbd: Any) -> SR:
+def known(sr: records.SR, pbd: records.PBD) -> SR:
     """Return an SR as a host is told of it. Raises UUID_INVALID."""
     if not is_uuid(sr.uuid):
         raise errors.UUID_INVALID("SR", sr.uuid)
     return SR(sr.type, sr.uuid, dict(pbd.device_config))
 
 
-def plugged(db: Store, sr: Any, host: Any = None) -> Any:
+def plugged(db: Store, sr: records.SR, host: records.host | None = None) -> records.PBD:
     """Return a PBD that is plugged: a host's, else the coordinator's if it has one.
 
     Raises SR_NOT_ATTACHED, or SR_HAS_NO_PBDS when no host is named.
@@ -257,7 +260,7 @@ def plugged(db: Store, sr: Any, host: Any = None) -> Any:
     return next((pbd for pbd in found if pbd.host == master), found[0])
 
 
-def suspend_sr(db: Store, vm: Any, host: Any) -> Any:
+def suspend_sr(db: Store, vm: records.VM, host: records.host) -> records.SR:
     """Return the SR that a VM's memory goes to: its own, the pool's or the host's. Raises VM_NO_SUSPEND_SR."""
     for ref in (vm.suspend_SR, next(iter(db.pool)).suspend_image_SR, host.suspend_image_sr):
         sr = db.SR.get(ref)
@@ -266,7 +269,7 @@ def suspend_sr(db: Store, vm: Any, host: Any) -> Any:
     raise errors.VM_NO_SUSPEND_SR(vm._ref)
 
 
-def _had_volume(vdi: Any) -> bool:
+def _had_volume(vdi: records.VDI) -> bool:
     return not (declared(vdi) or vdi.is_tools_iso)
 
 
@@ -281,7 +284,7 @@ async def _delete(used: Repository, location: str) -> Effect:
     return Effect()
 
 
-def _suspend_row(db: Store, sr: Any, image: str, size: int) -> Any:
+def _suspend_row(db: Store, sr: records.SR, image: str, size: int) -> records.VDI:
     return db.VDI.create(
         uuid=image,
         location=image,

@@ -8,7 +8,7 @@ pool refers to: these stay and are `missing`, as are those whose images are dama
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -21,13 +21,16 @@ from xapi.storage import volumes
 from xapi.storage.faults import answering
 from xapi.storage.repository import Storage
 
+if TYPE_CHECKING:
+    from xapi.datamodel import records
+
 log = Logger()
 
 BATCH = 200
 """Rows that are written in one turn of the reactor."""
 
 
-async def scan(work: Work, sr: Any) -> None:
+async def scan(work: Work, sr: records.SR) -> None:
     """Bring the rows of a claimed SR in line with what it holds. Raises Fault."""
     db = work.db
     used = await work[Storage].repository(work, sr)
@@ -55,7 +58,7 @@ async def scan(work: Work, sr: Any) -> None:
         sr.other_config = {key: value for key, value in sr.other_config.items() if key != "dirty"}
 
 
-def _tell(work: Work, sr: Any, contents: Contents) -> None:
+def _tell(work: Work, sr: records.SR, contents: Contents) -> None:
     """Log what cannot be used and why, once and not with each scan."""
     told = work[Storage].damaged
     for location, why in contents.damaged.items():
@@ -67,7 +70,7 @@ def _tell(work: Work, sr: Any, contents: Contents) -> None:
         told.pop(sr.uuid, None)
 
 
-def _miss(work: Work, sr: Any, contents: Contents, generation: int) -> None:
+def _miss(work: Work, sr: records.SR, contents: Contents, generation: int) -> None:
     """Drop the rows without volumes, or say that these are missing.
 
     A row younger than the scan is left alone, and so is one whose volume an operation is about to make.
@@ -92,7 +95,7 @@ def _miss(work: Work, sr: Any, contents: Contents, generation: int) -> None:
             volumes.drop(db, row)
 
 
-def _should_be_there(vdi: Any) -> bool:
+def _should_be_there(vdi: records.VDI) -> bool:
     """A row without a file is right if it has never had one; a suspend image is written, not declared."""
     return not volumes.declared(vdi) or vdi.type == "suspend"
 

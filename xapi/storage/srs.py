@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from hypervisor.api import Surroundings
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
-from xapi.datamodel import errors
+from xapi.datamodel import errors, records
 from xapi.datamodel.types import NULL
 from xapi.hosts.backends import Backends
 from xapi.operations.sr import driver
@@ -17,6 +16,7 @@ from xapi.storage.faults import answering
 from xapi.storage.repository import Storage, known, plugged
 from xapi.storage.scans import scan
 from xapi.store.memory import Store
+from xapi.store.rows import Row
 
 LOCAL_DISKS = "local-disks"
 """Key of a host's other_config: the disks that it has besides its own, such as "/dev/sdb,/dev/nvme0n1"."""
@@ -24,20 +24,19 @@ UNKNOWN = -1
 """A size that nobody has asked for yet."""
 
 
-def introduce(db: Store, **fields: Any) -> Any:
+def introduce(db: Store, *, uuid: str, type: str, **fields: object) -> records.SR:
     """Make the row of an SR. Raises SR_UUID_EXISTS, UUID_INVALID. Under `atomic`."""
-    given = fields.pop("uuid")
-    if given:
-        if not volumes.is_uuid(given):
-            raise errors.UUID_INVALID("SR", given)
-        if any(sr.uuid == given for sr in db.SR):
-            raise errors.SR_UUID_EXISTS(given)
-        fields["uuid"] = given
-    sizes: dict[str, Any] = {"virtual_allocation": 0, "physical_utilisation": UNKNOWN, "physical_size": UNKNOWN}
-    return db.SR.create(**sizes, default_vdi_visibility=True, **{**fields, "type": fields["type"].lower()})
+    if uuid:
+        if not volumes.is_uuid(uuid):
+            raise errors.UUID_INVALID("SR", uuid)
+        if any(sr.uuid == uuid for sr in db.SR):
+            raise errors.SR_UUID_EXISTS(uuid)
+        fields["uuid"] = uuid
+    sizes: dict[str, object] = {"virtual_allocation": 0, "physical_utilisation": UNKNOWN, "physical_size": UNKNOWN}
+    return db.SR.create(type=type.lower(), default_vdi_visibility=True, **sizes, **fields)
 
 
-def add_pbd(db: Store, sr: Any, host: Any, config: Mapping[str, str]) -> Any:
+def add_pbd(db: Store, sr: records.SR, host: records.host, config: Mapping[str, str]) -> records.PBD:
     """Make an SR's connection to a host. Raises PBD_EXISTS. Under `atomic`."""
     for ref in sr.PBDs:
         if db.PBD[ref].host == host._ref:
@@ -45,13 +44,13 @@ def add_pbd(db: Store, sr: Any, host: Any, config: Mapping[str, str]) -> Any:
     return db.PBD.create(SR=sr._ref, host=host._ref, device_config=device_config.kept(db, config))
 
 
-def drop_pbd(db: Store, pbd: Any) -> None:
+def drop_pbd(db: Store, pbd: records.PBD) -> None:
     """Remove a PBD with its secrets. Under `atomic`."""
     device_config.forget_secrets(db, pbd.device_config)
     db.PBD.delete(pbd._ref)
 
 
-async def create(work: Work, sr: Any, pbd: Any) -> None:
+async def create(work: Work, sr: records.SR, pbd: records.PBD) -> None:
     """Make the storage of a new SR where its first PBD says."""
     if driver(work.db, sr.type) is None:
         raise errors.SR_UNKNOWN_DRIVER(sr.type)
@@ -62,7 +61,7 @@ async def create(work: Work, sr: Any, pbd: Any) -> None:
         await work[Backends].of(host).storage.create(known(sr, pbd), Surroundings(tuple(disks), tuple(others)))
 
 
-async def plug(work: Work, sr: Any, pbd: Any) -> None:
+async def plug(work: Work, sr: records.SR, pbd: records.PBD) -> None:
     """Connect a claimed SR to a host, and look what it holds."""
     if driver(work.db, sr.type) is None:
         raise errors.SR_UNKNOWN_DRIVER(sr.type)
@@ -85,7 +84,7 @@ async def plug(work: Work, sr: Any, pbd: Any) -> None:
         raise
 
 
-def assert_unpluggable(db: Store, sr: Any, pbd: Any) -> None:
+def assert_unpluggable(db: Store, sr: records.SR, pbd: records.PBD) -> None:
     """Raise HA_IS_ENABLED or VDI_IN_USE for a PBD over which something is in use."""
     pool = next(iter(db.pool))
     if pool.ha_enabled and any(sr._ref == db.VDI[ref].SR for ref in pool.ha_statefiles if ref in db.VDI):
@@ -95,21 +94,21 @@ def assert_unpluggable(db: Store, sr: Any, pbd: Any) -> None:
         raise errors.Fault("VDI_IN_USE", *active)
 
 
-def _active(db: Store, sr: Any, host: str) -> Iterable[str]:
+def _active(db: Store, sr: records.SR, host: str) -> Iterable[str]:
     """Yield the VDIs of an SR that VMs on a host use."""
     for ref in sr.VDIs:
-        vdi: Any = db.VDI[ref]
+        vdi = db.VDI[ref]
         if vdi.type == "metadata":
             continue
         for used in vdi.VBDs:
-            vbd: Any = db.VBD[used]
-            vm: Any = db.VM.get(vbd.VM)
+            vbd = db.VBD[used]
+            vm = db.VM.get(vbd.VM)
             attached = (vbd.currently_attached or vbd.reserved) and not vbd.empty
             if attached and vm is not None and vm.resident_on == host:
                 yield ref
 
 
-async def erase(work: Work, sr: Any) -> None:
+async def erase(work: Work, sr: records.SR) -> None:
     """Erase the storage of a claimed SR; its rows stay. Raises SR_HAS_NO_PBDS."""
     pbds = [work.db.PBD[ref] for ref in sr.PBDs]
     if not pbds:
@@ -120,12 +119,12 @@ async def erase(work: Work, sr: Any) -> None:
         await work[Backends].of(work.db.host[pbd.host]).storage.destroy(known(sr, pbd))
 
 
-def forget(db: Store, sr: Any) -> None:
+def forget(db: Store, sr: records.SR) -> None:
     """Remove an SR's rows: of itself, its PBDs and VDIs; nothing refers to it afterwards. Under `atomic`."""
     for ref in list(sr.PBDs):
         drop_pbd(db, db.PBD[ref])
-    for ref in list(sr.VDIs):
-        volumes.drop(db, db.VDI[ref])
+    for vdi in list(sr.VDIs):
+        volumes.drop(db, db.VDI[vdi])
     for pool in db.pool:
         _unset(pool, sr, "default_SR", "suspend_image_SR", "crash_dump_SR")
     for host in db.host:
@@ -139,7 +138,7 @@ def forget(db: Store, sr: Any) -> None:
     db.SR.delete(sr._ref)
 
 
-def _unset(row: Any, sr: Any, *fields: str) -> None:
+def _unset(row: Row, sr: records.SR, *fields: str) -> None:
     for name in fields:
         if getattr(row, name) == sr._ref:
             setattr(row, name, NULL)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -20,6 +20,7 @@ from xapi.datamodel.errors import Fault
 from xapi.log.guests import named
 
 if TYPE_CHECKING:
+    from xapi.datamodel import records
     from xapi.store.memory import Store
 
 log = Logger()
@@ -36,11 +37,11 @@ class Making:
     def note(self, sr: str, image: str) -> None:
         """Note an image."""
         with self._db.atomic():
-            row: Any = self._db.SR[sr]
+            row = self._db.SR[sr]
             row.unfinished = (*row.unfinished, image)
         self._noted.append((sr, image))
 
-    def replaced(self, vdis: Iterable[Any]) -> None:
+    def replaced(self, vdis: Iterable[records.VDI]) -> None:
         """Note images that are about to be deleted, as nothing refers to them any more."""
         for vdi in vdis:
             self.note(vdi.SR, vdi.uuid)
@@ -49,7 +50,7 @@ class Making:
         """Let all notes go. Call this in the operation's last change."""
         with self._db.atomic():
             for sr, image in self._noted:
-                row: Any = self._db.SR.get(sr)
+                row = self._db.SR.get(sr)
                 if row is not None and image in row.unfinished:
                     _forget(row, image)
 
@@ -73,7 +74,7 @@ def making(work: Work) -> Iterator[Making]:
 
 
 @asynccontextmanager
-async def new_image(work: Work, sr: Any) -> AsyncIterator[str]:
+async def new_image(work: Work, sr: records.SR) -> AsyncIterator[str]:
     """Return the uuid of an image that is to be made on an SR, when its note is durable. Raises Fault."""
     with making(work) as noted:
         image = work.db.uuids.draw("VDI")
@@ -83,7 +84,7 @@ async def new_image(work: Work, sr: Any) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def leaving(work: Work, vdi: Any) -> AsyncIterator[None]:
+async def leaving(work: Work, vdi: records.VDI) -> AsyncIterator[None]:
     """Delete an image inside, with its row; a crash does not end that. Raises Fault."""
     with making(work) as noted:
         noted.replaced([vdi])
@@ -103,7 +104,7 @@ async def durable(db: Store) -> None:
     await told
 
 
-async def sweep(work: Work, discard: Callable[[Work, Any, str], Awaitable[None]]) -> None:
+async def sweep(work: Work, discard: Callable[[Work, records.SR, str], Awaitable[None]]) -> None:
     """Delete what operations have left that a crash has ended; what cannot be deleted now waits for the next start."""
     for sr, image in [(row, image) for row in work.db.SR for image in row.unfinished]:
         try:
@@ -114,5 +115,5 @@ async def sweep(work: Work, discard: Callable[[Work, Any, str], Awaitable[None]]
         _forget(sr, image)
 
 
-def _forget(sr: Any, image: str) -> None:
+def _forget(sr: records.SR, image: str) -> None:
     sr.unfinished = tuple(each for each in sr.unfinished if each != image)

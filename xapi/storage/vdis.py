@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from hypervisor.api import Description, Effect, NewVolume, StorageFailure
+from hypervisor.api import Description, Effect, NewVolume, StorageFailure, VolumeHandle
 from xapi.calls.claim import SHORT, claim
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
-from xapi.datamodel import errors
+from xapi.datamodel import errors, records
 from xapi.datamodel.lexical import EPOCH, format_datetime
 from xapi.datamodel.types import NULL
 from xapi.operations.sr import can
@@ -29,7 +29,7 @@ COPIED = ("name_label", "name_description", "type", "sharable", "other_config", 
 """What a snapshot or clone has from its source, with allow_caching and tags."""
 
 
-async def prepared(work: Work, vdi: Any) -> Repository:
+async def prepared(work: Work, vdi: records.VDI) -> Repository:
     """Return the repository of a VDI that clients may change, whose volume is there."""
     used = await work[Storage].repository(work, work.db.SR[vdi.SR])
     if not vdi.managed:
@@ -40,8 +40,8 @@ async def prepared(work: Work, vdi: Any) -> Repository:
 
 
 async def create(
-    work: Work, sr: Any, size: int, said: Description, sm_config: Mapping[str, str], fields: Mapping[str, Any]
-) -> Any:
+    work: Work, sr: records.SR, size: int, said: Description, sm_config: Mapping[str, str], fields: Mapping[str, object]
+) -> records.VDI:
     """Return a new VDI on a claimed SR, with these fields of the row alone."""
     used = await work[Storage].repository(work, sr)
     kept = {key: value for key, value in sm_config.items() if key != "vhd-parent"}
@@ -57,13 +57,17 @@ async def create(
         )
 
 
-async def adopt(work: Work, used: Repository, sr: Any, effect: Effect, fields: Mapping[str, Any]) -> Any:
+async def adopt(
+    work: Work, used: Repository, sr: records.SR, effect: Effect, fields: Mapping[str, object]
+) -> records.VDI:
     """Return the row of a volume that was just made, with these fields; without a row it goes again."""
     location = effect.volumes[0].location
     try:
         with work.db.atomic():
             volumes.apply(work.db, sr, effect)
             row = volumes.find(work.db, sr, location)
+            if row is None:
+                raise errors.DB_UNIQUENESS_CONSTRAINT_VIOLATION("VDI", "uuid", effect.volumes[0].uuid)
             for name, value in fields.items():
                 setattr(row, name, value)
     except BaseException:
@@ -73,7 +77,7 @@ async def adopt(work: Work, used: Repository, sr: Any, effect: Effect, fields: M
     return row
 
 
-async def snapshot(work: Work, vdi: Any) -> Any:
+async def snapshot(work: Work, vdi: records.VDI) -> records.VDI:
     """Return a new VDI that keeps what a claimed one holds now."""
     used = await prepared(work, vdi)
     now = work.now
@@ -88,7 +92,7 @@ async def snapshot(work: Work, vdi: Any) -> Any:
     return await _branch(work, used, vdi, used.storage.snapshot, said, fields)
 
 
-async def clone(work: Work, vdi: Any) -> Any:
+async def clone(work: Work, vdi: records.VDI) -> records.VDI:
     """Return a new VDI that holds what a claimed one does; where the storage cannot share, a full copy."""
     used, sr = await prepared(work, vdi), work.db.SR[vdi.SR]
     said = _plain(work, vdi)
@@ -100,15 +104,20 @@ async def clone(work: Work, vdi: Any) -> Any:
     return await _copied(work, used, vdi, used, sr, {})
 
 
-def _plain(work: Work, vdi: Any) -> Description:
+def _plain(work: Work, vdi: records.VDI) -> Description:
     return replace(
         volumes.description(work.db, vdi), is_a_snapshot=False, snapshot_of="", snapshot_time="", read_only=False
     )
 
 
 async def _branch(
-    work: Work, used: Repository, vdi: Any, how: Callable[..., Any], said: Description, fields: Mapping[str, Any]
-) -> Any:
+    work: Work,
+    used: Repository,
+    vdi: records.VDI,
+    how: Callable[[VolumeHandle, str, Description], Awaitable[Effect]],
+    said: Description,
+    fields: Mapping[str, object],
+) -> records.VDI:
     sr = work.db.SR[vdi.SR]
     async with new_image(work, sr) as new:
         with answering():
@@ -117,7 +126,7 @@ async def _branch(
         return await adopt(work, used, sr, effect, {**kept, **fields})
 
 
-async def copy(work: Work, vdi: Any, sr: Any) -> Any:
+async def copy(work: Work, vdi: records.VDI, sr: records.SR) -> records.VDI:
     """Return a new VDI on an SR with all that a claimed one holds, written anew; its task tells how far it is."""
     used = await prepared(work, vdi)
     async with claim(work, "vdi_create", sr, patience=SHORT):
@@ -131,8 +140,8 @@ async def copy(work: Work, vdi: Any, sr: Any) -> Any:
 
 
 async def _copied(
-    work: Work, used: Repository, vdi: Any, into: Repository, sr: Any, sm_config: Mapping[str, str]
-) -> Any:
+    work: Work, used: Repository, vdi: records.VDI, into: Repository, sr: records.SR, sm_config: Mapping[str, str]
+) -> records.VDI:
     said = _plain(work, vdi)
     async with new_image(work, sr) as new:
         wanted = NewVolume(new, vdi.virtual_size, said, sm_config)
@@ -142,7 +151,7 @@ async def _copied(
         return await adopt(work, into, sr, effect, kept)
 
 
-async def copy_into(work: Work, vdi: Any, other: Any) -> None:
+async def copy_into(work: Work, vdi: records.VDI, other: records.VDI) -> None:
     """Write all that a claimed VDI holds over another, which is claimed, too."""
     used = await prepared(work, vdi)
     into = await prepared(work, other)
@@ -152,7 +161,7 @@ async def copy_into(work: Work, vdi: Any, other: Any) -> None:
         volumes.apply(work.db, work.db.SR[other.SR], effect)
 
 
-async def copy_suspend_image(work: Work, vdi: Any) -> Any:
+async def copy_suspend_image(work: Work, vdi: records.VDI) -> records.VDI:
     """Return a new VDI of type suspend with the same memory, for a copy of a suspended VM."""
     sr = work.db.SR[vdi.SR]
     async with claim(work, "copy", vdi, patience=SHORT):
@@ -171,7 +180,7 @@ def telling(work: Work) -> Callable[[float], None]:
     return tell
 
 
-async def resize(work: Work, vdi: Any, size: int) -> None:
+async def resize(work: Work, vdi: records.VDI, size: int) -> None:
     """Make a claimed VDI larger."""
     used = await prepared(work, vdi)
     with answering():
@@ -180,7 +189,7 @@ async def resize(work: Work, vdi: Any, size: int) -> None:
         volumes.apply(work.db, work.db.SR[vdi.SR], effect)
 
 
-async def freeze(work: Work, vdi: Any) -> None:
+async def freeze(work: Work, vdi: records.VDI) -> None:
     """Make what a VDI holds that to which it goes back when its VM starts."""
     used = await prepared(work, vdi)
     with answering():
@@ -189,7 +198,7 @@ async def freeze(work: Work, vdi: Any) -> None:
         volumes.apply(work.db, work.db.SR[vdi.SR], effect)
 
 
-async def describe(work: Work, vdi: Any, **fields: Any) -> None:
+async def describe(work: Work, vdi: records.VDI, **fields: object) -> None:
     """Change what is said of a VDI, beside its volume and in its row."""
     used = await work[Storage].repository(work, work.db.SR[vdi.SR])
     if can(work.db, work.db.SR[vdi.SR], "VDI_UPDATE") and vdi.managed and not volumes.declared(vdi):
@@ -198,7 +207,7 @@ async def describe(work: Work, vdi: Any, **fields: Any) -> None:
             with answering():
                 beside = await used.storage.volume(used.volume(vdi))
             said = replace(said, snapshot_of=beside.description.snapshot_of)
-        known = {name: value for name, value in fields.items() if hasattr(said, name)}
+        known: dict[str, Any] = {name: value for name, value in fields.items() if hasattr(said, name)}
         with answering():
             await used.storage.describe(used.volume(vdi), replace(said, **known))
     with work.db.atomic():
@@ -206,7 +215,7 @@ async def describe(work: Work, vdi: Any, **fields: Any) -> None:
             setattr(vdi, name, value)
 
 
-async def look(work: Work, vdi: Any) -> None:
+async def look(work: Work, vdi: records.VDI) -> None:
     """Bring a VDI's row in line with its volume."""
     used = await work[Storage].repository(work, work.db.SR[vdi.SR])
     if volumes.declared(vdi):
@@ -226,7 +235,7 @@ def assert_unknown(db: Store, sr: records.SR, location: str, *, unless: str = ""
         raise errors.LOCATION_NOT_UNIQUE(sr._ref, location)
 
 
-async def introduce(work: Work, sr: Any, location: str, fields: Mapping[str, Any]) -> Any:
+async def introduce(work: Work, sr: records.SR, location: str, fields: Mapping[str, object]) -> records.VDI:
     """Return the row of a volume that is on a claimed SR, made if there is none."""
     used = await work[Storage].repository(work, sr)
     with answering():

@@ -7,18 +7,19 @@ used. So every row that has one shows some bytes (`LEAST`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from hypervisor.api import Description, Effect, Space, Volume
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import EPOCH, DecodeError, format_datetime, parse_datetime
-from xapi.datamodel.types import NULL
+from xapi.datamodel.types import NULL, EnumType
 
 if TYPE_CHECKING:
+    from xapi.datamodel import records
     from xapi.store.memory import Store
 
 LEAST = 512
@@ -27,7 +28,7 @@ BASE_COPY = "base copy"
 _PARENT, _FORMAT = "vhd-parent", "type"
 
 
-def declared(vdi: Any) -> bool:
+def declared(vdi: records.VDI) -> bool:
     """Tell whether a VDI has no file yet, and never had one."""
     return bool(vdi.physical_utilisation == 0)
 
@@ -40,9 +41,9 @@ def is_uuid(text: str) -> bool:
         return False
 
 
-def description(db: Store, vdi: Any) -> Description:
+def description(db: Store, vdi: records.VDI) -> Description:
     """Return what is kept beside a VDI's volume."""
-    origin: Any = db.VDI.get(vdi.snapshot_of)
+    origin = db.VDI.get(vdi.snapshot_of)
     return Description(
         name_label=vdi.name_label,
         name_description=vdi.name_description,
@@ -55,17 +56,17 @@ def description(db: Store, vdi: Any) -> Description:
     )
 
 
-def find(db: Store, sr: Any, location: str) -> Any:
+def find(db: Store, sr: records.SR, location: str) -> records.VDI | None:
     """Return the row of an SR's volume, or None."""
     if is_uuid(location):
         with suppress(Fault):
-            row: Any = db.VDI.by_uuid(location)
+            row = db.VDI.by_uuid(location)
             return row if sr._ref == row.SR else None
         return None
     return next((row for ref in sr.VDIs if (row := db.VDI[ref]).location == location), None)
 
 
-def write(db: Store, sr: Any, volume: Volume) -> Any:
+def write(db: Store, sr: records.SR, volume: Volume) -> records.VDI | None:
     """Make a volume's row true, and make it if there is none; return it, None when another SR has its uuid."""
     row = find(db, sr, volume.location)
     if row is None:
@@ -77,7 +78,7 @@ def write(db: Store, sr: Any, volume: Volume) -> Any:
     return row
 
 
-def _facts(volume: Volume, sm_config: Mapping[str, str]) -> dict[str, Any]:
+def _facts(volume: Volume, sm_config: Mapping[str, str]) -> dict[str, object]:
     """Return the fields that follow from the files alone."""
     config = {key: value for key, value in sm_config.items() if key != _PARENT}
     if volume.parent:
@@ -93,7 +94,7 @@ def _facts(volume: Volume, sm_config: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _new(db: Store, sr: Any, volume: Volume) -> Any:
+def _new(db: Store, sr: records.SR, volume: Volume) -> records.VDI | None:
     uuid = {"uuid": volume.uuid}
     with suppress(Fault):
         db.VDI.by_uuid(volume.uuid)
@@ -106,7 +107,7 @@ def _new(db: Store, sr: Any, volume: Volume) -> Any:
     return db.VDI.create(**uuid, SR=sr._ref, location=volume.location, **fields)
 
 
-def _said(db: Store, said: Description) -> dict[str, Any]:
+def _said(db: Store, said: Description) -> dict[str, object]:
     """Return the fields of a description."""
     origin = NULL
     with suppress(Fault):
@@ -123,8 +124,9 @@ def _said(db: Store, said: Description) -> dict[str, Any]:
     }
 
 
-def _types(db: Store) -> Any:
-    kind: Any = db.model.classes["VDI"].fields["type"].type
+def _types(db: Store) -> Collection[str]:
+    kind = db.model.classes["VDI"].fields["type"].type
+    assert isinstance(kind, EnumType)
     return kind.values
 
 
@@ -135,7 +137,7 @@ def _time(text: str) -> datetime:
         return EPOCH
 
 
-def read_description(db: Store, vdi: Any, volume: Volume) -> None:
+def read_description(db: Store, vdi: records.VDI, volume: Volume) -> None:
     """Take over what is kept beside a volume, unless nothing is: somebody else has put the file there."""
     if volume.hidden or volume.description == Description() or not is_uuid(volume.location):
         return
@@ -146,7 +148,7 @@ def read_description(db: Store, vdi: Any, volume: Volume) -> None:
         setattr(vdi, name, value)
 
 
-def apply(db: Store, sr: Any, effect: Effect) -> None:
+def apply(db: Store, sr: records.SR, effect: Effect) -> None:
     """Write what a request has done into the rows of an SR."""
     growth = 0
     for location in effect.gone:
@@ -163,13 +165,13 @@ def apply(db: Store, sr: Any, effect: Effect) -> None:
     write_space(sr, effect.space)
 
 
-def write_space(sr: Any, space: Space | None) -> None:
+def write_space(sr: records.SR, space: Space | None) -> None:
     """Write how large an SR is, and how full, as far as that is known."""
     if space is not None:
         sr.physical_size, sr.physical_utilisation = space.physical_size, space.physical_utilisation
 
 
-def _promised(vdi: Any) -> int:
+def _promised(vdi: records.VDI) -> int:
     return int(vdi.virtual_size) if vdi.managed else 0
 
 
@@ -178,10 +180,10 @@ def allocation(db: Store, refs: Iterable[str]) -> int:
     return sum(_promised(db.VDI[ref]) for ref in refs)
 
 
-def drop(db: Store, vdi: Any) -> None:
+def drop(db: Store, vdi: records.VDI) -> None:
     """Remove the row of a VDI: its disk drives go with it, its CD drives are empty then."""
     for ref in list(vdi.VBDs):
-        vbd: Any = db.VBD[ref]
+        vbd = db.VBD[ref]
         if vbd.type == "CD":
             vbd.VDI, vbd.empty = NULL, True
         else:

@@ -6,9 +6,10 @@ no TLS is served; a real host always has HTTPS at 443. One process serves the co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from xapi.datamodel import records
     from xapi.datamodel.records import VM
     from xapi.store.memory import Store
 
@@ -39,7 +40,7 @@ class Consoles:
         self._db = db
         self._door = Door()
 
-    def open(self, vm: VM, host: Any) -> None:
+    def open(self, vm: VM, host: records.host) -> None:
         """Make the consoles of a VM that begins to live. Under `atomic`."""
         for ref in list(vm.consoles):
             self._db.console.delete(ref)

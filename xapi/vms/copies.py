@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xapi.calls.parts import Part, all_of, undo_all
 from xapi.calls.work import Work
@@ -22,8 +22,19 @@ from xapi.vms import saved_record
 from xapi.vms.devices import is_mac, mac_address
 
 if TYPE_CHECKING:
-    from xapi.datamodel.records import SR, VBD, VDI, VM
+    from xapi.datamodel.records import (
+        SR,
+        VBD,
+        VDI,
+        VIF,
+        VM,
+        VTPM,
+        VM_guest_metrics,
+        VM_metrics,
+        enum_vm_power_state,
+    )
     from xapi.store.memory import Store
+    from xapi.store.rows import Row
 
 MAC_SEED = "mac_seed"
 OWNER = "owner"
@@ -104,7 +115,7 @@ async def duplicate(
             images = {vbd._ref: vdi for vbd, vdi in zip(disks, made, strict=False)}
             with db.atomic():
                 state = _state(vm, how, saved)
-                row: VM = _row(work, vm, name, how, state, info)
+                row = _row(work, vm, name, how, state, info)
                 row.suspend_VDI = made[-1] if memory else saved
                 for vbd in vbds:
                     copy_drive(db, row, vbd, images.get(vbd._ref, vbd.VDI), owned=True)
@@ -123,7 +134,7 @@ def drives(db: Store, vm: VM) -> list[VBD]:
     return [db.VBD[ref] for ref in vm.VBDs]
 
 
-async def copy_disks(work: Work, disks: list[Ref[VDI]], how: How, memory: Ref[VDI] = NULL) -> list[Any]:
+async def copy_disks(work: Work, disks: list[Ref[VDI]], how: How, memory: Ref[VDI] = NULL) -> list[Ref[VDI]]:
     """Return new VDIs made from these, in their order; there are none when one fails. Raises Fault.
 
     `memory` is that of a suspended VM, null for none; its copy is the last one.
@@ -136,27 +147,27 @@ async def copy_disks(work: Work, disks: list[Ref[VDI]], how: How, memory: Ref[VD
     return await all_of(work, parts, "VDI.destroy", until=ROWS) if parts else []
 
 
-async def _copy_memory(work: Work, vdi: VDI) -> Any:
+async def _copy_memory(work: Work, vdi: VDI) -> Ref[VDI]:
     return (await vdis.copy_suspend_image(work, vdi))._ref
 
 
-def _arguments(vdi: VDI, how: How) -> tuple[Any, ...]:
+def _arguments(vdi: VDI, how: How) -> tuple[object, ...]:
     if how.message == "VDI.copy":
         return (vdi._ref, vdi.SR if how.sr == NULL else how.sr, NULL, NULL)
     return (vdi._ref, {})
 
 
-def _state(vm: VM, how: How, saved: str) -> str:
+def _state(vm: VM, how: How, saved: str) -> enum_vm_power_state:
     """Return the power state of a copy. That of a snapshot with memory is clean: its guest needs nothing of it."""
     if how.operation == "checkpoint":
         return "Suspended" if saved != NULL or vm.power_state == "Suspended" else "Halted"
     return "Suspended" if how.memory and vm.power_state == "Suspended" else "Halted"
 
 
-def _row(work: Work, vm: VM, name: str, how: How, state: str, info: Mapping[str, str] | None) -> Any:
+def _row(work: Work, vm: VM, name: str, how: How, state: enum_vm_power_state, info: Mapping[str, str] | None) -> VM:
     """Make the row of a copy, with its metrics. Under `atomic`."""
     db = work.db
-    fields: dict[str, Any] = {field: getattr(vm, field) for field in KEPT}
+    fields: dict[str, object] = {field: getattr(vm, field) for field in KEPT}
     if how.is_snapshot:
         fields |= {
             "is_a_snapshot": True,
@@ -198,26 +209,26 @@ def fresh_generation(now: str) -> str:
     return f"{secrets.randbits(62)}:{secrets.randbits(62)}" if now else ""
 
 
-def copy_metrics(db: Store, vm: VM) -> Ref[Any]:
+def copy_metrics(db: Store, vm: VM) -> Ref[VM_metrics]:
     """Make metrics like those of a VM, or empty ones if it has none. Under `atomic`."""
     row = db.VM_metrics.get(vm.metrics)
     return db.VM_metrics.create(**({"VCPUs_utilisation": {0: 0.0}} if row is None else _same(row)))._ref
 
 
-def copy_guest_metrics(db: Store, vm: VM) -> Ref[Any]:
+def copy_guest_metrics(db: Store, vm: VM) -> Ref[VM_guest_metrics]:
     """Make guest metrics like those of a VM, or return null if it has none. Under `atomic`."""
     row = db.VM_guest_metrics.get(vm.guest_metrics)
     return NULL if row is None else db.VM_guest_metrics.create(**_same(row))._ref
 
 
-def _same(row: Any) -> dict[str, Any]:
+def _same(row: Row) -> dict[str, object]:
     fields = row._table.cls.fields.values()
     return {field.name: getattr(row, field.name) for field in fields if not field.derived and field.name != "uuid"}
 
 
-def copy_drive(db: Store, vm: Any, vbd: VBD, vdi: Ref[VDI], *, owned: bool = False) -> None:
+def copy_drive(db: Store, vm: VM, vbd: VBD, vdi: Ref[VDI], *, owned: bool = False) -> None:
     """Give a VM a drive like another VM's with an image of its own; with `owned` a disk goes with it."""
-    fields: dict[str, Any] = {field: getattr(vbd, field) for field in _VBD_KEPT}
+    fields: dict[str, object] = {field: getattr(vbd, field) for field in _VBD_KEPT}
     if owned and vbd.type == "Disk":
         fields["other_config"] = {OWNER: "", **vbd.other_config}
     db.VBD.create(
@@ -230,7 +241,7 @@ def copy_drive(db: Store, vm: Any, vbd: VBD, vdi: Ref[VDI], *, owned: bool = Fal
     )
 
 
-def copy_devices(db: Store, source: VM, vm: Any, *, keep_macs: bool) -> None:
+def copy_devices(db: Store, source: VM, vm: VM, *, keep_macs: bool) -> None:
     """Give a VM cards, GPUs and TPMs like another's. Under `atomic`. Raises MAC_INVALID."""
     for ref in source.VIFs:
         _copy_card(db, vm, db.VIF[ref], keep_macs)
@@ -243,7 +254,7 @@ def copy_devices(db: Store, source: VM, vm: Any, *, keep_macs: bool) -> None:
         _copy_tpm(db, vm, db.VTPM[tpm])
 
 
-def _copy_card(db: Store, vm: Any, vif: Any, keep_mac: bool) -> None:
+def _copy_card(db: Store, vm: VM, vif: VIF, keep_mac: bool) -> None:
     mac = vif.MAC if keep_mac else mac_address(vm.other_config[MAC_SEED], int(vif.device))
     if not is_mac(mac):
         raise errors.MAC_INVALID(mac)
@@ -257,7 +268,7 @@ def _copy_card(db: Store, vm: Any, vif: Any, keep_mac: bool) -> None:
     )
 
 
-def _copy_tpm(db: Store, vm: Any, tpm: Any) -> None:
+def _copy_tpm(db: Store, vm: VM, tpm: VTPM) -> None:
     """Give a VM a TPM like another's; one that must be unique begins empty."""
     contents = db.secret.get(tpm.contents)
     value = "" if contents is None or tpm.is_unique else contents.value

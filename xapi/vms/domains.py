@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from hypervisor.api import (
     DEMO,
@@ -26,9 +26,10 @@ from xapi.datamodel.types import NULL
 from xapi.vms.devices import card_number, disk_number
 
 if TYPE_CHECKING:
-    from xapi.datamodel.records import VBD, VIF, VM
+    from xapi.datamodel.records import VBD, VIF, VM, enum_domain_type
     from xapi.store.memory import Store
 
+D = TypeVar("D")
 BOOT_ORDER = "cd"
 """What an HVM guest boots from when its HVM_boot_params name no order."""
 GUEST_KERNELS = Path("/boot/guest")
@@ -49,6 +50,7 @@ class Kernels:
 
 def describe(db: Store, vm: VM, volumes: Mapping[str, VolumeHandle], guest_directory: Path) -> DomainConfig:
     """Return the domain of a VM; `volumes` has those of its VDIs. Raises Fault for a boot that cannot be."""
+    drives = [vbd for ref in vm.VBDs if (vbd := db.VBD[ref]).type != "Floppy"]
     weight, cap, mask = (vm.VCPUs_params.get(key, "") for key in ("weight", "cap", "mask"))
     return DomainConfig(
         uuid=vm.uuid,
@@ -58,8 +60,8 @@ def describe(db: Store, vm: VM, volumes: Mapping[str, VolumeHandle], guest_direc
         vcpus=vm.VCPUs_at_startup,
         vcpus_max=vm.VCPUs_max,
         boot=boot(vm, guest_directory),
-        disks=tuple(disk(vbd, volumes) for vbd in _in_order(db.VBD[ref] for ref in vm.VBDs) if not _lost(vbd)),
-        nics=tuple(nic(db, vif) for vif in _in_order(db.VIF[ref] for ref in vm.VIFs)),
+        disks=tuple(disk(vbd, volumes) for vbd in _in_order(drives, _drive) if not _lost(vbd)),
+        nics=tuple(nic(db, vif) for vif in _in_order((db.VIF[ref] for ref in vm.VIFs), _card)),
         display=display(vm),
         weight=_number(weight, 256, 1, 65535),
         cap=_number(cap, 0, 0, 100 * max(1, vm.VCPUs_max)),
@@ -68,12 +70,12 @@ def describe(db: Store, vm: VM, volumes: Mapping[str, VolumeHandle], guest_direc
     )
 
 
-def _in_order(given: Iterable[Any]) -> list[Any]:
+def _in_order(given: Iterable[D], number: Callable[[D], int]) -> list[D]:
     """Return drives or cards in the order of their numbers. Raises Fault for one without, and for two of one number."""
-    rows = sorted((row for row in given if row._table.name != "VBD" or row.type != "Floppy"), key=_numbered)
+    rows = sorted(given, key=number)
     for row, following in pairwise(rows):
-        if _numbered(row) == _numbered(following):
-            raise errors.DEVICE_ALREADY_EXISTS(str(_numbered(row)))
+        if number(row) == number(following):
+            raise errors.DEVICE_ALREADY_EXISTS(str(number(row)))
     return rows
 
 
@@ -103,7 +105,7 @@ def boot(vm: VM, guest_directory: Path) -> Boot:
     return DirectBoot(kernel, ramdisk, vm.PV_args, kind)
 
 
-def domain_kind(vm: VM) -> str:
+def domain_kind(vm: VM) -> enum_domain_type:
     """Return hvm, pv, pvh or pv_in_pvh; what is not said follows from HVM_boot_policy, as in xapi."""
     if vm.domain_type == "unspecified":
         return "hvm" if vm.HVM_boot_policy else "pv"
@@ -122,27 +124,32 @@ def _kernel(vm: VM, name: str, guest_directory: Path) -> Path:
     return found
 
 
-def position(row: Any) -> int | None:
-    """Return the number that a drive or card (VBD or VIF) has in its VM's domain, or will have; None without one.
+def position(vbd: VBD) -> int | None:
+    """Return the number that a drive has in its VM's domain, or will have; None without one.
 
-    A drive stays where it was plugged, whatever its userdevice says meanwhile.
+    It stays where it was plugged, whatever its userdevice says meanwhile.
     """
-    if row._table.name == "VIF":
-        return card_number(row.device)
-    return disk_number(row.device if row.currently_attached and row.device else row.userdevice)
+    return disk_number(vbd.device if vbd.currently_attached and vbd.device else vbd.userdevice)
 
 
-def _numbered(row: Any) -> int:
-    number = position(row)
+def _drive(vbd: VBD) -> int:
+    number = position(vbd)
     if number is None:
-        raise errors.INVALID_DEVICE(row.device if row._table.name == "VIF" else row.userdevice)
+        raise errors.INVALID_DEVICE(vbd.userdevice)
+    return number
+
+
+def _card(vif: VIF) -> int:
+    number = card_number(vif.device)
+    if number is None:
+        raise errors.INVALID_DEVICE(vif.device)
     return number
 
 
 def disk(vbd: VBD, volumes: Mapping[str, VolumeHandle]) -> Disk:
     """Return the drive that a VBD stands for."""
     return Disk(
-        number=_numbered(vbd),
+        number=_drive(vbd),
         read_only=vbd.mode == "RO",
         is_cdrom=vbd.type == "CD",
         bootable=vbd.bootable,
@@ -152,13 +159,13 @@ def disk(vbd: VBD, volumes: Mapping[str, VolumeHandle]) -> Disk:
 
 def nic(db: Store, vif: VIF) -> NIC:
     """Return the card that a VIF stands for."""
-    network: Any = db.network[vif.network]
+    network = db.network[vif.network]
     mode: str = vif.locking_mode
     if mode == "network_default":
         mode = network.default_locking_mode
     rate = vif.qos_algorithm_params.get("kbps", "") if vif.qos_algorithm_type == "ratelimit" else ""
     return NIC(
-        number=_numbered(vif),
+        number=_card(vif),
         mac=vif.MAC,
         network=network.bridge,
         mtu=_number(vif.other_config.get("mtu", ""), network.MTU, 1, 1 << 31),

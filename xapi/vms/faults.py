@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, assert_never
+from typing import assert_never
 
 from hypervisor.api import Code, HostError, StorageFailure
 from xapi.calls.faults import shortage
-from xapi.datamodel import errors
+from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.types import NULL
 from xapi.storage.faults import NO_VOLUME, backend_failure
 
 
-def fault_of(error: HostError, vm: Any, device: Any = None) -> Fault:
+def fault_of(error: HostError, vm: records.VM, device: records.VBD | records.VIF | None = None) -> Fault:
     """Return the API's error for what a host could not do with a VM, or with a drive or card of it.
 
     What clients can do nothing about has no error of its own in the API.
@@ -22,7 +22,7 @@ def fault_of(error: HostError, vm: Any, device: Any = None) -> Fault:
     return shortage(error) or _fault_of(error, vm, device)
 
 
-def _fault_of(error: HostError, vm: Any, device: Any) -> Fault:
+def _fault_of(error: HostError, vm: records.VM, device: records.VBD | records.VIF | None) -> Fault:
     match error.code:
         case Code.LOST:
             return errors.HOST_OFFLINE(vm.resident_on if vm.resident_on != NULL else vm.scheduled_to_be_resident_on)
@@ -45,7 +45,7 @@ def _fault_of(error: HostError, vm: Any, device: Any) -> Fault:
         case Code.BAD_KERNEL | Code.BOOTLOADER_FAILED:
             return errors.BOOTLOADER_FAILED(vm._ref, str(error))
         case Code.BAD_DISK if device is not None:
-            return errors.VDI_NOT_AVAILABLE(device.VDI)
+            return errors.VDI_NOT_AVAILABLE(getattr(device, "VDI", NULL))
         case Code.BAD_DISK:
             return backend_failure(NO_VOLUME, str(error))
         case Code.STORAGE if isinstance(error, StorageFailure):
@@ -65,7 +65,7 @@ def _fault_of(error: HostError, vm: Any, device: Any) -> Fault:
 
 
 @contextmanager
-def told(vm: Any, device: Any = None) -> Iterator[None]:
+def told(vm: records.VM, device: records.VBD | records.VIF | None = None) -> Iterator[None]:
     """Turn what a host could not do for a VM, or with a drive or card of it, into the API's error."""
     try:
         yield

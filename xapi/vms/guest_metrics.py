@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xapi.datamodel.types import NULL
 
@@ -25,7 +25,7 @@ _TRISTATE = {"0": "no", "1": "yes"}
 
 def update(db: Store, vm: VM, said: Mapping[str, str], now: datetime) -> None:
     """Write what the guest of a VM that lives says; an object is made when there is none. Under `atomic`."""
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "PV_drivers_version": drivers(said),
         "os_version": _pick(said, _OS),
         "netbios_name": host_name(said),
@@ -37,7 +37,7 @@ def update(db: Store, vm: VM, said: Mapping[str, str], now: datetime) -> None:
         "can_use_hotplug_vif": _TRISTATE.get(said.get("feature/hotplug/vif", ""), "unspecified"),
     }
     fields["PV_drivers_detected"] = fields["PV_drivers_up_to_date"] = bool(fields["PV_drivers_version"])
-    row: Any = db.VM_guest_metrics.get(vm.guest_metrics)
+    row = db.VM_guest_metrics.get(vm.guest_metrics)
     if row is None:
         vm.guest_metrics = db.VM_guest_metrics.create(**fields, live=True, last_updated=now)._ref
     elif not row.live or any(getattr(row, name) != value for name, value in fields.items()):

@@ -6,25 +6,24 @@ The callers hold the device's operation. What fails is undone, and then the rows
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 from hypervisor.api import Change, Code, Device, HostError
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
-from xapi.datamodel import errors
+from xapi.datamodel import errors, records
 from xapi.hosts.backends import Backends
 from xapi.vms import power
 from xapi.vms.faults import fault_of
 from xapi.vms.reconcile import Reconciler
 
 
-def is_plugged(work: Work, row: Any) -> bool:
+def is_plugged(work: Work, row: records.VBD | records.VIF) -> bool:
     """Tell whether a VBD or VIF is part of a domain now; a suspended VM keeps `currently_attached` without one."""
     vm = work.db.VM.get(row.VM)
     return row.currently_attached and vm is not None and vm.power_state in ("Running", "Paused")
 
 
-async def plug(work: Work, row: Any, device: Device) -> None:
+async def plug(work: Work, row: records.VBD | records.VIF, device: Device) -> None:
     """Connect what a VBD or VIF stands for. Raises Fault."""
     vm = work.db.VM[row.VM]
     host = work.db.host[vm.resident_on]
@@ -42,7 +41,7 @@ async def plug(work: Work, row: Any, device: Device) -> None:
         raise errors.INTERNAL_ERROR(f"Unable to plug {row._table.name} {row._ref}")
 
 
-async def unplug(work: Work, row: Any, device: Device, *, force: bool) -> None:
+async def unplug(work: Work, row: records.VBD | records.VIF, device: Device, *, force: bool) -> None:
     """Take a device away, with `force` whether the guest agrees or not. Raises Fault."""
     vm = work.db.VM[row.VM]
     try:
@@ -54,7 +53,7 @@ async def unplug(work: Work, row: Any, device: Device, *, force: bool) -> None:
         await to_its_end(work[Reconciler].look(vm))
 
 
-async def adjust(work: Work, row: Any, change: Change) -> None:
+async def adjust(work: Work, row: records.VBD | records.VIF, change: Change) -> None:
     """Change a device; one that has gone needs no change. Raises Fault."""
     vm = work.db.VM[row.VM]
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -23,7 +24,9 @@ from xapi.vms.placement import choose_host
 from xapi.vms.reconcile import is_up, write_halted
 
 if TYPE_CHECKING:
+    from xapi.datamodel import records
     from xapi.store.memory import Store
+    from xapi.store.rows import R, Table
 
 log = Logger()
 
@@ -39,8 +42,10 @@ async def follow(subsystems: Subsystems, ref: str) -> None:
     A guest that crashes soon after its start is not started again, and one that reboots soon waits a while. While
     changes are refused it stays as it is: it is looked at again when they are not.
     """
-    vm: Any = subsystems.db.VM.get(ref)
-    state = None if vm is None else await _is_down(subsystems, vm)
+    vm = subsystems.db.VM.get(ref)
+    if vm is None:
+        return
+    state = await _is_down(subsystems, vm)
     if state is None or vm._ref not in subsystems.db.VM or subsystems.db.refusal is not None:
         return
     lived = subsystems.clock.seconds() - state.start_time
@@ -57,7 +62,7 @@ async def follow(subsystems: Subsystems, ref: str) -> None:
     await _act(subsystems, vm, action)
 
 
-def _action(vm: Any, state: DomainState) -> str:
+def _action(vm: records.VM, state: DomainState) -> str:
     """Return what is to be done with a domain that is down: destroy, restart, preserve or resume.
 
     Memory is dumped for nobody: a coredump action is its second half, as in xenopsd. There is no way to restart a
@@ -82,7 +87,7 @@ def _action(vm: Any, state: DomainState) -> str:
     return "restart" if "restart" in action or action == "soft_reboot" else "destroy"
 
 
-async def _is_down(subsystems: Subsystems, vm: Any) -> DomainState | None:
+async def _is_down(subsystems: Subsystems, vm: records.VM) -> DomainState | None:
     """Return what is true of a VM's domain if it is down, and nobody has seen to that."""
     host = subsystems.db.host.get(vm.resident_on)
     state = None if host is None else (await subsystems[Backends].of(host).stat(vm.uuid)).state
@@ -92,7 +97,7 @@ async def _is_down(subsystems: Subsystems, vm: Any) -> DomainState | None:
 _MESSAGES = {"restart": "hard_reboot", "preserve": "pause", "destroy": "hard_shutdown", "resume": "suspend"}
 
 
-async def _act(subsystems: Subsystems, vm: Any, action: str) -> None:
+async def _act(subsystems: Subsystems, vm: records.VM, action: str) -> None:
     """Do something with a VM whose domain is down, unless a call that went before has."""
     operation = _MESSAGES[action]
     work = Work(subsystems, f"VM.{operation}")
@@ -119,10 +124,12 @@ async def _act(subsystems: Subsystems, vm: Any, action: str) -> None:
 
 def renew_metrics(db: Store) -> None:
     """Make the metrics that loaded drives and cards refer to: they are in memory alone. Call before `Store.loaded`."""
-    for of in ("VBD", "VIF"):
-        table = db.tables[f"{of}_metrics"]
-        refs = [ref for row in db.tables[of] if (ref := cast("Any", row).metrics) != NULL]
-        db.load(table, [table.make(ref, {"uuid": db.uuids.draw(table.name)}) for ref in refs])
+    _renew(db, db.VBD_metrics, [vbd.metrics for vbd in db.VBD])
+    _renew(db, db.VIF_metrics, [vif.metrics for vif in db.VIF])
+
+
+def _renew(db: Store, table: Table[R], refs: Iterable[str]) -> None:
+    db.load(table, [table.make(ref, {"uuid": db.uuids.draw(table.name)}) for ref in refs if ref != NULL])
 
 
 async def undo_unfinished(subsystems: Subsystems) -> None:

@@ -7,7 +7,7 @@ dynamic minimum) and its overhead, from the moment that a host is chosen for it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
@@ -16,6 +16,7 @@ from xapi.store.memory import Derivation
 from xapi.vms.domains import domain_kind
 
 if TYPE_CHECKING:
+    from xapi.datamodel import records
     from xapi.datamodel.records import VM
     from xapi.store.memory import Store
 
@@ -179,16 +180,16 @@ class Room(NamedTuple):
         )
 
 
-def expected(db: Store) -> Mapping[str, list[Any]]:
+def expected(db: Store) -> Mapping[str, list[VM]]:
     """Return the VMs that are being started, resumed or moved, by the host that expects them. Costs a look at each."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[VM]] = {}
     for vm in db.VM:
         if vm.scheduled_to_be_resident_on != NULL:
             found.setdefault(vm.scheduled_to_be_resident_on, []).append(vm)
     return found
 
 
-def room(db: Store, host: Any, coming: Mapping[str, list[Any]], besides: str = "") -> Room:
+def room(db: Store, host: records.host, coming: Mapping[str, list[VM]], besides: str = "") -> Room:
     """Return how full a host is, with those that it expects, but for one VM that is not to count as such."""
     metrics = db.host_metrics.get(host.metrics)
     here = [db.VM[ref] for ref in host.resident_VMs]
@@ -202,6 +203,6 @@ def room(db: Store, host: Any, coming: Mapping[str, list[Any]], besides: str = "
     )
 
 
-def free(db: Store, host: Any, besides: str = "") -> int:
+def free(db: Store, host: records.host, besides: str = "") -> int:
     """Return the bytes that a new guest could have on a host; see `room`."""
     return room(db, host, expected(db), besides).free

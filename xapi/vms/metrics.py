@@ -11,10 +11,11 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from hypervisor.api import Disk, HostError, Power
 from xapi.datamodel.errors import Fault
@@ -24,11 +25,14 @@ from xapi.vms.data_sources import Look, Source, of_domain, of_host, rate, shares
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from hypervisor.api import Truth
+    from hypervisor.api import Device, Truth
+    from xapi.datamodel import records
     from xapi.hosts.backends import Backends
     from xapi.store.memory import Store
     from xapi.turns import Turns
     from xapi.vms.truths import Truths
+
+    Measured = records.VM_metrics | records.VBD_metrics | records.VIF_metrics | records.host_metrics
 
 log = Logger()
 
@@ -69,10 +73,10 @@ class Sampler:
                 self._write_host(host, [self._looks[uuid] for uuid, on_it in looked if on_it])
         self._forget(live)
 
-    def _looks_at(self, host: Any, truths: Mapping[str, Truth], now: float) -> Iterator[tuple[str, bool]]:
+    def _looks_at(self, host: records.host, truths: Mapping[str, Truth], now: float) -> Iterator[tuple[str, bool]]:
         """Note what is true of a host's VMs; yield the uuid of each that lives, and whether it is on the host yet."""
         for ref in list(host.resident_VMs):
-            vm: Any = self._db.VM.get(ref)
+            vm = self._db.VM.get(ref)
             if vm is None or not _has_domain(vm) or (truth := truths.get(vm.uuid)) is None:
                 continue
             if (look := self._look(host, vm, truth, now)) is None:
@@ -81,14 +85,14 @@ class Sampler:
                 self._note(vm, look)
             yield vm.uuid, vm.resident_on == host._ref
 
-    async def _asked(self, host: Any) -> Mapping[str, Truth]:
+    async def _asked(self, host: records.host) -> Mapping[str, Truth]:
         """Return what a host says of its domains; nothing if nobody acts for it, or it does not answer."""
         try:
             return await self._backends.of(host).truths()
         except (Fault, HostError):
             return {}
 
-    def _look(self, host: Any, vm: Any, truth: Truth, now: float) -> Look | None:
+    def _look(self, host: records.host, vm: records.VM, truth: Truth, now: float) -> Look | None:
         """Return what was true of a VM's domain, if it is what the rows are about."""
         state = truth.state
         if state is None or state.power is Power.SHUTDOWN or vm._ref not in self._db.VM:
@@ -109,7 +113,7 @@ class Sampler:
                 if metrics is not None:
                     metrics.VCPUs_utilisation, metrics.state = {}, ()
 
-    def _metrics_of(self, uuid: str) -> Any:
+    def _metrics_of(self, uuid: str) -> records.VM_metrics | None:
         try:
             return self._db.VM_metrics.get(self._db.VM.by_uuid(uuid).metrics)
         except Fault:
@@ -117,7 +121,7 @@ class Sampler:
 
     # Writing
 
-    def _note(self, vm: Any, look: Look) -> None:
+    def _note(self, vm: records.VM, look: Look) -> None:
         """Keep a look at a VM, and write what is new."""
         before = self._looks.get(vm.uuid, (None, None))[1]
         self._looks[vm.uuid] = before, look
@@ -125,7 +129,7 @@ class Sampler:
             self._write_vm(vm, before, look)
             self._write_devices(vm, before, look)
 
-    def _write_vm(self, vm: Any, before: Look | None, look: Look) -> None:
+    def _write_vm(self, vm: records.VM, before: Look | None, look: Look) -> None:
         metrics = self._db.VM_metrics.get(vm.metrics)
         if metrics is None:
             return
@@ -137,15 +141,15 @@ class Sampler:
             state=(_condition(before, look),),
         )
 
-    def _write_devices(self, vm: Any, before: Look | None, look: Look) -> None:
+    def _write_devices(self, vm: records.VM, before: Look | None, look: Look) -> None:
         """Write the rates of drives and cards where they have rows for them."""
-        rows: dict[tuple[str, str], Any] = {}
+        rows: dict[tuple[str, str], records.VBD_metrics | records.VIF_metrics] = {}
         for ref in vm.VBDs:
             vbd = self._db.VBD[ref]
             if (drive := self._db.VBD_metrics.get(vbd.metrics)) is not None:
                 rows["VBD", vbd.userdevice] = drive
-        for ref in vm.VIFs:
-            vif = self._db.VIF[ref]
+        for plugged in vm.VIFs:
+            vif = self._db.VIF[plugged]
             if (card := self._db.VIF_metrics.get(vif.metrics)) is not None:
                 rows["VIF", vif.device] = card
         if not rows:
@@ -167,7 +171,7 @@ class Sampler:
                     io_write_kbs=float(written // 1024),
                 )
 
-    def _write_host(self, host: Any, looks: list[tuple[Look | None, Look]]) -> None:
+    def _write_host(self, host: records.host, looks: list[tuple[Look | None, Look]]) -> None:
         metrics = self._db.host_metrics.get(host.metrics)
         if metrics is None:
             return
@@ -188,7 +192,7 @@ class Sampler:
 
     # Data sources
 
-    async def sources(self, vm: Any) -> Mapping[str, Source]:
+    async def sources(self, vm: records.VM) -> Mapping[str, Source]:
         """Return what is measured of a VM that lives, as of the last look, or of one now if there was none."""
         if vm.is_control_domain:
             return {"memory": Source("memory", "Memory currently allocated to VM", "B", vm.memory_static_max)}
@@ -199,7 +203,7 @@ class Sampler:
                 self._looks[vm.uuid] = None, look
         return _by_name(of_domain(*self._looks[vm.uuid])) if vm.uuid in self._looks else {}
 
-    def host_sources(self, host: Any) -> Mapping[str, Source]:
+    def host_sources(self, host: records.host) -> Mapping[str, Source]:
         """Return what is measured of a host, as of the last look."""
         return self._hosts.get(host.uuid, {})
 
@@ -212,7 +216,7 @@ class Sampler:
         self._chosen.setdefault(uuid, {})[name] = wanted
 
 
-def _update(row: Any, now: datetime, **fields: Any) -> None:
+def _update(row: Measured, now: datetime, **fields: object) -> None:
     """Write what has changed, and then when."""
     if any(getattr(row, name) != value for name, value in fields.items()):
         for name, value in fields.items():
@@ -220,11 +224,11 @@ def _update(row: Any, now: datetime, **fields: Any) -> None:
         row.last_updated = now
 
 
-def _has_domain(vm: Any) -> bool:
+def _has_domain(vm: records.VM) -> bool:
     return vm.power_state in ("Running", "Paused") and not vm.is_control_domain
 
 
-def _key(device: Any) -> tuple[str, str]:
+def _key(device: Device) -> tuple[str, str]:
     return ("VBD" if isinstance(device, Disk) else "VIF", str(device.number))
 
 
@@ -249,5 +253,5 @@ def _load() -> float:
         return math.nan
 
 
-def _report(failure: Any) -> None:
+def _report(failure: Failure) -> None:
     log.failure("looking at the domains failed", failure)

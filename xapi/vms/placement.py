@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
@@ -19,12 +19,13 @@ from xapi.vms import memory
 from xapi.vms.domains import domain_kind
 
 if TYPE_CHECKING:
+    from xapi.datamodel import records
     from xapi.datamodel.records import VM
     from xapi.store.memory import Store
     from xapi.vms.memory import Room
 
-Coming = Mapping[str, list[Any]]
-Category = Callable[[Any, "Room"], int]
+Coming = Mapping[str, "list[VM]"]
+Category = Callable[["records.host", "Room"], int]
 """How good a host is with the VM on it; below 0 it is none of the category."""
 _SHARED = "assume_network_is_shared"
 """Key of a network's other_config: without cards, it is on every host all the same."""
@@ -36,7 +37,7 @@ _LEAK = "option would leak a domain; VMs and not domains are managed by this API
 
 
 def assert_can_boot_here(
-    db: Store, vm: Any, host: Any, *, enough_memory: bool = True, coming: Coming | None = None
+    db: Store, vm: VM, host: records.host, *, enough_memory: bool = True, coming: Coming | None = None
 ) -> None:
     """Raise the Fault of the first reason why a VM cannot start on a host; memory may be left out.
 
@@ -91,7 +92,7 @@ def _check_settings(vm: VM) -> None:
         raise errors.VALUE_NOT_SUPPORTED("VM.actions_after_crash", action, _NO_DUMP)
 
 
-def _check_platform(vm: VM, host: Any) -> None:
+def _check_platform(vm: VM, host: records.host) -> None:
     versions = host.virtual_hardware_platform_versions
     if vm.hardware_platform_version not in versions:
         raise errors.VM_HOST_INCOMPATIBLE_VIRTUAL_HARDWARE_PLATFORM_VERSION(
@@ -99,7 +100,7 @@ def _check_platform(vm: VM, host: Any) -> None:
         )
 
 
-def _check_features(db: Store, vm: VM, host: Any) -> None:
+def _check_features(db: Store, vm: VM, host: records.host) -> None:
     """Compare the processor that a guest has seen with that of a host."""
     seen = vm.last_boot_CPU_flags
     if vm.power_state == "Halted" or not seen:
@@ -127,13 +128,13 @@ def _required_srs(db: Store, vm: VM) -> list[str]:
     return [vdi.SR for ref in images if (vdi := db.VDI.get(ref)) is not None]
 
 
-def unseen_srs(db: Store, host: Any, srs: Iterable[str]) -> list[str]:
+def unseen_srs(db: Store, host: records.host, srs: Iterable[str]) -> list[str]:
     """Return those of some SRs that a host has not attached."""
     seen = {pbd.SR for ref in host.PBDs if (pbd := db.PBD[ref]).currently_attached}
     return [sr for sr in srs if sr not in seen]
 
 
-def _check_networks(db: Store, vm: VM, host: Any) -> None:
+def _check_networks(db: Store, vm: VM, host: records.host) -> None:
     networks = [db.network[db.VIF[ref].network] for ref in vm.VIFs]
     for network in networks:
         if not _sees_network(db, network, host):
@@ -144,7 +145,7 @@ def _check_networks(db: Store, vm: VM, host: Any) -> None:
             raise errors.HOST_CANNOT_ATTACH_NETWORK(host._ref, network._ref)
 
 
-def _sees_network(db: Store, network: Any, host: Any) -> bool:
+def _sees_network(db: Store, network: records.network, host: records.host) -> bool:
     """Tell whether a host has a card on a network; one without cards is where the first of its VMs runs."""
     if network.PIFs:
         return any(db.PIF[ref].host == host._ref for ref in network.PIFs)
@@ -155,7 +156,7 @@ def _sees_network(db: Store, network: Any, host: Any) -> bool:
     return not where or host._ref in where
 
 
-def _check_passed_through(db: Store, vm: VM, host: Any) -> None:
+def _check_passed_through(db: Store, vm: VM, host: records.host) -> None:
     """Check that a host has the devices of its own that a VM uses."""
     for ref in vm.VGPUs:
         vgpu = db.VGPU[ref]
@@ -168,20 +169,20 @@ def _check_passed_through(db: Store, vm: VM, host: Any) -> None:
             raise errors.OPERATION_NOT_ALLOWED(f"VUSB {vusb} is not available on Host {host._ref}")
 
 
-def _check_memory(db: Store, vm: VM, host: Any, coming: Coming) -> None:
+def _check_memory(db: Store, vm: VM, host: records.host, coming: Coming) -> None:
     needed, free = memory.to_start(vm), memory.room(db, host, coming, vm._ref).free
     if free < needed:
         raise errors.HOST_NOT_ENOUGH_FREE_MEMORY(str(needed), str(free))
 
 
-def _check_pcpus(vm: VM, host: Any) -> None:
+def _check_pcpus(vm: VM, host: records.host) -> None:
     pcpus = int(host.cpu_info.get("cpu_count", "0"))
     unrestricted = vm.platform.get("vcpu-unrestricted", "").lower() in ("true", "1")
     if vm.VCPUs_max > pcpus and not unrestricted:
         raise errors.HOST_NOT_ENOUGH_PCPUS(str(vm.VCPUs_max), str(pcpus))
 
 
-def possible_hosts(db: Store, vm: Any) -> list[Any]:
+def possible_hosts(db: Store, vm: VM) -> list[records.host]:
     """Return the hosts on which a VM could start, or the one that expects it already."""
     if vm.scheduled_to_be_resident_on in db.host:
         return [db.host[vm.scheduled_to_be_resident_on]]
@@ -189,7 +190,7 @@ def possible_hosts(db: Store, vm: Any) -> list[Any]:
     return [host for host in db.host if _could(db, vm, host, coming, enough_memory=True)]
 
 
-def _could(db: Store, vm: VM, host: Any, coming: Coming, *, enough_memory: bool) -> bool:
+def _could(db: Store, vm: VM, host: records.host, coming: Coming, *, enough_memory: bool) -> bool:
     try:
         assert_can_boot_here(db, vm, host, enough_memory=enough_memory, coming=coming)
     except Fault:
@@ -200,7 +201,7 @@ def _could(db: Store, vm: VM, host: Any, coming: Coming, *, enough_memory: bool)
 # Where it shall run
 
 
-def choose_host(db: Store, vm: Any, *, draw: Callable[[], float] = random.random) -> Any:
+def choose_host(db: Store, vm: VM, *, draw: Callable[[], float] = random.random) -> records.host:
     """Return the host on which a VM shall start; `draw` gives numbers from 0 to below 1.
 
     Raises NO_HOSTS_AVAILABLE, or VM_HVM_REQUIRED where this machine can run no guest at all (xapi has the former).
@@ -222,7 +223,7 @@ def choose_host(db: Store, vm: Any, *, draw: Callable[[], float] = random.random
     return host
 
 
-def _groups(db: Store, vm: VM) -> list[list[Any]]:
+def _groups(db: Store, vm: VM) -> list[list[records.host]]:
     """Return the hosts in groups, the best first: for an anti-affinity group those with fewest of its VMs."""
     hosts = list(db.host)
     pool = next(iter(db.pool))
@@ -234,7 +235,7 @@ def _groups(db: Store, vm: VM) -> list[list[Any]]:
         where = _counted_on(db.VM[ref])
         counts[where] = counts.get(where, 0) + 1
     preferred = [host for host in hosts if host._ref == vm.affinity]
-    others: dict[int, list[Any]] = {}
+    others: dict[int, list[records.host]] = {}
     for host in hosts:
         if host._ref != vm.affinity:
             others.setdefault(counts.get(host._ref, 0), []).append(host)
@@ -249,8 +250,14 @@ def _counted_on(vm: VM) -> str:
 
 
 def _select(
-    db: Store, vm: VM, hosts: Collection[Any], coming: Coming, draw: Callable[[], float], *, enough_memory: bool
-) -> Any:
+    db: Store,
+    vm: VM,
+    hosts: Collection[records.host],
+    coming: Coming,
+    draw: Callable[[], float],
+    *,
+    enough_memory: bool,
+) -> records.host | None:
     """Return one of some hosts on which a VM can start, or None."""
     rooms = [(host, memory.room(db, host, coming).beside(vm)) for host in hosts]
     for category in _categories(db, vm):
@@ -272,7 +279,7 @@ def _categories(db: Store, vm: VM) -> list[Category]:
     pool = next(iter(db.pool))
     biased = pool.master if pool.coordinator_bias else NULL
 
-    def bias(host: Any, value: int) -> int:
+    def bias(host: records.host, value: int) -> int:
         return (value - 1) // 2 if host._ref == biased else value
 
     return [

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
-from hypervisor.api import DomainConfig, Shutdown, Truth, VolumeHandle
-from xapi.calls.claim import SHORT, Held, changed, claims
+from hypervisor.api import Backend, DomainConfig, Shutdown, Truth, VolumeHandle
+from xapi.calls.claim import SHORT, Held, Wanted, changed, claims
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
 from xapi.cancelling import to_its_end
@@ -33,20 +33,25 @@ from xapi.vms.placement import choose_host
 from xapi.vms.reconcile import Reconciler, lose, write_halted
 
 if TYPE_CHECKING:
+    from xapi.datamodel import records
     from xapi.store.memory import Store
 
 log = Logger()
 
 
-def backend(work: Work, vm: Any) -> Any:
+def backend(work: Work, vm: records.VM) -> Backend:
     """Return the backend of the host that a VM is on. Raises VM_BAD_POWER_STATE for one that went down meanwhile."""
+    return work[Backends].of(_host(work, vm))
+
+
+def _host(work: Work, vm: records.VM) -> records.host:
     host = work.db.host.get(vm.resident_on)
     if host is None:
         raise errors.VM_BAD_POWER_STATE(vm._ref, "running", vm.power_state.lower())
-    return work[Backends].of(host)
+    return host
 
 
-async def start(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:
+async def start(work: Work, vm: records.VM, host: records.host, *, start_paused: bool = False) -> None:
     """Make a claimed VM's domain on a host and let it run. Whatever fails is undone."""
     said = _Alert("VM_STARTED", f"VM '{vm.name_label}' started on host: {host.name_label}")
     with _expected(work.db, vm, host):
@@ -57,7 +62,7 @@ async def start(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -
 
 
 @contextmanager
-def _expected(db: Store, vm: Any, host: Any) -> Iterator[None]:
+def _expected(db: Store, vm: records.VM, host: records.host) -> Iterator[None]:
     """Have a host keep memory for a VM that comes."""
     vm.scheduled_to_be_resident_on = host._ref
     try:
@@ -76,7 +81,7 @@ class _Alert:
 
 
 async def _build(
-    work: Work, vm: Any, host: Any, said: _Alert, *, bringing: str = "", start_paused: bool = False
+    work: Work, vm: records.VM, host: records.host, said: _Alert, *, bringing: str = "", start_paused: bool = False
 ) -> None:
     """Build a VM's domain with its devices and let it run; no domain is left when it fails.
 
@@ -100,14 +105,14 @@ async def _build(
                 raise
 
 
-def _to_be_held(db: Store, vm: Any, host: Any, bringing: str) -> list[tuple[str, Any]]:
+def _to_be_held(db: Store, vm: records.VM, host: records.host, bringing: str) -> list[Wanted]:
     """Return what is held while a VM's domain is made: its host, and the devices that come with it."""
-    wanted = [(bringing, host)] if bringing else []
+    wanted: list[Wanted] = [(bringing, host)] if bringing else []
     wanted += [("attach", db.VBD[ref]) for ref in vm.VBDs if not db.VBD[ref].currently_attached]
     return wanted + [("attach", db.VIF[ref]) for ref in vm.VIFs if not db.VIF[ref].currently_attached]
 
 
-async def _config(work: Work, vm: Any, host: Any, *, reset: bool) -> DomainConfig:
+async def _config(work: Work, vm: records.VM, host: records.host, *, reset: bool) -> DomainConfig:
     """Make networks and disks of a VM ready on a host, and describe its domain."""
     db = work.db
     await work[Networks].join(host, [db.VIF[ref] for ref in vm.VIFs])
@@ -115,27 +120,27 @@ async def _config(work: Work, vm: Any, host: Any, *, reset: bool) -> DomainConfi
     return describe(db, vm, images, work[Kernels].directory)
 
 
-async def pause(work: Work, vm: Any) -> None:
+async def pause(work: Work, vm: records.VM) -> None:
     """Hold a VM's guest where it is, and write that it is."""
-    host = work.db.host.get(vm.resident_on)
+    host = _host(work, vm)
     with told(vm):
-        work[Reconciler].write(vm, host, await backend(work, vm).pause(vm.uuid))
+        work[Reconciler].write(vm, host, await work[Backends].of(host).pause(vm.uuid))
 
 
-async def unpause(work: Work, vm: Any) -> None:
+async def unpause(work: Work, vm: records.VM) -> None:
     """Let a VM's guest go on, and write that it does."""
-    host = work.db.host.get(vm.resident_on)
+    host = _host(work, vm)
     with told(vm):
-        work[Reconciler].write(vm, host, await backend(work, vm).unpause(vm.uuid))
+        work[Reconciler].write(vm, host, await work[Backends].of(host).unpause(vm.uuid))
 
 
-async def clean(work: Work, vm: Any, how: Shutdown) -> None:
+async def clean(work: Work, vm: records.VM, how: Shutdown) -> None:
     """Ask the guest of a VM to go down, and wait until it has. Raises Fault."""
     with told(vm):
         await backend(work, vm).shutdown(vm.uuid, how)
 
 
-async def _destroy(work: Work, vm: Any, host: Any) -> None:
+async def _destroy(work: Work, vm: records.VM, host: records.host) -> None:
     """End a VM's domain; one that stays is looked at when the operation is over, for its guest may be down."""
     try:
         with told(vm):
@@ -145,7 +150,7 @@ async def _destroy(work: Work, vm: Any, host: Any) -> None:
         raise
 
 
-async def halt(work: Work, vm: Any, *, alerted: str = "VM_SHUTDOWN") -> None:
+async def halt(work: Work, vm: records.VM, *, alerted: str = "VM_SHUTDOWN") -> None:
     """Destroy a VM's domain and write that it is halted."""
     host = work.db.host.get(vm.resident_on)
     if host is not None:
@@ -162,7 +167,7 @@ _CANCELLED = frozenset(
 )  # fmt: skip
 
 
-async def cancel_others(work: Work, vm: Any) -> None:
+async def cancel_others(work: Work, vm: records.VM) -> None:
     """Cancel what a hard shutdown or reboot makes pointless, and wait until it has ended."""
 
     def others() -> list[str]:
@@ -176,14 +181,14 @@ async def cancel_others(work: Work, vm: Any) -> None:
     await changed(work.db, work.clock, lambda: not others(), SHORT)
 
 
-async def discard_suspended(work: Work, vm: Any) -> None:
+async def discard_suspended(work: Work, vm: records.VM) -> None:
     """Destroy the memory of a suspended VM."""
     if vm.suspend_VDI in work.db.VDI:
         await work[Storage].destroy(work, work.db.VDI[vm.suspend_VDI])
     vm.suspend_VDI = NULL
 
 
-async def reboot(work: Work, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
+async def reboot(work: Work, vm: records.VM, *, alerted: str = "VM_REBOOTED") -> None:
     """Make a claimed VM's domain anew on the host that it is on; it is halted when that fails."""
     if work.db.refusal is not None:  # what is made could not be written, and would have to be ended
         raise work.db.refusal
@@ -203,7 +208,7 @@ async def reboot(work: Work, vm: Any, *, alerted: str = "VM_REBOOTED") -> None:
         raise
 
 
-async def save(work: Work, vm: Any) -> Any:
+async def save(work: Work, vm: records.VM) -> records.VDI:
     """Return a new VDI with the memory of a VM, whose guest is suspended then; it goes on when that fails."""
     storage, host = work[Storage], work.db.host[vm.resident_on]
     backend_ = work[Backends].of(host)
@@ -218,7 +223,7 @@ async def save(work: Work, vm: Any) -> Any:
     return vdi
 
 
-async def _stay(work: Work, vm: Any, host: Any, vdi: Any) -> None:
+async def _stay(work: Work, vm: records.VM, host: Backend, vdi: records.VDI) -> None:
     """Let a guest whose memory was to be saved go on where it is, if it has got so far, without the image."""
     state = (await host.stat(vm.uuid)).state
     if state is not None and state.shutdown is Shutdown.SUSPEND:
@@ -227,14 +232,14 @@ async def _stay(work: Work, vm: Any, host: Any, vdi: Any) -> None:
     await work[Reconciler].look(vm)  # a look meanwhile may have seen it on its way, and nothing tells the end
 
 
-async def resume_in_place(work: Work, vm: Any) -> None:
+async def resume_in_place(work: Work, vm: records.VM) -> None:
     """Let a guest go on where it is that has suspended itself for somebody who waits no longer."""
     with told(vm):
         await backend(work, vm).resume(vm.uuid)
     await work[Reconciler].look(vm)
 
 
-async def leave(work: Work, vm: Any, vdi: Any, unfinished: Making) -> None:
+async def leave(work: Work, vm: records.VM, vdi: records.VDI, unfinished: Making) -> None:
     """End the domain of a VM whose memory is saved, when that is durable. Raises Fault; then the guest goes on.
 
     A cancel comes too late, and is ignored.
@@ -255,7 +260,7 @@ async def leave(work: Work, vm: Any, vdi: Any, unfinished: Making) -> None:
         raise
 
 
-async def resume(work: Work, vm: Any, host: Any, *, start_paused: bool = False) -> None:
+async def resume(work: Work, vm: records.VM, host: records.host, *, start_paused: bool = False) -> None:
     """Restore a claimed VM from its suspend image, which is destroyed when it lives."""
     db = work.db
     if vm.suspend_VDI not in db.VDI:
@@ -267,7 +272,7 @@ async def resume(work: Work, vm: Any, host: Any, *, start_paused: bool = False) 
         await _resume(work, vm, host, unfinished, said, bringing="vm_resume", start_paused=start_paused)
 
 
-async def move(work: Work, vm: Any, host: Any) -> None:
+async def move(work: Work, vm: records.VM, host: records.host) -> None:
     """Take a claimed VM's guest into a new domain on the host that it is on.
 
     What fails before its memory is saved leaves it running; afterwards it is suspended, and nothing of it is lost.
@@ -281,8 +286,8 @@ async def move(work: Work, vm: Any, host: Any) -> None:
 
 async def _resume(
     work: Work,
-    vm: Any,
-    host: Any,
+    vm: records.VM,
+    host: records.host,
     unfinished: Making,
     said: _Alert,
     *,
@@ -312,7 +317,14 @@ async def _resume(
 
 
 async def _restore(
-    work: Work, vm: Any, host: Any, image: VolumeHandle, unfinished: Making, held: Held, *, start_paused: bool
+    work: Work,
+    vm: records.VM,
+    host: records.host,
+    image: VolumeHandle,
+    unfinished: Making,
+    held: Held,
+    *,
+    start_paused: bool,
 ) -> Truth:
     """Make a VM's domain from its suspend image; return what is true then. No domain is left when it fails.
 

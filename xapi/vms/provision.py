@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lxml import etree
 
@@ -15,7 +15,7 @@ from xapi.datamodel.errors import Fault
 from xapi.vms.copies import OWNER
 
 if TYPE_CHECKING:
-    from xapi.datamodel.records import VBD, VM
+    from xapi.datamodel.records import SR, VBD, VM
     from xapi.datamodel.types import Ref
 
 DISKS, SCRIPT = "disks", "postinstall"
@@ -46,7 +46,7 @@ def wanted_disks(text: str) -> list[Wanted]:
         raise errors.INTERNAL_ERROR(f"VM.other_config:disks: {error}") from None
 
 
-def _wanted(element: Any) -> Wanted:
+def _wanted(element: etree._Element) -> Wanted:
     if element.tag != "disk" or len(element):
         raise ValueError("a <disk/> element is expected")
     given = element.attrib
@@ -100,7 +100,7 @@ async def _make(work: Work, vm: VM, disk: Wanted) -> Ref[VBD]:
     return vbd
 
 
-def sr_of(work: Work, disk: Wanted) -> Any:
+def sr_of(work: Work, disk: Wanted) -> SR:
     """Return the SR of a disk. Raises UUID_INVALID: clients must have written one in."""
     try:
         return work.db.SR.by_uuid(disk.sr)

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from hypervisor.api import Disk, DomainState, HostError, Power, Shutdown, Truth, disk_name
 from xapi.calls.claim import changed
@@ -32,13 +33,16 @@ from xapi.datamodel.types import NULL
 from xapi.log import guests
 from xapi.log.guests import named
 from xapi.vms import guest_metrics
+from xapi.vms.devices import card_number
 from xapi.vms.domains import position
 from xapi.vms.truths import Truths
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from xapi.datamodel.records import VM
+    from hypervisor.api import Backend
+    from xapi.datamodel import records
+    from xapi.datamodel.records import VBD, VIF, VM, VUSB, enum_domain_type
     from xapi.hosts.backends import Backends
     from xapi.store.memory import Store
     from xapi.turns import Turns
@@ -54,6 +58,9 @@ DOMAIN_OPERATIONS = frozenset(
      "destroy")
 )  # fmt: skip
 """Those that make or end a VM's domain: what becomes of it is theirs to write."""
+
+_KINDS: Mapping[str, enum_domain_type] = {"pv": "pv", "pvh": "pvh", "pv_in_pvh": "pv_in_pvh", "hvm": "hvm"}
+"""What a host calls a kind of domain, and rows too."""
 
 Followed = Callable[[str], Awaitable[None]]
 
@@ -89,7 +96,7 @@ class Reconciler:
         Deferred.fromCoroutine(self._look_and_follow(uuid)).addErrback(_report, uuid)
 
     async def _look_and_follow(self, uuid: str) -> None:
-        vm: Any = self._by_uuid(uuid)
+        vm = self._by_uuid(uuid)
         if vm is None:
             return
         if is_up(await self.look(vm)):
@@ -99,7 +106,7 @@ class Reconciler:
         else:
             await self._follow_down(vm)
 
-    async def _follow_down(self, vm: Any) -> None:
+    async def _follow_down(self, vm: VM) -> None:
         """Write that a VM has no guest that runs, and follow one that went down by itself."""
         uuid = vm.uuid
         self._following[uuid] = False
@@ -114,7 +121,7 @@ class Reconciler:
             if self._following.pop(uuid):
                 self.attend(uuid)
 
-    def _is_held(self, vm: Any) -> bool:
+    def _is_held(self, vm: VM) -> bool:
         """Tell whether an operation holds a VM that makes or ends its domain."""
         return vm._ref in self._db.VM and not DOMAIN_OPERATIONS.isdisjoint(vm.current_operations.values())
 
@@ -124,7 +131,7 @@ class Reconciler:
         except Fault:
             return None
 
-    async def look(self, vm: Any) -> DomainState | None:
+    async def look(self, vm: VM) -> DomainState | None:
         """Make a VM's rows true; return its domain's state."""
         host = self._db.host.get(vm.resident_on)
         if host is None:
@@ -168,7 +175,7 @@ class Reconciler:
 
     # Writing
 
-    def write(self, vm: Any, host: Any, truth: Truth) -> None:
+    def write(self, vm: VM, host: records.host, truth: Truth) -> None:
         """Make the rows of a VM true, unless it has ended, moved, or something newer was written meanwhile."""
         if vm._ref not in self._db.VM or vm.resident_on != host._ref or not self.truths.may_write(vm, host, truth):
             return
@@ -177,7 +184,7 @@ class Reconciler:
         elif not self._is_held(vm):
             lose(self._db, vm)
 
-    def begun(self, vm: Any, host: Any, truth: Truth) -> None:
+    def begun(self, vm: VM, host: records.host, truth: Truth) -> None:
         """Write that a VM lives on a host, whose domain the operation that holds it has made. Under `atomic`.
 
         A guest that is down already is followed when the operation is over. Raises HANDLE_INVALID for a VM that has
@@ -190,12 +197,12 @@ class Reconciler:
         if self.truths.may_write(vm, host, truth):
             self._write(vm, host, truth, truth.state)
 
-    def _write(self, vm: VM, host: Any, truth: Truth, state: DomainState) -> None:
+    def _write(self, vm: VM, host: records.host, truth: Truth, state: DomainState) -> None:
         with self._db.atomic():
             self._lives(vm, host, state)
         self.truths.wrote(vm, host, truth)
 
-    def _lives(self, vm: VM, host: Any, state: DomainState) -> None:
+    def _lives(self, vm: VM, host: records.host, state: DomainState) -> None:
         begins = vm.domid != state.domid or vm.power_state not in ("Running", "Paused")
         is_new = begins or not self.truths.knows(vm)
         if vm.power_state == "Halted" or not vm.last_boot_CPU_flags:
@@ -212,7 +219,7 @@ class Reconciler:
             metrics.memory_actual = state.memory_actual
             metrics.VCPUs_number = state.vcpus
             if is_new:  # some of it is in memory alone
-                metrics.current_domain_type = cast("Any", state.kind)
+                metrics.current_domain_type = _KINDS.get(state.kind, "unspecified")
                 metrics.hvm = state.kind != "pv"
                 metrics.start_time = moment(state.start_time)
                 metrics.last_updated = moment(self._clock.seconds())
@@ -228,7 +235,7 @@ class Reconciler:
     def _devices(self, vm: VM, state: DomainState) -> None:
         """Make currently_attached true of each drive and card."""
         plugged = {(type(each.device) is Disk, each.device.number) for each in state.devices}
-        drives: list[Any] = [self._db.VBD[ref] for ref in vm.VBDs]
+        drives = [self._db.VBD[ref] for ref in vm.VBDs]
         for vbd in sorted(drives, key=lambda row: not row.currently_attached):  # who has a number keeps it
             number = position(vbd)
             vbd.currently_attached = number is not None and (True, number) in plugged
@@ -237,7 +244,7 @@ class Reconciler:
                 vbd.device = disk_name(number)
         for card in vm.VIFs:
             vif = self._db.VIF[card]
-            vif.currently_attached = (False, position(vif)) in plugged
+            vif.currently_attached = (False, card_number(vif.device)) in plugged
 
     # The net
 
@@ -260,28 +267,35 @@ class Reconciler:
         """
         for ref, vms in self._living().items():
             host = self._db.host.get(ref)
-            try:
-                truths = {} if host is None else await self._truths(host)
-            except (Fault, HostError) as error:
-                log.warn("{host} cannot be looked at: {error}", host=named(host), error=error)
-                continue
+            truths: Mapping[str, Truth] = {}
+            if host is not None:
+                try:
+                    truths = await self._truths(host)
+                except (Fault, HostError) as error:
+                    log.warn("{host} cannot be looked at: {error}", host=named(host), error=error)
+                    continue
             with self._db.atomic():
                 for vm in vms:
                     self._adopt(vm, host, truths.get(vm.uuid))
-            if truths:
+            if host is not None and truths:
                 await self._end_unclaimed(host, self._backends.of(host), truths)
 
-    async def _truths(self, host: Any) -> Mapping[str, Truth]:
+    async def _truths(self, host: records.host) -> Mapping[str, Truth]:
         """Return what is on a host, which is written to be reached. Raises HOST_OFFLINE and HostError."""
         backend = await self._backends.start(host)
         self._reach[host._ref] = True
         self._write_reach()
         return await backend.truths()
 
-    def _adopt(self, vm: VM, host: Any, truth: Truth | None) -> None:
+    def _adopt(self, vm: VM, host: records.host | None, truth: Truth | None) -> None:
         """Write what has become of a VM that lived; one whose memory was saved by then is suspended."""
         state = None if truth is None else truth.state
-        if truth is None or state is None or (vm.suspend_VDI != NULL and state.shutdown is Shutdown.SUSPEND):
+        if (
+            host is None
+            or truth is None
+            or state is None
+            or (vm.suspend_VDI != NULL and state.shutdown is Shutdown.SUSPEND)
+        ):
             lose(self._db, vm)
             return
         self.write(vm, host, truth)
@@ -336,7 +350,7 @@ class Reconciler:
             if vm.uuid not in truths:
                 await self._look_for(vm)
 
-    def _written(self, vms: Iterable[VM], host: Any, truths: Mapping[str, Truth | None]) -> Iterator[None]:
+    def _written(self, vms: Iterable[VM], host: records.host, truths: Mapping[str, Truth | None]) -> Iterator[None]:
         """Write what is true of VMs, one a step."""
         for vm in vms:
             truth = truths.get(vm.uuid)
@@ -347,29 +361,29 @@ class Reconciler:
                         self.attend(vm.uuid)
             yield
 
-    async def _look_for(self, vm: Any) -> None:
+    async def _look_for(self, vm: VM) -> None:
         with self._noting(vm):
             if not is_up(await self.look(vm)):
                 self.attend(vm.uuid)
 
     @contextmanager
-    def _noting(self, vm: Any) -> Iterator[None]:
+    def _noting(self, vm: VM) -> Iterator[None]:
         """Log what hinders a look at a VM; the next survey comes."""
         try:
             yield
         except (Fault, HostError) as error:
             log.error("{vm} cannot be looked at: {error}", vm=named(vm), error=error)
 
-    async def _end_unclaimed(self, host: Any, backend: Any, uuids: Iterable[str]) -> None:
+    async def _end_unclaimed(self, host: records.host, backend: Backend, uuids: Iterable[str]) -> None:
         for uuid in uuids:
             # What is asked of a domain is done in order: an operation that makes one from now on does so after this.
             if not self._is_claimed(uuid, host):
                 log.error("domain {uuid} on {host} is no VM's: it is ended", uuid=uuid, host=named(host))
                 await backend.destroy(uuid)
 
-    def _is_claimed(self, uuid: str, host: Any) -> bool:
+    def _is_claimed(self, uuid: str, host: records.host) -> bool:
         """Tell whether a VM is on a host, or an operation may be bringing it there or taking it away."""
-        vm: Any = self._by_uuid(uuid)
+        vm = self._by_uuid(uuid)
         return vm is not None and (vm.resident_on == host._ref or self._is_held(vm))
 
     def _give_back(self) -> Iterator[None]:
@@ -403,12 +417,12 @@ def write_halted(db: Store, vm: VM, power_state: str = "Halted") -> None:
     metrics = db.VM_metrics.get(vm.metrics)
     if metrics is not None:
         metrics.current_domain_type = "unspecified"
-    for name in ("VBD", "VIF", "VGPU", "VUSB"):
-        for ref in getattr(vm, f"{name}s"):
-            device: Any = db.tables[name][ref]
-            device.currently_attached = False
-            if name != "VGPU":
-                device.current_operations = {}
+    devices: list[VBD | VIF | VUSB] = [db.VBD[vbd] for vbd in vm.VBDs]
+    devices += [*(db.VIF[vif] for vif in vm.VIFs), *(db.VUSB[vusb] for vusb in vm.VUSBs)]
+    for device in devices:
+        device.currently_attached, device.current_operations = False, {}
+    for vgpu in vm.VGPUs:
+        db.VGPU[vgpu].currently_attached = False
     for passed in list(vm.attached_PCIs):
         pci = db.PCI[passed]
         pci.attached_VMs = tuple(other for other in pci.attached_VMs if other != vm._ref)
@@ -419,7 +433,7 @@ async def _leave(ref: str) -> None:
     """Follow no guest: until the daemon has said how."""
 
 
-def _report(failure: Any, uuid: str) -> None:
+def _report(failure: Failure, uuid: str) -> None:
     if failure.check(Fault, HostError):
         log.error("{uuid} cannot be reconciled now: {fault}", uuid=uuid, fault=failure.value)
     else:

@@ -6,7 +6,7 @@ half-way leaves the VM as it was, but for being halted. (xapi destroys first; it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
@@ -39,6 +39,7 @@ from xapi.vms.copies import (
 
 if TYPE_CHECKING:
     from xapi.datamodel.records import VDI, VM
+    from xapi.datamodel.types import Ref
     from xapi.store.memory import Store
 
 log = Logger()
@@ -79,7 +80,7 @@ async def _revert(work: Work, snapshot: VM, vm: VM | None, unfinished: Making) -
     try:
         with db.atomic():
             fields = _fields(db, snapshot)
-            row: Any = _anew(db, snapshot) if vm is None else vm
+            row = _anew(db, snapshot) if vm is None else vm
             old = _replaced(db, snapshot, row)
             images = {vbd._ref: vdi for vbd, vdi in zip(disks, made, strict=False)}
             _exchange(db, snapshot, row, fields)
@@ -105,7 +106,7 @@ def _told(fault: Fault, snapshot: VM) -> Fault:
     return errors.VM_REVERT_FAILED(snapshot._ref, snapshot.snapshot_of)
 
 
-def _fields(db: Store, snapshot: VM) -> dict[str, Any]:
+def _fields(db: Store, snapshot: VM) -> dict[str, object]:
     """Return the fields that a VM gets back; references that lead nowhere any more are null."""
     cls = snapshot._table.cls
     if snapshot.snapshot_metadata:
@@ -125,10 +126,10 @@ def _fields(db: Store, snapshot: VM) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in left}
 
 
-def _anew(db: Store, snapshot: VM) -> Any:
+def _anew(db: Store, snapshot: VM) -> VM:
     """Make the VM of a snapshot, which has gone, with its uuid; all its snapshots belong to it again."""
     lost = snapshot.snapshot_of
-    fields: dict[str, Any] = {field: getattr(snapshot, field) for field in KEPT}
+    fields: dict[str, object] = {field: getattr(snapshot, field) for field in KEPT}
     uuid = saved_record.read(snapshot.snapshot_metadata, snapshot._table.cls)["uuid"]
     row = db.VM.create(**fields, uuid=uuid, domid=-1)
     for other in [each for each in db.VM if each.snapshot_of == lost]:
@@ -143,7 +144,7 @@ def _replaced(db: Store, snapshot: VM, vm: VM) -> list[str]:
     return [*dict.fromkeys(disks), *([vm.suspend_VDI] if vm.suspend_VDI in db.VDI else [])]
 
 
-def _exchange(db: Store, snapshot: VM, vm: Any, fields: dict[str, Any]) -> None:
+def _exchange(db: Store, snapshot: VM, vm: VM, fields: dict[str, object]) -> None:
     """Give a VM all that a snapshot keeps but its disks; those that it has are taken away from it."""
     for name, value in fields.items():
         setattr(vm, name, value)
@@ -158,7 +159,7 @@ def _exchange(db: Store, snapshot: VM, vm: Any, fields: dict[str, Any]) -> None:
     vm.parent = snapshot._ref
 
 
-def _follow(db: Store, replaced: str, disk: Any) -> list[VDI]:
+def _follow(db: Store, replaced: str, disk: Ref[VDI]) -> list[VDI]:
     """Make the snapshots of a replaced disk those of the new one, and return them."""
     if replaced == NULL:
         return []

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from xapi.datamodel import Class, Field, errors
+from xapi.datamodel import Class, Field, errors, records
 from xapi.datamodel.lexical import DecodeError, parse_datetime
 from xapi.datamodel.types import BoolType, DateTimeType, FloatType, IntType, MapType, SetType, StringType, Type
 from xapi.vms.sexpr import listing, parse, quote
 
 
-def write(row: Any) -> str:
+def write(row: records.VM) -> str:
     """Return the text of a row, all its fields as they are now."""
     texts = {field.column: _text(field.type, getattr(row, field.name)) for field in _fields(row._table.cls)}
     texts["_ref"] = row._ref
@@ -49,7 +49,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
         raise errors.INVALID_VALUE("Invalid vm_string", "") from None
 
 
-def _list(text: str) -> list[Any]:
+def _list(text: str) -> list[object]:
     found = parse(text)
     if not isinstance(found, list):
         raise ValueError("a list is expected")
@@ -66,7 +66,7 @@ def _text(kind: Type, value: Any) -> str:
     return kind.stored(value)
 
 
-def _value(kind: Type, text: str) -> Any:
+def _value(kind: Type, text: str) -> object:
     """Return the value of a stored text. Raises ValueError."""
     if isinstance(kind, SetType):
         return tuple(_value(kind.item, _atom(item)) for item in _list(text))
@@ -83,13 +83,13 @@ def _value(kind: Type, text: str) -> Any:
     return text if isinstance(kind, StringType) else kind.decode(text)
 
 
-def _pair(item: Any) -> tuple[str, str]:
+def _pair(item: object) -> tuple[str, str]:
     if not isinstance(item, list) or len(item) != 2:
         raise ValueError("a pair is expected")
     return _atom(item[0]), _atom(item[1])
 
 
-def _atom(item: Any) -> str:
+def _atom(item: object) -> str:
     if not isinstance(item, str):
         raise ValueError("a text is expected")
     return item

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,7 +17,7 @@ from twisted.logger import Logger
 from xapi.calls.parts import part
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Subsystems, Work
-from xapi.datamodel import errors
+from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.quoting import quoted
 from xapi.datamodel.types import NULL
@@ -117,7 +116,7 @@ class Schedules:
                 if at > row.last_run_time and now - at.astimezone(now.tzinfo) < WINDOW:
                     self._begin(row, at, now)
 
-    def _begin(self, row: Any, at: datetime, now: datetime) -> None:
+    def _begin(self, row: records.VMSS, at: datetime, now: datetime) -> None:
         """Begin a run whose time has come, or tell once that the one before is not over."""
         if row._ref in self._running:
             if self._told.get(row._ref) != at:
@@ -130,7 +129,7 @@ class Schedules:
         self._subsystems[Tasks].running(work.task, running)
         running.addErrback(lambda failure: log.failure("schedule {name} failed", failure, name=row.name_label))
 
-    async def _run(self, work: Work, row: Any) -> None:
+    async def _run(self, work: Work, row: records.VMSS) -> None:
         try:
             came = await self.run(work, row)
             log.info("schedule {name} has run: {came}", name=quoted(row.name_label), came=came)
@@ -139,7 +138,7 @@ class Schedules:
         finally:
             work.done()
 
-    async def run(self, work: Work, row: Any) -> str:
+    async def run(self, work: Work, row: records.VMSS) -> str:
         """Take the snapshots of a schedule, delete those that are too many, and return what came of it."""
         db = work.db
         if row._ref in self._running:
@@ -164,7 +163,7 @@ class Schedules:
         return f"{made} snapshots made, {failed} failed"
 
 
-async def _take(work: Work, row: Any, vm: Any) -> None:
+async def _take(work: Work, row: records.VMSS, vm: records.VM) -> None:
     """Take one VM's snapshot, and delete its oldest ones of schedules."""
     db = work.db
     name = f"{row.name_label}_{vm.name_label}_{work.now:%Y%m%dT%H%M%SZ}"
@@ -182,7 +181,7 @@ async def _take(work: Work, row: Any, vm: Any) -> None:
         await _delete(work, old)
 
 
-async def _delete(work: Work, snapshot: Any) -> None:
+async def _delete(work: Work, snapshot: records.VM) -> None:
     """Delete a snapshot with its disks and memory."""
     db = work.db
     drives = [db.VBD[ref] for ref in snapshot.VBDs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 DEEPEST = 20
 """How deep lists may nest; what is read may be of anybody's making."""
@@ -27,9 +26,9 @@ def listing(items: Iterable[str]) -> str:
     return f"({' '.join(items)})"
 
 
-def parse(text: str) -> Any:
+def parse(text: str) -> object:
     """Return what a text says: str for an atom, list for a list. Raises ValueError."""
-    root: list[Any] = []
+    root: list[object] = []
     stack = [root]
     at = 0
     while True:
@@ -38,7 +37,7 @@ def parse(text: str) -> Any:
             raise ValueError(f"no S-expression at character {at}")
         bracket, single, double, symbol = match.groups()
         if bracket == "(":
-            inner: list[Any] = []
+            inner: list[object] = []
             stack[-1].append(inner)
             stack.append(inner)
             if len(stack) > DEEPEST:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hypervisor.api import Truth
+    from xapi.datamodel import records
 
 
 class Truths:
@@ -16,12 +17,12 @@ class Truths:
         self._written: dict[str, tuple[str, int]] = {}
         """Host and sequence, by the VM's reference."""
 
-    def may_write(self, vm: Any, host: Any, truth: Truth) -> bool:
+    def may_write(self, vm: records.VM, host: records.host, truth: Truth) -> bool:
         """Tell whether nothing newer than a truth of a host's is written of a VM."""
         where, sequence = self._written.get(vm._ref, ("", 0))
         return where != host._ref or sequence < truth.sequence
 
-    def knows(self, vm: Any) -> bool:
+    def knows(self, vm: records.VM) -> bool:
         """Tell whether anything is written of a VM since the daemon has started."""
         return vm._ref in self._written
 
@@ -30,7 +31,7 @@ class Truths:
         for ref in [ref for ref, (where, _) in self._written.items() if where == host]:
             del self._written[ref]
 
-    def wrote(self, vm: Any, host: Any, truth: Truth) -> None:
+    def wrote(self, vm: records.VM, host: records.host, truth: Truth) -> None:
         """Hear that all of a truth is written."""
         self._written[vm._ref] = host._ref, truth.sequence
 
