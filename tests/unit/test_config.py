@@ -147,6 +147,8 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
         host_address = "kronos.example"
         database = "postgresql:///x"
         ephemeral = false
+        workers = true
+        stop_workers = true
         inventory = "i.toml"
         hosts = 2
         vms = 3
@@ -172,7 +174,7 @@ def test_every_setting_of_the_file(tmp_path: Path) -> None:
     assert dataclasses.asdict(settings) == {
         "state": Path("/s"), "listen": ("l:1",), "tls": ("t:1",), "database": "postgresql:///x",
         "host_address": "kronos.example",
-        "ephemeral": False,
+        "ephemeral": False, "workers": True, "stop_workers": True,
         "inventory": here / "i.toml", "hosts": 2, "vms": 3, "seed": 4, "root_password_file": here / "p",
         "log_level": "debug", "log_format": "json", "log_file": Path("/l"),
         "ready_file": here / "r", "ready_fd": 8,

@@ -35,6 +35,11 @@ def test_systemd_waits_until_it_serves_and_gives_up_in_the_end() -> None:
     assert int(settings["StartLimitBurst"]) * (int(settings["RestartSec"]) + 4) < int(settings["StartLimitIntervalSec"])
 
 
+def test_systemd_leaves_workers_alone() -> None:
+    """They are in the daemon's control group, and have its guests."""
+    assert "\nKillMode=process\n" in UNIT.read_text("utf-8")
+
+
 def test_only_what_the_package_is_built_of_goes_into_an_image() -> None:
     """All is left out but that; docker and podman find the same list at the root of what they are given."""
     lines = (CHECKOUT / ".containerignore").read_text("utf-8").splitlines()

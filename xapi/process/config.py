@@ -20,6 +20,8 @@ The file has the long options as keys, with underscores, and some more that only
     plugin_directory = "/etc/xapi.d/plugins"   # programs for host.call_plugin
     extension_directory = "/etc/xapi.d/extensions"  # programs for host.call_extension
     plugin_seconds = 3600                      # how long one may run
+    workers = true                             # each host in a process of its own, which outlives this one
+    stop_workers = true                        # but ends with it, when that is told to stop
     network_boot = "demo"                      # what boots from a network: a kernel's path, "demo", or "" for none
 
 What the command line says goes before the file.
@@ -87,6 +89,8 @@ class Config:
     guest_directory: Path | None = None
     storage_directory: Path | None = None
     network_boot: str = "demo"
+    workers: bool = False
+    stop_workers: bool = False
     plugin_directory: Path | None = None
     extension_directory: Path | None = None
     plugin_seconds: int = SECONDS
@@ -120,6 +124,11 @@ class Config:
     def audit_log(self) -> Path:
         """The file of the audit trail."""
         return self.state / "audit.log"
+
+    @property
+    def workers_directory(self) -> Path:
+        """The directory of the hosts' workers, a directory each by its uuid."""
+        return self.state / "hosts"
 
     @property
     def socket(self) -> Path:
@@ -197,6 +206,10 @@ def parser() -> argparse.ArgumentParser:
     add("--inventory", type=Path, metavar="FILE", help="what a new pool consists of (default: one host)")
     add("--hosts", type=int, metavar="N", help="hosts of a new pool, for scale tests (default: 1)")
     add("--vms", type=int, metavar="N", help="halted VMs of a new pool, for scale tests (default: 0)")
+    add("--workers", action="store_true", default=None, help="run each host in a process of its own, which goes on "
+        "with its guests when this one ends or is killed, and is found again by the next")  # fmt: skip
+    add("--stop-workers", action="store_true", default=None, help="when told to stop, end them and their guests too "
+        "(always so with --ephemeral)")  # fmt: skip
     add("--seed", type=int, metavar="S", help="make uuids, references and MAC addresses follow from a number: "
         "the same calls then make the same objects (sessions and secrets excepted)")  # fmt: skip
     add("--reserve", type=int, metavar="BYTES", help="what disks of VMs leave free on the file system of the state "
@@ -254,6 +267,8 @@ _KINDS: Mapping[str, type] = {
     "plugin_seconds": int,
     "ready_fd": int,
     "ephemeral": bool,
+    "workers": bool,
+    "stop_workers": bool,
 }
 
 

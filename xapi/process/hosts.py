@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from twisted.logger import Logger
 
+from hypervisor.api import HostError
 from xapi.host.machine import Site, load, make_host, why_no_guests
+from xapi.host.remote import RemoteBackend
+from xapi.host.workers import WorkerEndpoint, socket_of
 from xapi.hosts import availability
 from xapi.inventory import processors, product
+from xapi.process.config import ConfigError
 from xapi.process.stages import Stage
+from xapi.process.state import SOCKET_PATH
 from xapi.vms import lifecycle
 
 if TYPE_CHECKING:
@@ -24,10 +33,14 @@ log = Logger()
 
 
 class Hosts(Stage):
-    """The hosts of a daemon: what they are when it starts, and what it leaves: no guests in this process."""
+    """The hosts of a daemon: what they are when it starts, and what it leaves: no guests in this process.
 
-    def __init__(self, daemon: Daemon) -> None:
+    Those in workers go on, unless they are to stop with it.
+    """
+
+    def __init__(self, daemon: Daemon, config: Config) -> None:
         self._daemon = daemon
+        self._stops = config.stop_workers or config.ephemeral
 
     async def start(self) -> None:
         """Say of the hosts what is so now, take up the guests that live, and clean up behind operations that do not."""
@@ -37,10 +50,13 @@ class Hosts(Stage):
         await lifecycle.undo_unfinished(self._daemon.subsystems)
 
     async def stop(self) -> None:
-        """End the work that is under way, then leave the hosts."""
+        """End the work that is under way, then leave or stop the hosts."""
         self._daemon.tasks.end_all()
         for backend in self._daemon.backends.made():
-            await backend.leave()
+            try:
+                await (backend.stop() if self._stops else backend.leave())
+            except HostError as error:
+                log.warn("a host cannot be stopped: {error}", error=error)
 
 
 def _look_at_the_machine(db: Store) -> None:
@@ -58,6 +74,42 @@ def make_backend(
     store: Store, host: Any, threads: Threads, storage: LocalStorage, site: Site, config: Config
 ) -> Backend:
     """Return an emulated host of a site with the memory that its record says."""
+    return make_host(_memory(store, host), threads, storage, config.network_boot, _cpu_name(host), site)
+
+
+def make_worker(store: Store, host: Any, reactor: Any, kept_free: Sequence[Path], config: Config) -> Backend:
+    """Return such a host in a worker, which is started where there is none.
+
+    Disks leave `config.reserve` bytes of the file systems of `kept_free`.
+    """
+    options = ["--memory", str(_memory(store, host)), "--cpu-name", _cpu_name(host)]
+    options += ["--network-boot", config.network_boot, "--storage", str(config.storage)]
+    options += ["--site", str(config.workers_directory / "site"), "--log-level", config.log_level]
+    options += ["--reserve", str(config.reserve)]
+    for path in kept_free:
+        options += ["--reserve-for", str(path)]
+    return cast("Backend", RemoteBackend(WorkerEndpoint(reactor, _place(config, host.uuid), options), reactor))
+
+
+def check_workers(config: Config) -> None:
+    """Raises ConfigError where the state directory's path is too long for the sockets of workers."""
+    socket = socket_of(_place(config, str(UUID(int=0))))
+    if config.workers and len(os.fsencode(socket)) > SOCKET_PATH:
+        raise ConfigError(
+            f"{config.state}: is too long a path: those of workers' sockets in it would have more than {SOCKET_PATH} "
+            "bytes; name a shorter one with --state"
+        )
+
+
+def _place(config: Config, uuid: str) -> Path:
+    return config.workers_directory / uuid
+
+
+def _memory(store: Store, host: Any) -> int:
     metrics = store.host_metrics.get(host.metrics)
-    memory = metrics.memory_total if metrics is not None else 0
-    return make_host(memory, threads, storage, config.network_boot, host.cpu_info.get("modelname", ""), site)
+    return metrics.memory_total if metrics is not None else 0
+
+
+def _cpu_name(host: Any) -> str:
+    name: str = host.cpu_info.get("modelname", "")
+    return name

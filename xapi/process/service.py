@@ -33,7 +33,7 @@ from xapi.process import garbage
 from xapi.process.config import IN_MEMORY, Config, ConfigError, version
 from xapi.process.daemon import SWEEP, Daemon
 from xapi.process.database import Reserve, Writing, first_inventory, stored
-from xapi.process.hosts import Hosts, make_backend
+from xapi.process.hosts import Hosts, check_workers, make_backend, make_worker
 from xapi.process.listeners import Connections, Listeners, endpoint_of
 from xapi.process.stages import Doing, Stage, Stages, Timer
 from xapi.process.state import State
@@ -129,6 +129,7 @@ def make_service(
     """
     for endpoint in (*config.listen, *config.tls):
         endpoint_of(endpoint, reactor)
+    check_workers(config)
     declared = declaration.read_declaration(config.inventory) if config.inventory else declaration.Declaration()
     directory = Directory(config.directory) if config.directory else None
     state = State(config.state)
@@ -159,6 +160,7 @@ def make_service(
         undo.callback(keeping.close)
         programs = Runner(reactor, config.socket, config.plugin_seconds)
         site = Site()
+        filled = [] if config.database == IN_MEMORY else list(filter(None, (config.state, writer.file)))
         daemon = Daemon(
             model,
             store,
@@ -168,7 +170,11 @@ def make_service(
             pool_secret=state.pool_secret(),
             directory_path=config.directory,
             fragment_budget=config.fragment_budget,
-            make_backend=lambda host: make_backend(store, host, threads, storage, site, config),
+            make_backend=lambda host: (
+                make_worker(store, host, reactor, filled, config)
+                if config.workers
+                else make_backend(store, host, threads, storage, site, config)
+            ),
             guest_directory=config.guests,
             storage_directory=config.storage,
             plugins=Plugins(config.plugins, config.extensions, programs.run),
@@ -187,7 +193,6 @@ def make_service(
     remains = Remains(config, state, writer, keeping)
     connections = Connections(daemon, reactor)
     listeners = Listeners(config, state, daemon, connections, reactor)
-    filled = [] if config.database == IN_MEMORY else list(filter(None, (config.state, writer.file)))
     stages = Stages(
         remains,
         *([Doing(_widen)] if alone else []),
@@ -196,7 +201,7 @@ def make_service(
         Writing(writer, store, growth, in_thread),
         Reserve(storage.keep_back, filled, config.reserve),
         Doing(stop=site.close),
-        Hosts(daemon),
+        Hosts(daemon, config),
         Doing(stop=programs.stop),
         *([Doing(garbage.settle), Timer(garbage.EVERY, garbage.Collector().look, reactor)] if alone else []),
         listeners,
