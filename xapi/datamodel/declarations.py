@@ -121,7 +121,6 @@ class Message:
     kind: str = ""
     field: Field | None = None
     claims: tuple[str, ...] = ()
-    alerts: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     key_roles: Mapping[str, str] = attribute(default_factory=dict)
     also: Mapping[str, str] = attribute(default_factory=dict)

@@ -101,7 +101,7 @@ class Reader:
             members = {member.name: member.type for member in cls.record_fields}
             self.types.record_members.setdefault(cls.name, {}).update(members)
         for root in roots:
-            self.check_references(root, errors, alerts, classes)
+            self.check_references(root, errors, classes)
         return Model(classes, enums, errors, self.roles, self.releases, alerts, handlers, self.types)
 
     def check_relations(self, roots: Iterable[etree._Element]) -> None:
@@ -127,16 +127,12 @@ class Reader:
         self,
         root: etree._Element,
         errors: Mapping[str, ErrorCode],
-        alerts: Mapping[str, Alert],
         classes: Mapping[str, Class],
     ) -> None:
         for element in root.iter("error"):
             if element.get("name") not in errors:
                 raise self.wrong(element, f"error {element.get('name')} is not declared in errors.xml")
         for element in root.iter("message"):
-            for alert in element.get("alerts", "").split():
-                if alert not in alerts:
-                    raise self.wrong(element, f"alert {alert} is not declared in alerts.xml")
             for claim in element.get("claims", "").split():
                 if not _claimable(classes, claim):
                     raise self.wrong(element, f"claims {claim}, which no current_operations can hold")
@@ -285,7 +281,6 @@ class Reader:
             _YES[element.get("internal", "no")],
             _YES[element.get("client_cert", "no")],
             claims=tuple(element.get("claims", "").split()),
-            alerts=tuple(element.get("alerts", "").split()),
             errors=tuple(item.get("name", "") for item in element.iterchildren("error")),
             key_roles={key.get("name", ""): self.role(key) for key in element.iterchildren("key")},
             also={also.get("name", ""): self.role(also) for also in element.iterchildren("also")},

@@ -155,13 +155,11 @@ class ClassPages(Words):
         ]
         keys = [[f"key {key}: ", *self.role(role)] for key, role in message.key_roles.items()]
         also = [[f"{name}: ", *self.role(role)] for name, role in message.also.items()]
-        alerts = [[Link(alert, "alerts", alert)] for alert in message.alerts]
         raised = [[Link(error, "errors", error)] for error in message.errors]
         for title, items in (
             ("Roles of keys", keys),
             ("Further permissions", also),
             ("Operations recorded", [[Code(claim)] for claim in message.claims]),
-            ("Alerts", alerts),
             ("Errors", raised),
         ):
             if items:
