@@ -1,86 +1,75 @@
-"""Long work takes turns: no turn of the reactor is long, and nobody waits for another's end."""
+"""Whose turn it is among a domain's vCPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any
+from hypothesis import given
+from hypothesis import strategies as st
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import Clock
-
-from xapi.turns import SLICE, TURN, Turns
+from hypervisor.domains.turns import SHORTEST, TURN, Turns
 
 
-def test_a_turn_of_the_reactor_has_few_long_steps_and_nobody_waits_for_another() -> None:
-    """However many work and however long a step takes."""
-    taken: list[bytes] = []
-    turns: list[int] = []
-
-    class Noted(Clock):
-        def callLater(self, *arguments: Any, **more: Any) -> Any:
-            turns.append(len(taken))
-            return super().callLater(*arguments, **more)
-
-    def steps(who: bytes) -> Iterator[bytes]:
-        for number in range(100):
-            taken.append(b"%b%d" % (who, number))
-            clock.rightNow += TURN / 2
-            yield taken[-1]
-
-    clock = Noted()
-    shared = Turns(clock)
-    works = [Deferred.fromCoroutine(shared.take(steps(name))) for name in (b"a", b"b")]
-    clock.advance(0)
-    assert [work.result for work in works] == [[step for step in taken if step[:1] == name] for name in (b"a", b"b")]
-    assert max(after - before for before, after in pairwise([0, *turns])) <= SLICE
-    assert {step[:1] for step in taken[: 3 * SLICE]} == {b"a", b"b"} and len(taken) == 200
+def test_one_alone_has_no_end_to_its_turn() -> None:
+    """Nobody is to be waited for."""
+    turns = Turns(2)
+    assert turns.next([1], 0) == 1 and turns.end is None
 
 
-def test_what_is_short_is_done_at_once() -> None:
-    """It waits for no turn, and takes no step too many."""
-    clock = Clock()
-    work = Deferred.fromCoroutine(Turns(clock).take(iter([1, 2, 3])))
-    assert work.result == [1, 2, 3]
+def test_an_interruption_does_not_end_a_turn() -> None:
+    """It goes on until the time that it began with."""
+    turns = Turns(2)
+    first = turns.next([0, 1], 0)
+    assert turns.end == TURN
+    turns.leave(TURN // 2, gave_up=False)
+    assert turns.next([0, 1], TURN // 2) == first and turns.end == TURN
+    turns.leave(TURN, gave_up=False)
+    assert turns.next([0, 1], TURN) == 1 - first
 
 
-def test_steps_that_take_no_time_share_a_turn() -> None:
-    """Ten thousand that do next to nothing are one."""
-    clock = Clock()
-    work = Deferred.fromCoroutine(Turns(clock).take(iter(range(10_000))))
-    assert work.result == list(range(10_000))
+def test_who_waits_for_another_goes_behind_it() -> None:
+    """However little it ran; unless there is nobody else."""
+    turns = Turns(2)
+    first = turns.next([0, 1], 0)
+    turns.leave(10, gave_up=True)
+    assert turns.next([0, 1], 10) == 1 - first
+    turns.leave(20, gave_up=True)
+    assert turns.next([1 - first], 20) == 1 - first
 
 
-def test_an_error_ends_the_work_and_keeps_nobody_waiting() -> None:
-    """It is raised to whoever wants the steps."""
-    clock = Clock()
-    shared = Turns(clock)
-
-    def steps() -> Iterator[int]:
-        yield 1
-        raise OSError("no")
-
-    failed: list[Any] = []
-    Deferred.fromCoroutine(shared.take(steps())).addErrback(failed.append)
-    after = Deferred.fromCoroutine(shared.take(iter([1])))
-    clock.advance(0)
-    assert failed[0].check(OSError) and after.result == [1]
+def test_who_wakes_comes_soon() -> None:
+    """The one that runs has its shortest time."""
+    turns = Turns(2)
+    assert turns.next([0], 1000) == 0
+    assert turns.wake(1, [0], 1500) and turns.end == 1000 + SHORTEST
+    assert not turns.wake(1, [0], 1600)
+    turns.leave(1000 + SHORTEST, gave_up=False)
+    assert turns.next([0, 1], 1000 + SHORTEST) == 1
 
 
-def test_who_goes_away_keeps_nobody_waiting() -> None:
-    """Whether it has its turn just now or waits for it."""
-    clock = Clock()
-    shared = Turns(clock)
+def test_two_that_wake_each_other_leave_the_third_its_share() -> None:
+    """They run in turn for 50 µs each and sleep; it only runs."""
+    turns, now, ran = Turns(3), 0, [0, 0, 0]
+    waker, asleep = 0, 1
+    for _ in range(5000):
+        able = [waker, 2]
+        number = turns.next(able, now)
+        spent = 50_000
+        now, ran[number] = now + spent, ran[number] + spent
+        if number == waker:
+            turns.wake(asleep, able, now)
+            waker, asleep = asleep, waker
+        turns.leave(now, gave_up=False)
+    assert ran[2] > now * 0.3 and ran[0] + ran[1] > now * 0.3, ran
 
-    def steps() -> Iterator[bytes]:
-        for _ in range(3 * SLICE):
-            clock.rightNow += TURN / 2
-            yield b"x"
 
-    works = [Deferred.fromCoroutine(shared.take(steps())) for _ in range(3)]
-    for work in works[:2]:
-        work.addErrback(lambda failure: failure.trap(CancelledError))
-        work.cancel()
-    clock.advance(0)
-    assert works[2].result == [b"x"] * 3 * SLICE
-    assert Deferred.fromCoroutine(shared.take(iter([1]))).result == [1]
+@given(st.integers(2, 6), st.data())
+def test_busy_ones_have_equal_shares(count: int, data: st.DataObject) -> None:
+    """Whenever they are interrupted."""
+    turns, now, ran = Turns(count), 0, [0] * count
+    able = list(range(count))
+    for _ in range(40 * count):
+        number = turns.next(able, now)
+        assert turns.end is not None and now < turns.end <= now + TURN
+        spent = data.draw(st.sampled_from([turns.end - now, (turns.end - now + 1) // 2]))
+        now, ran[number] = now + spent, ran[number] + spent
+        turns.leave(now, gave_up=False)
+    assert max(ran) - min(ran) <= 2 * TURN
