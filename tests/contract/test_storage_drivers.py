@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypervisor.api import (
     Surroundings,
     VolumeHandle,
 )
+from hypervisor.storage.errors import Code
 from tests.contract.storage_world import NO_VOLUME, SIZE, UNIMPLEMENTED, World, uuid
 from xapi.host.driver import types
 
@@ -150,6 +152,35 @@ def test_a_declared_volume_is_made_once(world: World) -> None:
     assert (first[0].uuid, first[0].description.name_label) == (declared.uuid, "declared")
     lost = NewVolume(uuid(99), SIZE, Description(type="suspend"), {}, uuid(99))
     assert world.refused(world.storage.provide(world.handle, lost)) == NO_VOLUME
+
+
+@pytest.mark.parametrize(
+    "name", ["x.txt", "", ".iso", "a/b.iso", "../x.iso", "x\0.iso", "\ud800.iso", "x" * 300 + ".iso"]
+)
+def test_a_cd_has_a_name_that_is_shown(tmp_path: Path, name: str) -> None:
+    """Nothing is left of another."""
+    world = World(tmp_path, "iso")
+    new = NewVolume(uuid(3), SIZE, sm_config={"path": name})
+    assert world.refused(world.storage.make(world.handle, new)) == Code.VDICreate
+    assert list(world.named.iterdir()) == []
+
+
+def test_two_who_need_a_declared_cd_at_once_both_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One makes it, whole; the other finds it."""
+    world = World(tmp_path, "iso")
+    tools = SR("iso", uuid(2), {"location": "/nowhere", "legacy_mode": "true"})
+    handle, link = world.now(world.storage.attach(tools, make=True)), os.link
+    declared = NewVolume(uuid(3), SIZE, location="tools.iso", files={"README.TXT": b"text"})
+
+    def late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        world.now(world.storage.provide(handle, declared))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    made = world.now(world.storage.provide(handle, declared)).volumes
+    assert [(each.location, each.virtual_size) for each in made] == [("tools.iso", SIZE)]
+    assert [path.name for path in (tmp_path / "own" / uuid(2)).iterdir()] == ["tools.iso"]
 
 
 def test_a_description_is_kept_beside_the_volume(world: World) -> None:

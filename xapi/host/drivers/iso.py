@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from hypervisor import api
 from hypervisor.api import SR, StorageType, Surroundings
@@ -22,7 +22,8 @@ from hypervisor.storage.iso import IsoRepository
 from xapi.host import cd_image, driver
 from xapi.host.driver import Repository, located
 
-_CD_NAME = re.compile(r"[^/\0]+\.(iso|img)", re.IGNORECASE)
+_CD_NAME = re.compile(r"[^/\0\ud800-\udfff]+\.(iso|img)", re.IGNORECASE | re.DOTALL)
+"""A file's name that is shown as a CD."""
 
 
 class Driver(driver.Driver):
@@ -90,15 +91,15 @@ class CdRepository(Repository):
     def make(self, new: api.NewVolume) -> api.Effect:
         """Put a file there, whole or not at all."""
         name = new.location or new.sm_config.get("path", f"{new.uuid}.img")
+        if _CD_NAME.fullmatch(name) is None:
+            raise StorageError(Code.VDICreate, f"{name!r} is no name of a CD's file")
         path = self.files.path / name
-        if path.parent != self.files.path:
-            raise StorageError(Code.VDICreate, f"{name!r} is no file's name")
         content = cd_image.image("TOOLS", new.files) if new.files else b""
         size = -(-max(new.size, len(content), SECTOR) // SECTOR) * SECTOR
-        fresh = self.files.path / f".{name}.new"
+        fresh = self.files.path / f".{uuid4()}.new"  # whoever makes the same beside us has another
         with failing(Code.VDICreate, path):
             try:
-                with fresh.open("wb") as file:
+                with fresh.open("xb") as file:
                     file.write(content)
                     file.truncate(size)
                     file.flush()
@@ -111,13 +112,19 @@ class CdRepository(Repository):
         return self.effect(name)
 
     def provide(self, declared: api.NewVolume) -> api.Effect:
-        """Find a CD, or make it, but in nobody's directory but our own."""
+        """Find a CD, or make it unless another is quicker, but in nobody's directory but our own."""
         with suppress(StorageError):
             return api.Effect((self.volume(declared.location),), (), self.space())
         if not self._own:
             raise StorageError(Code.VDIUnavailable, declared.location)
         named = _CD_NAME.fullmatch(declared.location) is not None
-        return self.make(declared if named else replace(declared, location=f"{declared.uuid}.iso"))
+        location = declared.location if named else f"{declared.uuid}.iso"
+        try:
+            return self.make(replace(declared, location=location))
+        except StorageError as error:
+            if error.code is not Code.VDIExists:
+                raise
+        return api.Effect((self.volume(location),), (), self.space())
 
     def delete(self, location: str) -> api.Effect:
         self.files.volume(location)
