@@ -154,9 +154,7 @@ def test_a_declared_volume_is_made_once(world: World) -> None:
     assert world.refused(world.storage.provide(world.handle, lost)) == NO_VOLUME
 
 
-@pytest.mark.parametrize(
-    "name", ["x.txt", "", ".iso", "a/b.iso", "../x.iso", "x\0.iso", "\ud800.iso", "x" * 300 + ".iso"]
-)
+@pytest.mark.parametrize("name", ["x.txt", "", ".iso", "a/b.iso", "../x.iso", "x\0.iso", "\ud800.iso"])
 def test_a_cd_has_a_name_that_is_shown(tmp_path: Path, name: str) -> None:
     """Nothing is left of another."""
     world = World(tmp_path, "iso")
