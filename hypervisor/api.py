@@ -102,7 +102,7 @@ class BootLoader(Struct, frozen=True, tag=True):
 
 
 class Firmware(Struct, frozen=True, tag=True):
-    """The host's built-in firmware: what boots is looked for in `order`, of c (disk), d (CD) and n (network).
+    """What HVM domains boot by, in `order`: c (disk), d (CD) and n (network). The host's boot loader stands in for it.
 
     `network` is what the network offers, None for nothing. A domain that finds nothing runs and says so on its
     console.
