@@ -17,8 +17,8 @@ from hypervisor.domains.domain import Domain
 from hypervisor.memory.guest_memory import PAGE
 from hypervisor.split.byte_ring import ByteRing
 
-_IN, _OUT = (0, 1024, 3072, 3076), (1024, 2048, 3080, 3084)
-"""Where the rings are in the page, their sizes, and where their consumers and producers are."""
+_IN, _OUT = (0, 1024, 3072), (1024, 2048, 3080)
+"""Where the rings are in the page, their sizes, and where their indexes are."""
 HISTORY = 64 * 1024
 """Bytes of output kept."""
 TYPED_MOST = 64 * 1024

@@ -8,8 +8,8 @@ from hypervisor.domains.domain import Domain
 from hypervisor.split.byte_ring import ByteRing
 from hypervisor.xenstore.connection import Connection
 
-_REQUESTS, _REPLIES = (0, 1024, 2048, 2052), (1024, 1024, 2056, 2060)
-"""Where the rings are in the page, their sizes, and where their consumers and producers are."""
+_REQUESTS, _REPLIES = (0, 1024, 2048), (1024, 1024, 2056)
+"""Where the rings are in the page, their sizes, and where their indexes are."""
 _ERROR = 2072
 """Where we say that the ring is broken (XENSTORE_ERROR_RINGIDX is 2)."""
 

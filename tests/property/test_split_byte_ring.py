@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from hypervisor.split.byte_ring import ByteRing
 
-AT, SIZE, CONSUMER, PRODUCER = 16, 32, 64, 68
+AT, SIZE, AT_INDEXES = 16, 32, 64
 INDEXES = st.integers(0, 0xFFFF_FFFF)
 
 
 def a_ring(consumer: int, producer: int) -> tuple[bytearray, ByteRing]:
     page = bytearray(b"\xee" * 96)
-    struct.pack_into("<II", page, CONSUMER, consumer, producer)
-    return page, ByteRing(memoryview(page), AT, SIZE, CONSUMER, PRODUCER)
+    struct.pack_into("<II", page, AT_INDEXES, consumer, producer)
+    return page, ByteRing(memoryview(page), AT, SIZE, AT_INDEXES)
 
 
 @given(start=INDEXES, moves=st.lists(st.binary(max_size=40) | st.integers(0, 40), max_size=30))
@@ -35,7 +35,7 @@ def test_what_is_put_is_taken_in_order(start: int, moves: list[bytes | int]) -> 
             assert taken == inside[:move]
             inside = inside[len(taken) :]
     assert not ring.wild and ring.take() == inside
-    assert page[:AT] == b"\xee" * AT and page[AT + SIZE : CONSUMER] == b"\xee" * (CONSUMER - AT - SIZE)
+    assert page[:AT] == b"\xee" * AT and page[AT + SIZE : AT_INDEXES] == b"\xee" * (AT_INDEXES - AT - SIZE)
 
 
 @given(consumer=INDEXES, producer=INDEXES, data=st.binary(min_size=1, max_size=40))
