@@ -127,14 +127,15 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def answer(output: bytes) -> Any:
+def answer(output: bytes) -> object:
     """Return the value of an answer. Raises Fault for an error of the API, AnswerFault, AnswerError."""
     said = xmlrpc.parse_answer(output)
-    if isinstance(said, dict) and said.get("Status") == "Success" and "Value" in said:
-        return said["Value"]
-    description = said.get("ErrorDescription") if isinstance(said, dict) else None
-    if isinstance(description, list) and description and said.get("Status") == "Failure":
-        raise Fault(*map(str, description))
+    if isinstance(said, dict):
+        if said.get("Status") == "Success" and "Value" in said:
+            return said["Value"]
+        description = said.get("ErrorDescription")
+        if isinstance(description, list) and description and said.get("Status") == "Failure":
+            raise Fault(*map(str, description))
     raise AnswerError("neither Success nor Failure")
 
 

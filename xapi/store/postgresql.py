@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, NullPool, event
@@ -20,7 +19,7 @@ class PostgreSQL:
     """A database of a server."""
 
     # Notice a dead server in half a minute, and have the server notice us dead in about as long.
-    _settings: Mapping[str, Any] = {
+    _settings: Mapping[str, object] = {
         "connect_timeout": 10,
         "application_name": MARK,
         "tcp_user_timeout": 30_000,
@@ -50,7 +49,7 @@ class PostgreSQL:
             ) from error
 
         @event.listens_for(engine, "connect")
-        def connected(connection: Any, record: object) -> None:
+        def connected(connection: object, record: object) -> None:
             if self.on_connect is not None:
                 self.on_connect(connection)
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xapi.datamodel import Class, errors
 from xapi.datamodel.lexical import DecodeError, format_datetime, parse_datetime
@@ -39,7 +39,7 @@ DEEPEST = 100
 REMEMBERED = 4096
 """Longer expressions are compiled at each use, so that the cache stays small."""
 
-Predicate = Callable[[Any], bool]
+Predicate = Callable[[Row], bool]
 
 
 class ExpressionError(ValueError):
@@ -213,15 +213,15 @@ _PLAIN = (StringType, EnumType, RefType)
 _INDEXED = ("_ref", "uuid", "name_label")
 
 
-def _always(row: Any) -> bool:
+def _always(row: Row) -> bool:
     return True
 
 
-def _never(row: Any) -> bool:
+def _never(row: Row) -> bool:
     return False
 
 
-def _typed(kind: Type, literal: str) -> Any:
+def _typed(kind: Type, literal: str) -> object:
     """Return the one value whose stored text is the literal; None when no value has that text."""
     if isinstance(kind, BoolType):
         return {"true": True, "false": False}.get(literal)
@@ -241,7 +241,7 @@ def _typed(kind: Type, literal: str) -> Any:
 
 
 def _field_is(attribute: str, kind: Type, literal: str) -> Predicate:
-    get: Callable[[Any], object] = attrgetter(attribute)
+    get: Callable[[Row], object] = attrgetter(attribute)
     if isinstance(kind, _PLAIN):
         return lambda row: get(row) == literal
     if isinstance(kind, BoolType | IntType | DateTimeType):
@@ -261,8 +261,8 @@ def _equal(node: Equal, columns: _Columns) -> Predicate:
     if not right.is_field:
         return _field_is(one, kind, right.text)
     other, kind2 = columns.find(right.text)
-    get: Callable[[Any], object] = attrgetter(one)
-    get2: Callable[[Any], object] = attrgetter(other)
+    get: Callable[[Row], object] = attrgetter(one)
+    get2: Callable[[Row], object] = attrgetter(other)
     if isinstance(kind, _PLAIN) and isinstance(kind2, _PLAIN):
         return lambda row: get(row) == get2(row)
     stored, stored2 = kind.stored, kind2.stored
@@ -278,7 +278,7 @@ def _chain(node: Chain, columns: _Columns) -> Predicate:
             return lambda row: first(row) and second(row)
         return lambda row: first(row) or second(row)
 
-    def test(row: Any) -> bool:
+    def test(row: Row) -> bool:
         holds = first(row)
         for is_and, term in rest:
             if holds is is_and:  # otherwise the term cannot change anything

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from xapi.datamodel import errors
 from xapi.datamodel.types import NULL, Ref
@@ -45,6 +45,9 @@ class Row:
 
 
 R = TypeVar("R", bound=Row)
+
+_uuid: Callable[[Row], str] = attrgetter("uuid")
+_label: Callable[[Row], str] = attrgetter("name_label")
 
 NO_REFS: Mapping[str, None] = MappingProxyType({})
 """The relation set of an object that nothing points to; sets that hold something are dicts."""
@@ -205,20 +208,20 @@ class Table(Generic[R]):
                 if ref in others:
                     self.store._unmet.setdefault(row._ref, {})[others[ref], near] = None
 
-    def _index(self, row: Any) -> None:
+    def _index(self, row: R) -> None:
         if self._by_uuid is not None:
-            self._by_uuid[row.uuid] = row
+            self._by_uuid[_uuid(row)] = row
         if self._by_label is not None:
-            self._by_label.setdefault(row.name_label, {})[row] = None
+            self._by_label.setdefault(_label(row), {})[row] = None
 
-    def _unindex(self, row: Any) -> None:
+    def _unindex(self, row: R) -> None:
         if self._by_uuid is not None:
-            del self._by_uuid[row.uuid]
+            del self._by_uuid[_uuid(row)]
         if self._by_label is not None:
-            same = self._by_label[row.name_label]
+            same = self._by_label[label := _label(row)]
             del same[row]
             if not same:
-                del self._by_label[row.name_label]
+                del self._by_label[label]
 
     def put(self, row: R, name: str, value: object) -> None:
         """Write one slot with all that hangs on it, unlogged."""
@@ -290,7 +293,7 @@ class Table(Generic[R]):
                 self.store._touch(target, far)
 
 
-def _refs(field: Field, value: Any) -> Collection[str]:
+def _refs(field: Field, value: object) -> Collection[str]:
     if field.relation == "owner":
         return cast("tuple[str, ...]", value)
-    return () if value == NULL else (value,)
+    return () if value == NULL else (str(value),)

@@ -8,7 +8,6 @@ import threading
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy
@@ -25,6 +24,13 @@ RESERVE = "-reserve"
 def _files(path: Path) -> list[str]:
     """Return the names of a database's file and of those that SQLite keeps beside it."""
     return [f"{path}{ending}" for ending in ("", "-wal", "-shm", "-journal", RESERVE)]
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    """Return the connection below SQLAlchemy's."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
 
 
 def _holds_something(name: str) -> bool:
@@ -155,12 +161,12 @@ class SQLite:
     def accept(self, connection: Connection) -> None:
         """Set the journal's mode, now that the file is known to be ours or empty."""
         # Below SQLAlchemy, which would send BEGIN first: the mode cannot change inside a transaction.
-        driver: Any = connection.connection.driver_connection
+        driver = _driver(connection)
         driver.execute("PRAGMA journal_mode=WAL")
 
     def spare(self, connection: Connection, room: bool) -> None:
         """Have the log of changes moved into the file early, and give up its room now."""
-        driver: Any = connection.connection.driver_connection
+        driver = _driver(connection)
         driver.execute(f"PRAGMA wal_autocheckpoint={SPARING if room else LAVISH}")
         if room:
             driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -62,12 +62,12 @@ class Number(TypeDecorator[float]):
     impl = Double
     cache_ok = True
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], object] | None:
         if dialect.name != "sqlite":
             return None
         return lambda value: "nan" if value is not None and math.isnan(value) else value
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], float | None]:
         return lambda value: None if value is None else float(value)
 
 
@@ -84,14 +84,14 @@ class Moment(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
-class _Parsed(dict[Any, Any]):
+class _Parsed(dict[Any, object]):
     """JSON text to value; equal short texts give one object, which is safe as values never change."""
 
     def __init__(self, kind: Type) -> None:
         super().__init__({None: None, "[]" if isinstance(kind, SetType) else "{}": kind.empty})
         self.kind = kind
 
-    def __missing__(self, text: str) -> Any:
+    def __missing__(self, text: str) -> object:
         try:
             value = self.kind.from_json(orjson.loads(text))
         except (ValueError, TypeError, AttributeError) as error:
@@ -103,7 +103,7 @@ class _Parsed(dict[Any, Any]):
         return value
 
 
-class JSONText(TypeDecorator[Any]):
+class JSONText(TypeDecorator[object]):
     """A set or map as JSON text."""
 
     impl = Text
@@ -114,17 +114,17 @@ class JSONText(TypeDecorator[Any]):
         self.kind = kind
         self._parsed = _Parsed(kind)
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], object]:
         plain, empty = self.kind.plain, "[]" if isinstance(self.kind, SetType) else "{}"
 
-        def text(value: Any) -> str | None:
+        def text(value: object) -> str | None:
             if not value:
                 return None if value is None else empty
             return orjson.dumps(plain(value)).decode()
 
         return text
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], object]:
         # The dict's own lookup: no Python function runs for a text that was met before.
         return self._parsed.__getitem__
 
@@ -165,7 +165,7 @@ def _python_type(kind: Type) -> type:
     return dict if isinstance(kind, MapType) else _SCALARS[type(kind)][1]
 
 
-def loader(table: Table[Row]) -> Callable[[Iterable[Sequence[Any]]], Iterator[Row]]:
+def loader(table: Table[Row]) -> Callable[[Iterable[Sequence[object]]], Iterator[Row]]:
     """Return a function from SQL rows, `_ref` and then `kept_fields`, to rows of a table in memory.
 
     It is generated source, straight-line code a class: twice as fast as `Table.make` a row, which a start
@@ -176,7 +176,7 @@ def loader(table: Table[Row]) -> Callable[[Iterable[Sequence[Any]]], Iterator[Ro
     example = table.make("", {})
     defaults = {name: getattr(example, name) for name in table.set}
 
-    def absent(index: int, value: Any) -> Any:
+    def absent(index: int, value: object) -> object:
         field = kept[index]
         if value is None:
             return defaults[field.name]
@@ -198,5 +198,5 @@ def loader(table: Table[Row]) -> Callable[[Iterable[Sequence[Any]]], Iterator[Ro
         lines.append(f"        put{number}(row, {variables.get(name, f'default{number}')})")
     lines.append("        yield row")
     exec("\n".join(lines), names)
-    load: Callable[[Iterable[Sequence[Any]]], Iterator[Row]] = names["load"]
+    load: Callable[[Iterable[Sequence[object]]], Iterator[Row]] = names["load"]
     return load

@@ -29,7 +29,7 @@ from xapi.datamodel.types import (
     Type,
 )
 
-Fit = Callable[[Any], Any]
+Fit = Callable[[Any], object]
 """Returns a value as a field holds it. Raises Unfit, TypeError."""
 
 
@@ -52,7 +52,7 @@ def _wrong(value: object, kind: str) -> TypeError:
     return TypeError(f"{value!r:.80} is no {kind}")
 
 
-def _anything(value: Any) -> Any:
+def _anything(value: object) -> object:
     return value
 
 

@@ -37,7 +37,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import bindparam
 from twisted.logger import Logger
@@ -67,7 +67,7 @@ class _Net(NamedTuple):
     """What a batch does to one row: delete it, insert or update it with `values`, or replace it."""
 
     action: str
-    values: dict[str, Any]
+    values: dict[str, object]
 
 
 def coalesce(batch: list[list[Change]]) -> dict[Key, _Net]:
@@ -115,7 +115,7 @@ class _Lost:
             self.add(generation, changes, errors.INTERNAL_ERROR("an earlier change of the same object was refused"))
         return found
 
-    def _refers(self, value: Any) -> bool:
+    def _refers(self, value: object) -> bool:
         if isinstance(value, str):
             return value in self._made
         if isinstance(value, dict):
@@ -145,7 +145,7 @@ class Writer:
         self._queue: deque[tuple[int, list[Change]]] = deque()
         self._newest = database.generation
         self._stopping = False
-        self._repair: dict[Key, dict[str, Any] | None] | None = None
+        self._repair: dict[Key, dict[str, object] | None] | None = None
         self._lost: _Lost | None = None
 
     # On the reactor thread.
@@ -215,7 +215,7 @@ class Writer:
         """Take out of the queue what builds on refused changes; the lock is held."""
         self._queue = deque(entry for entry in self._queue if not lost.take(*entry))
 
-    def _remembered(self, key: Key) -> dict[str, Any] | None:
+    def _remembered(self, key: Key) -> dict[str, object] | None:
         """Return the kept values of a row as memory has it, or None when there is none."""
         assert self._store is not None
         table = self._store.tables[key[0]]
@@ -337,9 +337,9 @@ class Writer:
 
     def _execute(self, net: dict[Key, _Net]) -> None:
         tables = self.database.metadata.tables
-        deletes: dict[str, list[dict[str, Any]]] = {}
-        inserts: dict[str, list[dict[str, Any]]] = {}
-        updates: dict[tuple[str, frozenset[str]], list[dict[str, Any]]] = {}
+        deletes: dict[str, list[dict[str, object]]] = {}
+        inserts: dict[str, list[dict[str, object]]] = {}
+        updates: dict[tuple[str, frozenset[str]], list[dict[str, object]]] = {}
         for (table, ref), (action, values) in net.items():
             if table not in tables:
                 continue  # roles: see tables.persistent
@@ -394,7 +394,7 @@ class Writer:
             self._call_from_thread(self._store.recovered)
             return True
 
-    def _probe(self, repair: dict[Key, dict[str, Any] | None]) -> None:
+    def _probe(self, repair: dict[Key, dict[str, object] | None]) -> None:
         net = {key: _Net("delete", {}) if values is None else _Net("replace", values) for key, values in repair.items()}
         self.database.reconnect()
         with self.database.connection.begin():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import orjson
 
@@ -107,7 +106,7 @@ class RecordOf:
 
 
 @cache
-def _xml_renderer(cls: Class) -> Callable[[Any], bytes]:
+def _xml_renderer(cls: Class) -> Callable[[Row], bytes]:
     parts = [repr(_NAME.decode()), "r._ref", repr("</name><value><struct>")]
     for field in cls.record_fields:
         parts.append(repr(f"<member><name>{field.name}</name><value>"))
@@ -121,13 +120,13 @@ def _xml_renderer(cls: Class) -> Callable[[Any], bytes]:
         else:
             merged.append(part)
     source = f"lambda r: ''.join(({', '.join(merged)})).encode()"
-    render: Callable[[Any], bytes] = eval(source, SOURCE_NAMES)
+    render: Callable[[Row], bytes] = eval(source, SOURCE_NAMES)
     return render
 
 
 @cache
-def _json_renderer(cls: Class) -> Callable[[Any], bytes]:
-    names: dict[str, Any] = {"dumps": orjson.dumps}
+def _json_renderer(cls: Class) -> Callable[[Row], bytes]:
+    names: dict[str, object] = {"dumps": orjson.dumps}
     members = []
     for number, field in enumerate(cls.record_fields):
         value = f"r.{field.name}"
@@ -138,7 +137,7 @@ def _json_renderer(cls: Class) -> Callable[[Any], bytes]:
             value = f"plain{number}({value})"
         members.append(f"{field.name!r}: {value}")
     source = f"lambda r: b'\"' + r._ref.encode() + b'\":' + dumps({{{', '.join(members)}}})"
-    render: Callable[[Any], bytes] = eval(source, names)
+    render: Callable[[Row], bytes] = eval(source, names)
     return render
 
 

@@ -7,7 +7,7 @@ Ints are JSON numbers of 64 bits, dates strings, void "". An answer has the vers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -21,12 +21,12 @@ class JSONCall(NamedTuple):
     """One request: method, positional parameters, encoded id, and whether it is of version 2.0."""
 
     method: str
-    params: list[Any]
+    params: list[object]
     id: bytes
     v2: bool
 
 
-def read(body: bytes) -> dict[str, Any]:
+def read(body: bytes) -> dict[str, object]:
     """Return a request's object. Raises Fault: INVALID_VALUE for what is not UTF-8, else INTERNAL_ERROR."""
     try:
         request = orjson.loads(body)
@@ -42,14 +42,14 @@ def read(body: bytes) -> dict[str, Any]:
     return request
 
 
-def addressed(request: dict[str, Any]) -> JSONCall:
+def addressed(request: dict[str, object]) -> JSONCall:
     """Return what any answer to a request depends on, version and id (null if it has none), without the call."""
     identifier = request.get("id")
     known = type(identifier) in (int, str)
     return JSONCall("", [], orjson.dumps(identifier) if known else b"null", request.get("jsonrpc") == "2.0")
 
 
-def parse_call(request: dict[str, Any]) -> JSONCall:
+def parse_call(request: dict[str, object]) -> JSONCall:
     """Return the call that a request's object stands for. Raises INTERNAL_ERROR."""
     _, _, identifier, v2 = addressed(request)
     method = request.get("method")
@@ -88,6 +88,6 @@ def failure(call: JSONCall, description: Sequence[str]) -> bytes:
     return b'{"result":null,"error":' + orjson.dumps(list(description)) + b',"id":' + call.id + b"}"
 
 
-def encode(kind: Type, value: Any) -> bytes:
+def encode(kind: Type, value: object) -> bytes:
     """Return the JSON text of a typed value."""
     return orjson.dumps(kind.plain(value))

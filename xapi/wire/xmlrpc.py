@@ -12,7 +12,6 @@ import binascii
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from lxml import etree
 
@@ -83,7 +82,7 @@ class _Malformed(Exception):
     """The body is XML, but no XML-RPC call."""
 
 
-def parse_call(body: bytes) -> tuple[str, list[Any]]:
+def parse_call(body: bytes) -> tuple[str, list[object]]:
     """Return method name and parameters.
 
     Raises Fault: INVALID_VALUE for what is not UTF-8, INTERNAL_ERROR for all else that is no call.
@@ -121,7 +120,7 @@ def _refuse_invalid_utf8(body: bytes) -> None:
         raise errors.INVALID_VALUE("Invalid UTF-8 string in parameter", shown) from None
 
 
-def _call(root: etree._Element) -> tuple[str, list[Any]]:
+def _call(root: etree._Element) -> tuple[str, list[object]]:
     if root.tag != "methodCall" or not len(root) or root[0].tag != "methodName":
         raise _Malformed("expected <methodCall><methodName>")
     name = (root[0].text or "").strip()
@@ -137,7 +136,7 @@ def _call(root: etree._Element) -> tuple[str, list[Any]]:
     return name, params
 
 
-def _value(element: etree._Element) -> Any:
+def _value(element: etree._Element) -> object:
     if element.tag != "value":
         raise _Malformed(f"expected <value>, met <{element.tag!s}>")
     if not len(element):
@@ -169,7 +168,7 @@ def _boolean(element: etree._Element) -> bool:
     return text == "1"
 
 
-def _datetime(element: etree._Element) -> Any:
+def _datetime(element: etree._Element) -> datetime:
     try:
         return parse_datetime(_text(element).strip())
     except DecodeError as error:
@@ -183,7 +182,7 @@ def _base64(element: etree._Element) -> bytes:
         raise _Malformed(str(error)) from None
 
 
-def _array(element: etree._Element) -> list[Any]:
+def _array(element: etree._Element) -> list[object]:
     if not len(element):
         return []
     if element[0].tag != "data" or len(element) != 1:
@@ -191,7 +190,7 @@ def _array(element: etree._Element) -> list[Any]:
     return [_value(item) for item in element[0]]
 
 
-def _struct(element: etree._Element) -> dict[str, Any]:
+def _struct(element: etree._Element) -> dict[str, object]:
     struct = {}
     for member in element:
         if member.tag != "member" or len(member) != 2 or member[0].tag != "name":
@@ -215,7 +214,7 @@ _READ = {
 }
 
 
-def encode(kind: Type, value: Any) -> bytes:
+def encode(kind: Type, value: object) -> bytes:
     """Return ``<value>…</value>`` of a typed value."""
     return kind.xml(value).encode()
 
@@ -236,14 +235,14 @@ class AnswerFault(Exception):
         self.text = text
 
 
-def call(name: str, parameters: Sequence[Any]) -> bytes:
+def call(name: str, parameters: Sequence[object]) -> bytes:
     """Return a call of values as they came over a wire."""
     params = "".join(f"<param>{_untyped(value)}</param>" for value in parameters)
     head = f"<?xml version='1.0'?><methodCall><methodName>{escape(name)}</methodName>"
     return f"{head}<params>{params}</params></methodCall>".encode(errors="replace")
 
 
-def _untyped(value: Any) -> str:
+def _untyped(value: object) -> str:
     if isinstance(value, str):
         return f"<value><string>{escape(value)}</string></value>"
     if isinstance(value, bool):
@@ -267,9 +266,9 @@ def _untyped(value: Any) -> str:
 class Untyped(Type):
     """Whatever a program answered that is no part of the API: it goes on as it came."""
 
-    name, annotation, empty = "untyped", "Any", None
+    name, annotation, empty = "untyped", "object", None
 
-    def plain(self, value: Any) -> Any:
+    def plain(self, value: object) -> object:
         """Return what orjson can print: bytes in base64."""
         if isinstance(value, bytes):
             return binascii.b2a_base64(value, newline=False).decode()
@@ -277,7 +276,7 @@ class Untyped(Type):
             return {str(key): self.plain(each) for key, each in value.items()}
         return [self.plain(each) for each in value] if isinstance(value, list) else value
 
-    def xml(self, value: Any) -> str:
+    def xml(self, value: object) -> str:
         """Return ``<value>…</value>`` with the type that the value has."""
         return _untyped(value)
 
@@ -286,7 +285,7 @@ _ANSWER = re.compile(rb".*?</methodResponse\s*>", re.DOTALL)
 """An answer up to its end; where text or comments hold such an end, it is cut there and is no XML."""
 
 
-def parse_answer(body: bytes) -> Any:
+def parse_answer(body: bytes) -> object:
     """Return the one value of an answer, whatever was printed behind it. Raises AnswerError, AnswerFault."""
     whole = _ANSWER.match(body)
     if whole is not None:
@@ -297,7 +296,7 @@ def parse_answer(body: bytes) -> Any:
         root = _parse(body.strip())
         found = root[0] if root.tag == "methodResponse" and len(root) == 1 else None
         if found is not None and found.tag == "fault" and len(found) == 1:
-            fault: Any = _value(found[0])
+            fault = _value(found[0])
             if isinstance(fault, dict):
                 raise AnswerFault(str(fault.get("faultCode", "")), str(fault.get("faultString", "")))
         if found is not None and found.tag == "params" and len(found) == 1 and len(found[0]) == 1:
