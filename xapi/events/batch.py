@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from xapi.datamodel.lexical import escape
-from xapi.events.subscription import Token
+from xapi.events.token import Token
 
 if TYPE_CHECKING:
     from xapi.store.rows import Row, Table

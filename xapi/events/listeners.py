@@ -20,7 +20,8 @@ from twisted.internet.defer import Deferred
 
 from xapi.datamodel import errors
 from xapi.events.batch import Batch, Event, NextEvents
-from xapi.events.subscription import NOTHING, Subscription, Token
+from xapi.events.subscription import NOTHING, Subscription
+from xapi.events.token import Token
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
