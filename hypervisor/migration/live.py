@@ -23,7 +23,7 @@ from hypervisor.migration.dirty import Tracker, track
 from hypervisor.migration.pages import PageWriter, Run
 from hypervisor.migration.reading import Reading
 from hypervisor.migration.records import Sink, Writer
-from hypervisor.migration.save import begin, finish, held
+from hypervisor.migration.save import held, write_head, write_tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class LiveCopy:
                 self._tracker = track(domain.memory)
             self._writer = Writer(file)
             self._pages = PageWriter(self._writer, self._reading.shape.end, compress)
-            begin(self._writer, self._reading.shape, config)
+            write_head(self._writer, self._reading.shape, config)
         except BaseException:
             self.close()
             raise
@@ -139,5 +139,5 @@ class LiveCopy:
         """Send the rest of a domain that has suspended itself; return the stream's length. Raises NotSuspended."""
         with held(self._host, self._domain) as (context, _):
             self.round()
-            finish(self._writer, context)
+            write_tail(self._writer, context)
         return self._writer.written

@@ -48,23 +48,23 @@ def save(host: Host, domain: Domain, file: Sink, config: bytes = b"", compress: 
     """
     with held(host, domain) as (context, reading):
         writer = Writer(file)
-        begin(writer, reading.shape, config)
+        write_head(writer, reading.shape, config)
         pages = PageWriter(writer, reading.shape.end, compress)
         for start, end in reading.each(domain.memory.extents()):
             for part in reading.each(parts(domain.memory, start, end)):
                 pages.add_part(*part, zeros=False)
         pages.flush()
-        finish(writer, context)
+        write_tail(writer, context)
         return writer.written
 
 
-def begin(writer: Writer, shape: Shape, config: bytes) -> None:
+def write_head(writer: Writer, shape: Shape, config: bytes) -> None:
     """Write what comes before the pages."""
     writer.put(Kind.CONFIG, config)
     writer.put(Kind.PV_DOMAIN if shape.is_pv else Kind.DOMAIN, shape.encode())
 
 
-def finish(writer: Writer, context: DomainContext) -> None:
+def write_tail(writer: Writer, context: DomainContext) -> None:
     """Write what comes after the pages."""
     writer.put(Kind.STATE, context.encode())
     for at in range(0, len(context.ballooned), RUNS):

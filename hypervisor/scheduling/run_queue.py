@@ -80,7 +80,7 @@ class Entity:
         self._turn_window(now)
         return now if self.window_used < self.budget else self.window_start + WINDOW
 
-    def begin(self, now: float) -> None:
+    def start_slice(self, now: float) -> None:
         """Hear that it runs from now on, for a slice."""
         self._turn_window(now)
         self.began, self.slice_end = now, now + SLICE
@@ -157,7 +157,7 @@ class RunQueue:
             del self._heaps[best]
         entity = found[2]
         entity.queued, entity.pcpu = False, pcpu
-        entity.begin(now)
+        entity.start_slice(now)
         self.running[pcpu] = entity
         self._floors[pcpu] = max(self._floors[pcpu], entity.virtual)
         return entity

@@ -153,7 +153,7 @@ class Scheduler:
             if queued:
                 self._consider(entity)
             elif entity.pcpu is not None:
-                entity.begin(self.clock())
+                entity.start_slice(self.clock())
                 self._watch(entity, entity.began)
 
     def wait_until_off(self, entity: Entity) -> None:

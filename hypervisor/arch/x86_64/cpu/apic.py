@@ -126,7 +126,7 @@ class LocalAPIC:
         if offset & 0xF:
             return
         if offset == EOI:
-            self._end()
+            self._end_of_interrupt()
         elif offset == ESR:
             self._words[ESR], self._errors = self._errors, 0
         elif offset in _WRITABLE:
@@ -176,7 +176,7 @@ class LocalAPIC:
         task, served = self._words[TPR], max(self._in_service.bit_length() - 1, 0)
         return task if task >> 4 >= served >> 4 else served & 0xF0
 
-    def _end(self) -> None:
+    def _end_of_interrupt(self) -> None:
         if self._in_service:
             self._in_service &= ~(1 << self._in_service.bit_length() - 1)
 

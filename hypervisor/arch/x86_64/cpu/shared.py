@@ -118,7 +118,7 @@ class SharingVCPU(VCPU):
 
     def __init__(self, number: int, memory: Memory, platform: Platform, shared: SharedEngine, apic: LocalAPIC) -> None:
         self._parked = Parked(shared.overlay)
-        self._begin(number, memory, platform, self._parked, shared.mapped)
+        self._set_up(number, memory, platform, self._parked, shared.mapped)
         self._shared = shared
         self._translated = shared.code
         self._holes = shared.holes

@@ -94,7 +94,7 @@ class VCPU(VirtualMemory):
         ranges: Sequence[tuple[int, int]] = (),
     ) -> None:
         engine = new_engine(memory, code_cache, ranges)
-        self._begin(number, memory, platform, Overlay(engine), set())
+        self._set_up(number, memory, platform, Overlay(engine), set())
         self._translated = TranslatedCode(engine, memory, ranges)
         self._holes = Holes(engine, ranges or ((0, memory.size),), VMCB_PAGE)
         self._mmio = MMIO(engine, self._holes)
@@ -106,7 +106,7 @@ class VCPU(VirtualMemory):
         hook(UC_HOOK_INSN, self._on_cpuid, None, 1, 0, x86.UC_X86_INS_CPUID)
         hook_ports(engine, platform)
 
-    def _begin(self, number: int, memory: Memory, platform: Platform, overlay: Overlay, mapped: set[int]) -> None:
+    def _set_up(self, number: int, memory: Memory, platform: Platform, overlay: Overlay, mapped: set[int]) -> None:
         self.number = number
         self.memory = memory
         self.platform = platform
