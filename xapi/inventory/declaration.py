@@ -33,13 +33,14 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 from xapi.host.driver import types
 from xapi.inventory.templates import default_templates, read_size
 
+T = TypeVar("T")
 GIB = 2**30
 Size: TypeAlias = int
 """Bytes; in a file also a text with a unit."""
@@ -234,7 +235,7 @@ def parse_declaration(text: str, source: str) -> Declaration:
     """Read TOML; `source` names it in errors. Raises DeclarationError."""
     try:
         tables = tomllib.loads(text)
-        declaration: Declaration = _read_table(Declaration, tables, "")
+        declaration = _read_table(Declaration, tables, "")
         _check(declaration)
     except tomllib.TOMLDecodeError as error:
         raise DeclarationError(f"{source}: {error}") from error
@@ -249,13 +250,14 @@ class _Wrong(Exception):
         self.path, self.text = path, text
 
 
-def _read_table(kind: Any, table: object, path: str) -> Any:
+def _read_table(kind: type[T], table: object, path: str) -> T:
     """Return a dataclass of a TOML table; keys are its attributes, `from_` as `from`, lists singular."""
     if not isinstance(table, dict):
         raise _Wrong(path, "expected a table")
     values = {}
     known = {}
-    for attribute in fields(kind):
+    attributes = fields(kind) if is_dataclass(kind) else ()
+    for attribute in attributes:
         listed = _LISTED.get(str(attribute.type))
         known[attribute.name[:-1] if listed or attribute.name == "from_" else attribute.name] = attribute
     for key, value in table.items():
@@ -263,13 +265,13 @@ def _read_table(kind: Any, table: object, path: str) -> Any:
         if key not in known:
             raise _Wrong(here, f"unknown key; known here: {', '.join(known)}")
         values[known[key].name] = _read_value(str(known[key].type), value, here)
-    for attribute in fields(kind):
+    for attribute in attributes:
         given = attribute.name in values or attribute.default is not MISSING
         _require(given or attribute.default_factory is not MISSING, path, f"{attribute.name} must be given")
     return kind(**values)
 
 
-def _read_value(kind: str, value: Any, path: str) -> Any:
+def _read_value(kind: str, value: object, path: str) -> object:
     if kind == "Pool":
         return _read_table(Pool, value, path)
     if kind in _LISTED:
@@ -282,9 +284,9 @@ def _read_value(kind: str, value: Any, path: str) -> Any:
         raise _Wrong(path, str(error)) from None
 
 
-def _exactly(kind: type, noun: str) -> Callable[[Any], Any]:
-    def read(value: Any) -> Any:
-        if type(value) is not kind:
+def _exactly(kind: type[T], noun: str) -> Callable[[object], T]:
+    def read(value: object) -> T:
+        if type(value) is not kind or not isinstance(value, kind):
             raise ValueError(f"expected {noun}, got {value!r}")
         return value
 
@@ -294,15 +296,15 @@ def _exactly(kind: type, noun: str) -> Callable[[Any], Any]:
 _string = _exactly(str, "a text")
 
 
-def _strings(value: Any) -> tuple[str, ...]:
+def _strings(value: object) -> tuple[str, ...]:
     return tuple(_string(item) for item in _exactly(list, "a list of texts")(value))
 
 
-def _map(value: Any) -> dict[str, str]:
+def _map(value: object) -> dict[str, str]:
     return {key: _string(item) for key, item in _exactly(dict, "a table of texts")(value).items()}
 
 
-_READERS: Mapping[str, Callable[[Any], Any]] = {
+_READERS: Mapping[str, Callable[[object], object]] = {
     "str": _string,
     "str | None": _string,
     "int": _exactly(int, "a whole number"),

@@ -10,8 +10,8 @@ import random
 from collections.abc import Collection
 from datetime import datetime
 from itertools import count
-from typing import Any
 
+from xapi.datamodel import records
 from xapi.datamodel.types import NULL
 from xapi.host.driver import types
 from xapi.inventory.declaration import (
@@ -67,15 +67,15 @@ class _Builder:
         self.rng = rng
         self.rows = Rows(store, rng)
         self.now = now
-        self.networks: dict[str, Any] = {}
-        self.hosts: dict[str, Any] = {}
-        self.storage: dict[str, Any] = {}
+        self.networks: dict[str, records.network] = {}
+        self.hosts: dict[str, records.host] = {}
+        self.storage: dict[str, records.SR] = {}
         """By what the declaration calls an SR, see `sr_names`."""
-        self.images: dict[str, Any] = {}
+        self.images: dict[str, records.VDI] = {}
 
     def build(self) -> None:
         """Make everything, what is referred to before what refers to it."""
-        self.rows.create("user", short_name="root", fullname="superuser")
+        self.rows.create(self.store.user, short_name="root", fullname="superuser")
         self.add_networks()
         for host in self.declaration.hosts:
             self.hosts[host.name] = add_host(self.rows, host, self.networks, self.now)
@@ -86,7 +86,7 @@ class _Builder:
         import_templates(self.rows)
         for vm in self.declaration.vms:
             self.add_vm(vm)
-        account(self.store.SR)
+        account(self.store)
 
     def add_networks(self) -> None:
         """Make the networks of the hosts' cards, the other declared ones, and the hosts' internal one."""
@@ -101,7 +101,7 @@ class _Builder:
             bridge = network.bridge or _free_bridge(devices.get(name, ""), taken)
             taken.add(bridge)
             self.networks[name] = self.rows.create(
-                "network",
+                self.store.network,
                 name_label=name,
                 name_description=network.description,
                 bridge=bridge,
@@ -117,9 +117,11 @@ class _Builder:
         add_tools_sr(self.rows, self.hosts.values())
         declared = {id(sr): self.add_sr(sr) for sr in self.declaration.srs}
         for name, owner in sr_names(self.declaration).items():
-            self.storage[name] = own[owner.name] if isinstance(owner, Host) else declared[id(owner)]
+            sr = own[owner.name] if isinstance(owner, Host) else declared[id(owner)]
+            if sr is not None:
+                self.storage[name] = sr
 
-    def add_sr(self, sr: SR) -> Any:
+    def add_sr(self, sr: SR) -> records.SR:
         """Make a declared SR with its images."""
         driver = types()[sr.type]
         space = {"physical_size": sr.size} if sr.size else NO_SPACE
@@ -158,7 +160,7 @@ class _Builder:
         default = NULL if sr is None else sr._ref
         ratios = {"memory-ratio-hvm": "0.25", "memory-ratio-pv": "0.25"}
         self.rows.create(
-            "pool",
+            self.store.pool,
             name_label=declared.name,
             name_description=declared.description,
             master=self.hosts[self.declaration.hosts[0].name]._ref,
@@ -201,9 +203,9 @@ class _Builder:
             name = nic.network or nic_network(main, first.nics[main])
             add_card(self.rows, row, at, self.networks[name], nic.mac)
 
-    def add_disk(self, vm: Any, at: int, disk: Disk) -> None:
+    def add_disk(self, vm: records.VM, at: int, disk: Disk) -> None:
         """Give a VM one drive, with a new image unless it is a CD drive or names one."""
-        values: dict[str, Any] = {"bootable": disk.bootable}
+        values: dict[str, object] = {"bootable": disk.bootable}
         image = self.images.get(disk.vdi)
         if disk.cd:
             values |= {"type": "CD", "mode": "RO"}
@@ -227,7 +229,7 @@ def _free_bridge(device: str, taken: Collection[str]) -> str:
 def add_internal_network(rows: Rows) -> None:
     """Make the network over which guests can reach their host's API."""
     rows.create(
-        "network",
+        rows.store.network,
         name_label="Host internal management network",
         name_description="Network on which guests get a private link-local address to talk to the host's API",
         bridge="xenapi",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
+from xapi.datamodel import records
+from xapi.datamodel.types import Ref
 from xapi.inventory.declaration import Host, HostNIC, nic_device, nic_network
 from xapi.inventory.processors import cpu_info, of_one_cpu
 from xapi.inventory.product import BIOS, PRODUCT
@@ -22,15 +23,15 @@ _CARD = {
 }
 
 
-def add_host(rows: Rows, host: Host, networks: Mapping[str, Any], now: datetime) -> Any:
+def add_host(rows: Rows, host: Host, networks: Mapping[str, records.network], now: datetime) -> records.host:
     """Make a host with its CPUs, control domain and network cards; networks go by name."""
-    metrics = rows.create("host_metrics", live=True, memory_total=host.memory, last_updated=now)
+    metrics = rows.create(rows.store.host_metrics, live=True, memory_total=host.memory, last_updated=now)
     iqn = f"iqn.{now:%Y-%m}.com.example:{rows.uuid()[:8]}"
     started = f"{int(now.timestamp())}."
     keys = {"agent_start_time": started, "boot_time": started, "iscsi_iqn": iqn, "multipathing": "false"}
     overhead = 256 * MIB + host.memory // 128 // MIB * MIB
     row = rows.create(
-        "host",
+        rows.store.host,
         name_label=host.name,
         name_description=host.description,
         hostname=host.name,
@@ -56,15 +57,15 @@ def add_host(rows: Rows, host: Host, networks: Mapping[str, Any], now: datetime)
     return row
 
 
-def _add_cpus(rows: Rows, host: Any, declared: Host) -> None:
+def _add_cpus(rows: Rows, host: records.host, declared: Host) -> None:
     for number in range(declared.cpus):
-        rows.create("host_cpu", host=host._ref, number=number, **of_one_cpu(host.cpu_info))
+        rows.create(rows.store.host_cpu, host=host._ref, number=number, **of_one_cpu(host.cpu_info))
 
 
-def _add_control_domain(rows: Rows, host: Any, declared: Host, now: datetime) -> str:
+def _add_control_domain(rows: Rows, host: records.host, declared: Host, now: datetime) -> Ref[records.VM]:
     memory, vcpus = declared.control_domain_memory, min(declared.cpus, 16)
     metrics = rows.create(
-        "VM_metrics",
+        rows.store.VM_metrics,
         start_time=now,
         install_time=now,
         last_updated=now,
@@ -73,7 +74,7 @@ def _add_control_domain(rows: Rows, host: Any, declared: Host, now: datetime) ->
         VCPUs_number=vcpus,
     )
     vm = rows.create(
-        "VM",
+        rows.store.VM,
         name_label=f"Control domain on host: {declared.name}",
         name_description="The domain which manages physical devices and manages other domains",
         power_state="Running",
@@ -93,15 +94,17 @@ def _add_control_domain(rows: Rows, host: Any, declared: Host, now: datetime) ->
         other_config={"is_system_domain": "true"},
     )
     for protocol in PROTOCOLS:
-        console = rows.create("console", protocol=protocol, VM=vm._ref)
+        console = rows.create(rows.store.console, protocol=protocol, VM=vm._ref)
         console.location = Door().url(declared.address, f"ref={console._ref}")
-    return str(vm._ref)
+    return vm._ref
 
 
-def _add_nic(rows: Rows, host: Any, nic: HostNIC, at: int, network: Any, now: datetime, address: str) -> None:
+def _add_nic(
+    rows: Rows, host: records.host, nic: HostNIC, at: int, network: records.network, now: datetime, address: str
+) -> None:
     path = f"0000:{at + 1:02x}:00.0"
     card = rows.create(
-        "PCI",
+        rows.store.PCI,
         host=host._ref,
         pci_id=path,
         class_name="Ethernet controller",
@@ -110,7 +113,7 @@ def _add_nic(rows: Rows, host: Any, nic: HostNIC, at: int, network: Any, now: da
         **_CARD,
     )
     metrics = rows.create(
-        "PIF_metrics",
+        rows.store.PIF_metrics,
         carrier=True,
         speed=nic.speed,
         duplex=True,
@@ -120,7 +123,7 @@ def _add_nic(rows: Rows, host: Any, nic: HostNIC, at: int, network: Any, now: da
     )
     ip = nic.ip or address
     rows.create(
-        "PIF",
+        rows.store.PIF,
         device=nic_device(at, nic),
         device_name=nic_device(at, nic),
         host=host._ref,

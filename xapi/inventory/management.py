@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import IPv4Network, ip_address
-from typing import Any
 
+from xapi.datamodel import records
 from xapi.hosts import addresses
 from xapi.hosts.addresses import Interface
 from xapi.store.memory import Store
+from xapi.store.rows import Row
 
 
 def reached_at(
@@ -26,17 +27,19 @@ def reached_at(
 
     The card has the address itself, or, where that is none of this machine's, the one that is listened at.
     """
-    host: Any = store.host[next(iter(store.pool)).master]
+    host = store.host[next(iter(store.pool)).master]
     with store.atomic():
         _write(host, address=address)
         for ref in host.PIFs:
-            pif: Any = store.PIF[ref]
+            pif = store.PIF[ref]
             if pif.management:
                 own = (interface(address) if _is_address(address) else None) or interface(listening)
                 _write(pif, **_settings(pif, own, listening, gateway))
 
 
-def _settings(pif: Any, own: Interface | None, listening: str, gateway: Callable[[Interface], str]) -> dict[str, Any]:
+def _settings(
+    pif: records.PIF, own: Interface | None, listening: str, gateway: Callable[[Interface], str]
+) -> dict[str, object]:
     """Return what a card says of an address; what a declaration says beside the same address stays."""
     ip = listening if own is None else own.address
     if ":" in ip:
@@ -49,7 +52,7 @@ def _settings(pif: Any, own: Interface | None, listening: str, gateway: Callable
             "ip_configuration_mode": "None",
             **dict.fromkeys(("IP", "netmask", "gateway"), ""),
         }
-    common = {
+    common: dict[str, object] = {
         "IPv6": (),
         "ipv6_configuration_mode": "None",
         "ipv6_gateway": "",
@@ -71,7 +74,7 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _write(row: Any, **fields: Any) -> None:
+def _write(row: Row, **fields: object) -> None:
     """Change what differs, so that a start that changes nothing writes nothing."""
     for name, value in fields.items():
         if getattr(row, name) != value:

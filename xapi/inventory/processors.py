@@ -6,7 +6,6 @@ A declaration gives the CPUs' number and their name, which is what guests read t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from hypervisor.api import Processor
 from xapi.host.machine import processor
@@ -44,7 +43,7 @@ def _told(found: Processor) -> dict[str, str]:
     }
 
 
-def of_one_cpu(info: Mapping[str, str]) -> dict[str, Any]:
+def of_one_cpu(info: Mapping[str, str]) -> dict[str, object]:
     """Return the fields of a host_cpu whose host says this of its CPUs."""
     return {
         **{name: info[name] for name in ("vendor", "modelname", "stepping", "flags", "features")},
@@ -78,7 +77,7 @@ def tell(db: Store) -> None:
             if info != old:
                 host.cpu_info = info
             for ref in host.host_CPUs:
-                cpu: Any = db.host_cpu[ref]
+                cpu = db.host_cpu[ref]
                 for name, value in of_one_cpu(info).items():
                     if getattr(cpu, name) != value:
                         setattr(cpu, name, value)

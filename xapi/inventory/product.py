@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xapi.store.memory import Store
@@ -68,7 +68,7 @@ BIOS = {
 }
 CAPABILITIES = ("xen-3.0-x86_64", "hvm-3.0-x86_32", "hvm-3.0-x86_32p", "hvm-3.0-x86_64")
 """The kinds of guests that Xen offers to run; none where the machine cannot."""
-PRODUCT: Mapping[str, Any] = {
+PRODUCT: Mapping[str, object] = {
     "API_version_major": 2,
     "API_version_minor": 23,
     "API_version_vendor": "XenSource",

@@ -11,8 +11,9 @@ import random
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from xapi.datamodel import records
 from xapi.inventory.declaration import Host
 from xapi.inventory.hosts import add_host
 from xapi.inventory.processors import pool_cpu_info
@@ -28,9 +29,9 @@ _MODELS = ("Debian Bookworm 12", "Rocky Linux 9", "Ubuntu Noble Numbat 24.04", "
 class _Place(NamedTuple):
     """Where a VM goes: its host, and an SR and a network that the host has."""
 
-    host: Any
-    sr: Any
-    network: Any
+    host: records.host
+    sr: records.SR
+    network: records.network
 
 
 def grow(store: Store, *, hosts: int, vms: int, rng: random.Random, now: datetime) -> Iterator[int]:
@@ -80,7 +81,7 @@ def _add_host(rows: Rows, now: datetime) -> None:
     pool.cpu_info = pool_cpu_info(store)
 
 
-def _place(store: Store, host: Any) -> _Place | None:
+def _place(store: Store, host: records.host) -> _Place | None:
     attached = [store.SR[pbd.SR] for ref in host.PBDs if (pbd := store.PBD[ref]).currently_attached]
     srs = sorted((sr for sr in attached if sr.content_type == "user"), key=lambda sr: sr.shared)
     pifs = sorted((store.PIF[ref] for ref in host.PIFs), key=lambda pif: not pif.management)
@@ -89,7 +90,7 @@ def _place(store: Store, host: Any) -> _Place | None:
 
 def _add_vms(rows: Rows, places: list[_Place], batch: range) -> None:
     settings = {name: default_templates()[name].settings() for name in _MODELS}
-    grown: dict[Any, int] = {}
+    grown: dict[records.SR, int] = {}
     for number in batch:
         place = places[number % len(places)]
         name = _MODELS[number % len(_MODELS)]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from hypervisor.api import StorageType
+from xapi.datamodel import records
 from xapi.host.driver import types
 from xapi.inventory.declaration import LOCAL_STORAGE, Host
 from xapi.inventory.templates import MIB, Rows, add_image
@@ -22,7 +23,7 @@ def add_drivers(rows: Rows, declared: Collection[str]) -> None:
         if not driver.creatable and driver.type not in declared:
             rows.uuid(), rows.uuid()  # so that a seed's other references are what they were when all had an SM
             continue
-        rows.create("SM", **_facts(driver))
+        rows.create(rows.store.SM, **_facts(driver))
 
 
 def _facts(driver: StorageType) -> dict[str, Any]:
@@ -58,19 +59,19 @@ def renew_drivers(store: Store) -> None:
                 store.SM.create(**_facts(driver))
 
 
-def add_sr(rows: Rows, hosts: Iterable[Any], device_config: Mapping[str, str], **values: Any) -> Any:
+def add_sr(rows: Rows, hosts: Iterable[records.host], device_config: Mapping[str, str], **values: object) -> records.SR:
     """Make an SR that is attached to the given hosts."""
     sizes = {"physical_size": 0, "physical_utilisation": 0, "virtual_allocation": 0}
-    row = rows.create("SR", default_vdi_visibility=True, **{**sizes, **values})
+    row = rows.create(rows.store.SR, default_vdi_visibility=True, **{**sizes, **values})
     for host in hosts:
         add_pbd(rows, row, host, device_config)
     return row
 
 
-def add_pbd(rows: Rows, sr: Any, host: Any, device_config: Mapping[str, str]) -> None:
+def add_pbd(rows: Rows, sr: records.SR, host: records.host, device_config: Mapping[str, str]) -> None:
     """Attach an SR to a host."""
     rows.create(
-        "PBD",
+        rows.store.PBD,
         SR=sr._ref,
         host=host._ref,
         device_config=device_config,
@@ -79,7 +80,7 @@ def add_pbd(rows: Rows, sr: Any, host: Any, device_config: Mapping[str, str]) ->
     )
 
 
-def add_host_storage(rows: Rows, host: Any, declared: Host) -> Any:
+def add_host_storage(rows: Rows, host: records.host, declared: Host) -> records.SR | None:
     """Make the SRs that belong to one host; return its local storage, or None."""
     local = None
     if declared.local_storage:
@@ -112,7 +113,7 @@ def add_host_storage(rows: Rows, host: Any, declared: Host) -> Any:
     return local
 
 
-def add_tools_sr(rows: Rows, hosts: Iterable[Any]) -> None:
+def add_tools_sr(rows: Rows, hosts: Iterable[records.host]) -> None:
     """Make the SR of the guest tools with its one CD image."""
     sr = add_sr(
         rows,
@@ -132,10 +133,10 @@ def add_tools_sr(rows: Rows, hosts: Iterable[Any]) -> None:
     add_image(rows, sr, name, _TOOLS_SIZE, **facts)
 
 
-def account(srs: Iterable[Any]) -> None:
+def account(store: Store) -> None:
     """Sum up what the images of SRs take; an SR that cannot tell its size keeps saying so."""
-    for sr in srs:
-        images = [sr._table.store.VDI[ref] for ref in sr.VDIs]
+    for sr in store.SR:
+        images = [store.VDI[ref] for ref in sr.VDIs]
         sr.virtual_allocation = sum(image.virtual_size for image in images)
         if sr.physical_utilisation >= 0:
             sr.physical_utilisation = sum(image.physical_utilisation for image in images)

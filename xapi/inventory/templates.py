@@ -14,9 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from xapi.datamodel import records
 from xapi.datamodel.lexical import EPOCH
 from xapi.datamodel.types import NULL
 from xapi.store.memory import Store
+from xapi.store.rows import R, Table
 from xapi.vms.devices import mac_address
 from xapi.vms.memory import memory_overhead
 
@@ -48,13 +50,13 @@ class Rows:
         text = f"{bits:032x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
-    def create(self, table: str, **values: Any) -> Any:
-        """Make an object of the class; the uuid may be given."""
+    def create(self, table: Table[R], /, **values: object) -> R:
+        """Make an object of a class; the uuid may be given."""
         values.setdefault("uuid", self.uuid())
-        return self.store.tables[table].create(f"OpaqueRef:{self.uuid()}", **values)
+        return table.create(f"OpaqueRef:{self.uuid()}", **values)
 
 
-def create_vm(rows: Rows, **values: Any) -> Any:
+def create_vm(rows: Rows, **values: Any) -> records.VM:
     """Make a halted VM of the given fields, with its metrics, MAC seed and memory overhead."""
     values["other_config"] = {**values.get("other_config", {}), "mac_seed": rows.uuid()}
     overhead = memory_overhead(
@@ -63,7 +65,7 @@ def create_vm(rows: Rows, **values: Any) -> Any:
         values["VCPUs_max"],
         values.get("HVM_shadow_multiplier", 1.0),
     )
-    metrics = rows.create("VM_metrics", start_time=EPOCH, last_updated=EPOCH)
+    metrics = rows.create(rows.store.VM_metrics, start_time=EPOCH, last_updated=EPOCH)
     defaults = {
         "domid": -1,
         "user_version": 1,
@@ -74,26 +76,26 @@ def create_vm(rows: Rows, **values: Any) -> Any:
         "memory_overhead": overhead,
         "metrics": metrics._ref,
     }
-    return rows.create("VM", **defaults, **values)
+    return rows.create(rows.store.VM, **defaults, **values)
 
 
-def add_image(rows: Rows, sr: Any, label: str, size: int, **values: Any) -> Any:
+def add_image(rows: Rows, sr: records.SR, label: str, size: int, **values: object) -> records.VDI:
     """Make a disk image of `size` bytes on an SR; its storage is thin and still empty."""
     uuid = rows.uuid()
     facts = {"type": "user", "location": uuid, "managed": True, "virtual_size": size}
-    return rows.create("VDI", uuid=uuid, name_label=label, SR=sr._ref, **{**facts, **values})
+    return rows.create(rows.store.VDI, uuid=uuid, name_label=label, SR=sr._ref, **{**facts, **values})
 
 
-def add_drive(rows: Rows, vm: Any, position: int, image: Any, **values: Any) -> None:
+def add_drive(rows: Rows, vm: records.VM, position: int, image: records.VDI | None, **values: object) -> None:
     """Give a halted VM a drive with an image, or, when `image` is None, an empty CD drive."""
     facts = {"userdevice": str(position), "type": "Disk", "mode": "RW", "empty": image is None}
-    rows.create("VBD", VM=vm._ref, VDI=NULL if image is None else image._ref, **{**facts, **values})
+    rows.create(rows.store.VBD, VM=vm._ref, VDI=NULL if image is None else image._ref, **{**facts, **values})
 
 
-def add_card(rows: Rows, vm: Any, position: int, network: Any, mac: str = "") -> None:
+def add_card(rows: Rows, vm: records.VM, position: int, network: records.network, mac: str = "") -> None:
     """Give a halted VM a network card; without an address it gets the one that its seed implies."""
     rows.create(
-        "VIF",
+        rows.store.VIF,
         VM=vm._ref,
         network=network._ref,
         device=str(position),
@@ -139,7 +141,7 @@ class Template:
         kept = {key: value for key, value in self.other_config.items() if key != "default_template"}
         return {**kept, "base_template_name": self.name}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the fields which a VM that is made of this template shares with it."""
         return {
             "memory_static_min": self.memory // 2,
