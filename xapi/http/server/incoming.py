@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
@@ -56,7 +55,7 @@ class Incoming:
         self._body: bytes | bytearray = b""
         self._body_limit: int | None = 0
         self._to_the_close = False  # the stream ends with the connection
-        self._tail = b""  # the last bytes that were parsed: a head may have begun to end
+        self._tail = b""  # the last bytes of a part of a head, which may have begun to end
         self._skipped = b""  # head that makes a new parser read the body which an upgrade made this one skip
         self._replaying = False
         self._usual: tuple[int, bytes, Request] | None = None
@@ -106,20 +105,7 @@ class Incoming:
             return True
         usual = self._usual
         if usual is not None and len(data) == usual[0] and data.startswith(usual[1]):
-            like = usual[2]
-            body = data[len(usual[1]) :]
-            request = Request(
-                like.method,
-                like.target,
-                like.path,
-                like.query,
-                like.headers,
-                body,
-                like.version,
-                like.connection,
-                like.route,
-            )
-            self.waiting.append((request, True))
+            self.waiting.append((_with_body(usual[2], data[len(usual[1]) :]), True))
             return False
         self._usual = None
         if self.behind is not None:
@@ -148,12 +134,14 @@ class Incoming:
         """Remember the head of a request if it came in these bytes alone, and may come again with another body."""
         size = data.find(b"\r\n\r\n") + 4
         if len(data) == size + len(request.body) and size <= _USUAL and request.stream is None:
-            self._usual = len(data), data[:size], replace(request, body=b"")
+            self._usual = len(data), data[:size], _with_body(request, b"")
 
     def _feed(self, data: bytes) -> None:
-        if self.stage != HEAD and not self._may_have_a_put(data):
+        # `rfind` takes a third of the time of `in`.
+        if self.stage != HEAD and (self._is_all_of_a_stream(data) or data.rfind(b"PUT") < 0):
             self._parse(data)
-            self._tail = data[-3:]
+            if self.stage == HEAD:
+                self._tail = data[-3:]
             return
         for piece in self._by_heads(data):
             if self.ending:
@@ -164,14 +152,11 @@ class Incoming:
                 self._streamed(piece)
             else:
                 self._parse(piece)
-        self._tail = (self._tail + data)[-3:]
+        self._tail = (self._tail + data)[-3:] if self.stage == HEAD else b""
 
-    def _may_have_a_put(self, data: bytes) -> bool:
-        """Tell whether such a request may begin in bytes that are no part of a head."""
+    def _is_all_of_a_stream(self, data: bytes) -> bool:
         stream = self.stream
-        if stream is not None and stream.left is not None and stream.left >= len(data):
-            return False
-        return data.rfind(b"PUT") >= 0  # a third of the time of `in`
+        return stream is not None and stream.left is not None and stream.left >= len(data)
 
     def _by_heads(self, data: bytes) -> Iterator[bytes]:
         """Cut bytes wherever a head may end."""
@@ -384,3 +369,10 @@ class Incoming:
             self.behind = bytearray()
         elif not keep:
             self.ending = True
+
+
+def _with_body(like: Request, body: bytes) -> Request:
+    """Return the same request with another body, in a quarter of the time of `dataclasses.replace`."""
+    return Request(
+        like.method, like.target, like.path, like.query, like.headers, body, like.version, like.connection, like.route
+    )
