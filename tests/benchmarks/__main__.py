@@ -27,6 +27,7 @@ from tests.benchmarks import (
     durable,
     exits,
     guests,
+    hosts,
     listeners,
     moves,
     nets,
@@ -49,6 +50,7 @@ BENCHMARKS: Mapping[str, Callable[[Stage], list[Figure]]] = {
     "nets": nets.benchmark,
     "moves": moves.benchmark,
     "guests": guests.benchmark,
+    "hosts": hosts.benchmark,
     "vms": api_vms.benchmark,
 }
 FILES = 8192
