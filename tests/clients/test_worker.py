@@ -140,7 +140,7 @@ def test_guests_go_on_while_nobody_is_connected(place: Path, run: Callable[..., 
     first.do(first.backend.leave())
     second = at(place / "h" / "socket").start()
     (truth,) = second.do(second.backend.truths()).values()
-    assert truth.state.domid == built.state.domid and second.heard.told == ["up"]
+    assert truth.state.domid == built.state.domid and second.heard.told[0] == "up"
     second.do(second.backend.stop())
     assert worker.ended()[0] == 0, "to stop a host ends its process"
 

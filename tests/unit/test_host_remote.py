@@ -201,3 +201,19 @@ def test_errors_of_storage_keep_their_numbers() -> None:
     assert failed is not None
     error = TERMS.errors.error(failed)
     assert isinstance(error, StorageFailure) and (error.number, str(error)) == (46, "in use")
+
+
+def test_a_host_that_is_to_wait_for_nobody_ends_when_it_is_left() -> None:
+    """Also where nobody comes at first; not while somebody is there."""
+    away, stopped = Away(), list[str]()
+    away.endpoint.factory = Served(away.host, away.clock, "a life", lambda: stopped.append("stopped"), 10.0)
+    away.advance(9)
+    away.begin()
+    away.advance(30)
+    assert stopped == []
+    away.endpoint.refuses = True
+    away.endpoint.cut()
+    away.advance(9)
+    assert stopped == []
+    away.advance(2)
+    assert stopped == ["stopped"]

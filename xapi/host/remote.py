@@ -121,7 +121,7 @@ class RemoteBackend(_Calls):  # type: ignore[misc]
             self._told.callback(None)
 
     def _attention(self, uuid: str) -> None:
-        if self._listener is not None:
+        if self._listener is not None and self._link.connected:  # else `up` follows, which means all of it
             self._listener.attention(uuid)
 
 

@@ -17,12 +17,22 @@ if TYPE_CHECKING:
 
 
 class Served(ServerFactory):
-    """Makes connections to one host; `instance` is a text of this process's life, `stopped` is called by `stop`."""
+    """Makes connections to one host; `instance` is a text of this process's life, `stopped` is called by `stop`.
+
+    So it is when nobody has been connected for `patience` seconds, None for as long as it may be.
+    """
 
     noisy = False
     terms = TERMS
 
-    def __init__(self, backend: Backend, clock: IReactorTime, instance: str, stopped: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        clock: IReactorTime,
+        instance: str,
+        stopped: Callable[[], None],
+        patience: float | None = None,
+    ) -> None:
         interface = interface_of(Backend)
         host: Any = _Host(backend, stopped)
         self._served = {"": (interface, host)}
@@ -30,13 +40,32 @@ class Served(ServerFactory):
         self._clock = clock
         self._facts = {INSTANCE: instance}
         self._open: set[Connection] = set()
+        self._stopped = stopped
+        self._patience = patience
+        self._leaving: Any = None
+        self._look()
 
     def buildProtocol(self, address: IAddress | None) -> Connection:
         """Return one end of a connection."""
         connection = Connection(self.terms, self._clock, self._served, self._facts)
-        connection.ready.addCallbacks(self._open.add, lambda failure: None)
-        connection.on_lost = lambda lost: self._open.discard(connection)
+        connection.ready.addCallbacks(self._came, lambda failure: None)
+        connection.on_lost = lambda lost: self._went(connection)
         return connection
+
+    def _came(self, connection: Connection) -> None:
+        self._open.add(connection)
+        self._look()
+
+    def _went(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self._look()
+
+    def _look(self) -> None:
+        """Wait for somebody, where nobody is connected."""
+        if self._leaving is not None and self._leaving.active():
+            self._leaving.cancel()
+        if self._patience is not None and not self._open:
+            self._leaving = self._clock.callLater(self._patience, self._stopped)
 
     def close(self, why: str) -> None:
         """End the connections."""

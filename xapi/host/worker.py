@@ -71,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
     add("--reserve", type=int, default=0, metavar="BYTES", help="what disks leave free, if they are on the same "
         "file system as a --reserve-for")  # fmt: skip
     add("--reserve-for", type=Path, action="append", default=[], metavar="PATH", help="see --reserve; repeatable")
+    add("--patience", type=float, metavar="SECONDS", help="end when nobody has been connected for so long (default: "
+        "never)")  # fmt: skip
     add("--log-file", type=Path, metavar="FILE", help="write the log there, 16 MiB and five older files of it, and "
         "not to standard error")  # fmt: skip
     add("--log-level", choices=("debug", "info", "warn", "error", "critical"), default="info", metavar="L")
@@ -170,7 +172,7 @@ class Worker:
         self._backend: Backend = make_host(
             given.memory, threads, storage, given.network_boot, given.cpu_name, self._site, pcpus=given.pcpus
         )
-        self._served = Served(self._backend, reactor, secrets.token_hex(8), self._stop)
+        self._served = Served(self._backend, reactor, secrets.token_hex(8), self._stop, given.patience)
         self._port: IListeningPort | None = None
 
     async def begin(self) -> None:

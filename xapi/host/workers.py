@@ -19,6 +19,8 @@ from zope.interface import implementer
 
 log = Logger()
 
+NOT_FOR_IT = frozenset({"XAPI_ROOT_PASSWORD", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"})
+"""What is said to this process in its environment, and to no other."""
 TRY = 5
 """Seconds that a socket may take to be opened."""
 
@@ -70,10 +72,10 @@ class WorkerEndpoint:
         command = [sys.executable, "-m", "xapi.host.worker", "--socket", str(self._socket)]
         command += ["--log-file", str(self._directory / "log"), *self._options]
         self._started = started = _Started(output)
+        environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_IT}
         with output.open("wb") as errors, open(os.devnull, "rb") as nothing:
-            self._reactor.spawnProcess(
-                started, command[0], command, env=None, childFDs={0: nothing.fileno(), 1: "r", 2: errors.fileno()}
-            )
+            files = {0: nothing.fileno(), 1: "r", 2: errors.fileno()}
+            self._reactor.spawnProcess(started, command[0], command, env=environment, childFDs=files)
         await started.ready
 
 

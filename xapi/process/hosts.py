@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = Logger()
 
+ALONE = 10.0
+"""Seconds that the workers of an ephemeral daemon wait for one."""
+
 
 class Hosts(Stage):
     """The hosts of a daemon: what they are when it starts, and what it leaves: no guests in this process.
@@ -86,6 +89,8 @@ def make_worker(store: Store, host: Any, reactor: Any, kept_free: Sequence[Path]
     options += ["--network-boot", config.network_boot, "--storage", str(config.storage)]
     options += ["--site", str(config.workers_directory / "site"), "--log-level", config.log_level]
     options += ["--reserve", str(config.reserve)]
+    if config.ephemeral:
+        options += ["--patience", str(ALONE)]  # it may be killed, and nobody comes after it
     for path in kept_free:
         options += ["--reserve-for", str(path)]
     return cast("Backend", RemoteBackend(WorkerEndpoint(reactor, _place(config, host.uuid), options), reactor))
