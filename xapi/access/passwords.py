@@ -32,8 +32,8 @@ def verify_password(password: str, stored: str) -> bool:
     return hmac.compare_digest(tried.hex(), digest)
 
 
-NOBODY = hash_password(secrets.token_hex())
-"""The hash of a password that nobody has: it is checked where there is no account, as long as for any other."""
+NOBODY = f"scrypt${COST}${_BLOCK}${_PARALLEL}${secrets.token_hex(16)}${secrets.token_hex(64)}"
+"""The hash of no password that anybody knows: it is checked where there is no account, as long as for any other."""
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -116,21 +116,7 @@ async def revert(call: Call, snapshot: VDI) -> None:
         raise errors.UNIMPLEMENTED_IN_SM_BACKEND(row.SR)
 
 
-# Size and settings
-
-
-@message("VDI.resize", patience=SHORT)
-async def resize(call: Call, vdi: VDI, size: int) -> None:
-    """Make a disk larger that no VM uses."""
-    row = call.db.VDI[vdi]
-    await vdis.resize(call, row, size)
-
-
-@message("VDI.resize_online", patience=SHORT)
-async def resize_online(call: Call, vdi: VDI, size: int) -> None:
-    """Make a disk larger though a VM uses it."""
-    row = call.db.VDI[vdi]
-    await vdis.resize(call, row, size)
+# Settings
 
 
 @message("VDI.update", patience=SHORT)
