@@ -60,6 +60,11 @@ class HostError(Exception):
         super().__init__(text)
         self.code = code
 
+    @property
+    def is_unknown(self) -> bool:
+        """Tell whether nobody knows if the request was carried out."""
+        return self.code in (Code.LOST, Code.LATE)
+
 
 class Power(Enum):
     """Whether a domain runs; one that has shut down can be paused as well, to be kept for whoever looks at it."""

@@ -256,7 +256,7 @@ class FakeBackend:
         domain = self._domain(uuid)
         if domain.state is Power.SHUTDOWN:
             raise HostError(Code.NOT_RUNNING, uuid)
-        domain.state, domain.shutdown = Power.SHUTDOWN, how
+        domain.state, domain.shutdown, domain.asked = Power.SHUTDOWN, how, how is Shutdown.SUSPEND
 
     async def suspend(self, uuid: str, image: VolumeHandle) -> None:
         await self.shutdown(uuid, Shutdown.SUSPEND)

@@ -37,7 +37,7 @@ class Steps:
     def __init__(self, pool: Disks) -> None:
         self.pool = pool
         self.names: list[str] = []
-        self.fail_at = self.hold_at = -1
+        self.fail_at = self.hold_at = self.lose_at = -1
         self.late = self.armed = self.on = False
         self.held: list[Deferred[Any]] = []
         backend: Any = pool.backend
@@ -47,8 +47,11 @@ class Steps:
         self._work: Callable[..., Deferred[Any]] = storage._run
         storage._run = self._run
 
-    def arm(self, *, fail_at: int = -1, hold_at: int = -1, late: bool = False, on: bool = False) -> None:
-        self.fail_at, self.hold_at, self.late, self.on, self.armed = fail_at, hold_at, late, on, True
+    def arm(
+        self, *, fail_at: int = -1, hold_at: int = -1, lose_at: int = -1, late: bool = False, on: bool = False
+    ) -> None:
+        self.fail_at, self.hold_at, self.lose_at = fail_at, hold_at, lose_at
+        self.late, self.on, self.armed = late, on, True
 
     def _holds(self, number: int) -> bool:
         return number == self.hold_at or (self.on and 0 <= self.hold_at < number)
@@ -64,6 +67,8 @@ class Steps:
             number = self._counted(name)
             if number == self.fail_at:
                 raise HostError(Code.FAILED, f"{name} by the test")
+            if number == self.lose_at and not self.late:
+                self.pool.backend.lose()
             if self._holds(number) and not self.late:
                 await self._hold()
             result = await function(uuid, *arguments, **named)
@@ -71,6 +76,9 @@ class Steps:
                 self.pool.backend.attention(uuid)
             if self._holds(number) and self.late:
                 await self._hold()
+            if number == self.lose_at and self.late:
+                self.pool.backend.lose()
+                raise HostError(Code.LOST, f"{name} by the test")
             return result
 
         return step
@@ -91,10 +99,19 @@ class Steps:
         number = self._counted(f"storage {getattr(work, '__name__', '')}")
         if number == self.fail_at:
             return fail(StorageFailure(NO_SPACE, f"{self.names[-1]} by the test"))
+        if self.lose_at == number or self.pool.backend.is_lost:
+            return self._lose(told, work, *arguments)
         if not self._holds(number):
             return self._work(told, work, *arguments)
         done: Deferred[Any] | None = self._work(told, work, *arguments) if self.late else None
         return self._hold().addBoth(lambda _: done or self._work(told, work, *arguments))
+
+    def _lose(self, told: Any, work: Any, *arguments: Any) -> Deferred[Any]:
+        if not self.pool.backend.is_lost:
+            self.pool.backend.lose()
+            if self.late:
+                return self._work(told, work, *arguments).addBoth(lambda _: fail(HostError(Code.LOST, "by the test")))
+        return fail(HostError(Code.LOST, "by the test"))
 
 
 class Case(NamedTuple):
@@ -152,6 +169,8 @@ class World:
         """A VM that lives again lets its image be, when that cannot be destroyed."""
         if case.message == "VM.revert":
             self.target = self.db.VM[self.pool("VM.snapshot", self.vm._ref, "snapshot", [])]
+        self.keeps_all_images = False
+        """Where storage was lost with its host nobody knows what it has done."""
         self.prepare()
 
     def prepare(self) -> None:
@@ -200,6 +219,8 @@ class World:
         assert held == []
         assert len(self.db.task) == 0
         images = {vdi._ref for vdi in self.db.VDI if vdi.type == "suspend"}
+        if self.keeps_all_images:
+            return
         if not self.keeps_image:
             assert images == {vm.suspend_VDI for vm in self.db.VM if vm.suspend_VDI != NULL}
         stems = {Path(name).stem for name in self.pool.files()}
@@ -207,7 +228,7 @@ class World:
 
     def check_undone(self, before: tuple[int, int]) -> None:
         """Assert that a call that failed has left nothing, and works now."""
-        assert self.count() == before
+        assert self.count()[: 1 if self.keeps_all_images else 2] == before[: 1 if self.keeps_all_images else 2]
         assert self.uuid in {vm.uuid for vm in self.db.VM}
         states = {self.case.state} | ({"Halted"} if self.case.message in MAY_HALT else set())
         assert self.vm.power_state in states

@@ -63,7 +63,7 @@ async def follow(subsystems: Subsystems, ref: str) -> None:
 
 
 def _action(vm: records.VM, state: DomainState) -> str:
-    """Return what is to be done with a domain that is down: destroy, restart, preserve or resume.
+    """Return what is to be done with a domain that is down: destroy, restart, preserve, resume or suspend.
 
     Memory is dumped for nobody: a coredump action is its second half, as in xenopsd. There is no way to restart a
     guest inside its domain, so a soft reboot is a restart.
@@ -75,6 +75,8 @@ def _action(vm: records.VM, state: DomainState) -> str:
         action = vm.actions_after_reboot
     elif state.shutdown is Shutdown.SOFT_RESET:
         action = vm.actions_after_softreboot
+    elif state.shutdown is Shutdown.SUSPEND and vm.suspend_VDI != NULL:
+        return "suspend"  # its memory was saved before its host was lost
     elif state.shutdown is Shutdown.SUSPEND and state.asked:
         return "resume"  # whoever asked has given up
     elif state.shutdown is Shutdown.SUSPEND:
@@ -94,7 +96,10 @@ async def _is_down(subsystems: Subsystems, vm: records.VM) -> DomainState | None
     return state if state is not None and not is_up(state) else None
 
 
-_MESSAGES = {"restart": "hard_reboot", "preserve": "pause", "destroy": "hard_shutdown", "resume": "suspend"}
+_MESSAGES = {
+    "restart": "hard_reboot", "preserve": "pause", "destroy": "hard_shutdown", "resume": "suspend",
+    "suspend": "suspend",
+}  # fmt: skip
 
 
 async def _act(subsystems: Subsystems, vm: records.VM, action: str) -> None:
@@ -109,6 +114,8 @@ async def _act(subsystems: Subsystems, vm: records.VM, action: str) -> None:
                 await power.reboot(work, vm, alerted="")
             elif action == "preserve":
                 await power.pause(work, vm)  # its domain stays for whoever wants to look at it
+            elif action == "suspend":
+                await power.end_suspended(work, vm)
             elif action == "resume":
                 await power.resume_in_place(work, vm)
             else:

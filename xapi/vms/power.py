@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
-from hypervisor.api import Backend, DomainConfig, Shutdown, Truth, VolumeHandle
+from hypervisor.api import Backend, DomainConfig, HostError, Shutdown, Truth, VolumeHandle
 from xapi.calls.claim import SHORT, Held, Wanted, changed, claims
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Work
@@ -225,10 +225,13 @@ async def save(work: Work, vm: records.VM) -> records.VDI:
 
 async def _stay(work: Work, vm: records.VM, host: Backend, vdi: records.VDI) -> None:
     """Let a guest whose memory was to be saved go on where it is, if it has got so far, without the image."""
-    state = (await host.stat(vm.uuid)).state
-    if state is not None and state.shutdown is Shutdown.SUSPEND:
-        await host.resume(vm.uuid)
-    await work[Storage].destroy(work, vdi)
+    try:
+        with told(vm):
+            state = (await host.stat(vm.uuid)).state
+            if state is not None and state.shutdown is Shutdown.SUSPEND:
+                await host.resume(vm.uuid)
+    finally:
+        await work[Storage].destroy(work, vdi)
     await work[Reconciler].look(vm)  # a look meanwhile may have seen it on its way, and nothing tells the end
 
 
@@ -242,7 +245,8 @@ async def resume_in_place(work: Work, vm: records.VM) -> None:
 async def leave(work: Work, vm: records.VM, vdi: records.VDI, unfinished: Making) -> None:
     """End the domain of a VM whose memory is saved, when that is durable. Raises Fault; then the guest goes on.
 
-    A cancel comes too late, and is ignored.
+    A cancel comes too late, and is ignored. Where nobody knows whether the domain has ended, as its host is lost, the
+    memory is kept: the VM is suspended when the host is back (`end_suspended`).
     """
     db, host = work.db, backend(work, vm)
     try:
@@ -252,12 +256,21 @@ async def leave(work: Work, vm: records.VM, vdi: records.VDI, unfinished: Making
                 unfinished.done()
             await to_its_end(durable(db))
             await to_its_end(host.destroy(vm.uuid))
-    except Fault:
+    except Fault as fault:
+        if isinstance(fault.__cause__, HostError) and fault.__cause__.is_unknown:
+            raise
         if vm.suspend_VDI != NULL:
             vm.suspend_VDI = NULL
             await to_its_end(durable(db))  # a guest must not go on from an image that is older than its disks
         await to_its_end(_stay(work, vm, host, vdi))
         raise
+
+
+async def end_suspended(work: Work, vm: records.VM) -> None:
+    """End the domain of a VM whose memory was saved before its host was lost, and write that it is suspended."""
+    with told(vm):
+        await backend(work, vm).destroy(vm.uuid)
+    lose(work.db, vm)
 
 
 async def resume(work: Work, vm: records.VM, host: records.host, *, start_paused: bool = False) -> None:

@@ -21,6 +21,7 @@ from xapi.storage.repository import Storage
 from xapi.storage.unfinished import making
 from xapi.vms import copies, power
 from xapi.vms.copies import CHECKPOINT, CLONE, SNAPSHOT, How, duplicate
+from xapi.vms.faults import fault_of, told
 from xapi.vms.reconcile import Reconciler, write_halted
 from xapi.vms.revert import revert as take_back
 
@@ -130,8 +131,11 @@ async def _go_on(call: Call, row: records.VM) -> None:
         await backend.resume(row.uuid)
         await call[Reconciler].look(row)
     except HostError as error:
+        if error.is_unknown:  # it goes on, or does when its host is back
+            raise fault_of(error, row) from error
         log.error("{vm} does not go on after its checkpoint: {error}", vm=named(row), error=error)
-        await backend.destroy(row.uuid)
+        with told(row):
+            await backend.destroy(row.uuid)
         with call.db.atomic():
             write_halted(call.db, row)
         raise errors.VM_CHECKPOINT_RESUME_FAILED(row._ref) from error
