@@ -33,10 +33,10 @@ CARD = "02:00:00:00:00:41"
 class Pool:
     """The state of one daemon after another, with the workers that are beside them."""
 
-    def __init__(self, state: Path, clients: Clients) -> None:
+    def __init__(self, state: Path, clients: Clients, *options: str) -> None:
         self.state = state
         self._clients = clients
-        self.lab = self.start()
+        self.lab = self.start(*options)
 
     def start(self, *options: str) -> Lab:
         """Start a daemon; return it with a client."""
@@ -81,8 +81,8 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-def pool(place: Path, clients: Clients) -> Iterator[Pool]:
-    made = Pool(place / "s", clients)
+def pool(place: Path, clients: Clients, request: pytest.FixtureRequest) -> Iterator[Pool]:
+    made = Pool(place / "s", clients, *getattr(request, "param", ()))
     try:
         yield made
         made.lab.close()
@@ -232,6 +232,26 @@ def test_a_host_whose_socket_is_cut_keeps_its_guests_and_is_lost_until_it_is_men
     assert pool.workers() == [worker] and counter(lab.shell(vm)) > counted
     lab.xapi.VM.pause(vm)
     assert lab.xapi.VM.get_power_state(vm) == "Paused"
+
+
+@pytest.mark.parametrize("pool", [("--hosts", "2")], indirect=True, ids=["two hosts"])
+def test_guests_of_two_workers_are_on_one_lan_and_each_worker_is_alone(pool: Pool) -> None:
+    """The address service is one's, and the other's when that one is killed; the daemon has no part in it."""
+    lab = pool.lab
+    vms = [lab.vm(f"guest {number}") for number in range(2)]
+    for vm, host in zip(vms, lab.xapi.host.get_all(), strict=True):
+        lab.card(vm)
+        lab.xapi.VM.start_on(vm, host, False, False)
+    first, second = (lab.address(vm) for vm in vms)
+    assert first != second and len(set(pool.workers())) == 2
+    assert "received: 3" in lab.shell(vms[0]).run(f"ping {second} 3")
+    uuid = lab.xapi.host.get_uuid(lab.xapi.VM.get_resident_on(vms[0]))
+    os.kill(int((pool.state / "hosts" / uuid / "socket.lock").read_text()), signal.SIGKILL)
+    pool.until("VM", lambda: lab.xapi.VM.get_power_state(vms[0]) == "Halted")
+    assert lab.xapi.VM.get_power_state(vms[1]) == "Running"
+    lab.xapi.VM.start(vms[0], False, False)
+    again = lab.address(vms[0])
+    assert "received: 3" in lab.shell(vms[1]).run(f"ping {again} 3")
 
 
 def test_the_path_of_a_workers_socket_must_not_be_too_long(tmp_path: Path) -> None:
