@@ -4,7 +4,7 @@ Both ends call each other. Who calls sends `Call`, `Cancel`, `Credit` and `Relea
 `Answer`, `Item` and `Failed`, all with the number that the caller has given to the call. Values are MessagePack too,
 bytes here: what type they are of is known to whoever asked.
 
-A frame has at most `FRAME` bytes, so that reading the worst of them takes 6 ms; longer answers come in parts.
+A frame has at most `FRAME` bytes, so that reading the worst of them takes 3 ms; longer answers come in parts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ FRAME = 256 * 1024
 PIECE = 64 * 1024
 """Bytes of a value that go into one frame, so that others come in between."""
 VALUE = 16 << 20
-"""Bytes of an answer in parts."""
+"""Bytes of an answer in parts: 40,000 volumes. One that is made to be slow to read takes 0.3 s; who can send it is
+somebody who may do everything."""
 GREETING = 16 * 1024
 """Bytes of the first frame, which comes from anybody."""
 _LENGTH = 4
