@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from functools import cache, cached_property
-from typing import Any
 
 from xapi.datamodel.types import Type, Types
 
@@ -57,7 +56,7 @@ class Field:
     doc: str
     type: Type
     access: str
-    default: Any
+    default: object
     required: bool
     inverse: str
     role: str
@@ -86,7 +85,7 @@ class Parameter:
     name: str
     type: Type
     required: bool
-    default: Any
+    default: object
     secret: bool = False
 
 
@@ -219,7 +218,7 @@ class QueryParameter:
     name: str
     type: Type
     required: bool
-    default: Any
+    default: object
     by_name: bool
     """True where its name is there, whatever it says."""
 

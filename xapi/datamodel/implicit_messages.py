@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xapi.datamodel.declarations import Class, Field, Message, Parameter
@@ -48,7 +48,7 @@ def implicit_messages(cls: Class, types: Types) -> Iterator[Message]:
         yield message("get_all_records", "get_all_records", "Return all records, keyed by reference.", result=records)
 
 
-def _field_messages(message: Any, me: Parameter, member: Field, types: Types) -> Iterator[Message]:
+def _field_messages(message: Callable[..., Message], me: Parameter, member: Field, types: Types) -> Iterator[Message]:
     about = {"field": member, "life": member.life}
     reader = {"role": member.reader} if member.reader else {}
     yield message(f"get_{member.name}", "getter", f"Return {member.name}.", me, result=member.type, **about, **reader)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lxml import etree
 
@@ -156,7 +156,7 @@ class Reader:
         except ValueError as error:
             raise self.wrong(element, str(error)) from error
 
-    def default(self, element: etree._Element, kind: Type) -> Any:
+    def default(self, element: etree._Element, kind: Type) -> object:
         text = element.get("default")
         if text is None:
             return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 from xapi.calls.dispatch import Dispatcher
 from xapi.calls.faults import Veil
@@ -123,7 +124,7 @@ class RPC:
         names = "".join(f"<value>{name}</value>" for name in self.names)
         return xmlrpc.bare(f"<value><array><data>{names}</data></array></value>".encode())
 
-    def _is_alive(self, name: str, params: list[Any]) -> bytes:
+    def _is_alive(self, name: str, params: list[object]) -> bytes:
         try:
             text = STRING.decode(params[0])
         except (IndexError, DecodeError) as error:
@@ -175,26 +176,30 @@ class RPC:
 
     # Waiting and rendering
 
-    def _later(self, method: Method, result: Deferred[Any], answer: Any, failed: Any) -> Deferred[Response]:
+    def _later(
+        self,
+        method: Method,
+        result: Deferred[Any],
+        answer: Callable[[Method, object], Answer],
+        failed: Callable[[Fault], Response],
+    ) -> Deferred[Response]:
         """Answer when the result is there. Cancelled (the client is gone), a wait for events stops;
         other work goes on, as with xapi."""
         if not method.stops_with_client:
-            waited: Deferred[Any] = Deferred(lambda _: None)
+            waited: Deferred[object] = Deferred(lambda _: None)
 
-            def pass_on(outcome: Any) -> None:
+            def pass_on(outcome: object) -> None:
                 if not waited.called:
                     waited.callback(outcome)
 
             result.addBoth(pass_on)
             result = waited
 
-        def fail(failure: Any) -> Response:
-            if failure.check(Fault):
-                response: Response = failed(failure.value)
-                return response
+        def fail(failure: Failure) -> Response:
+            if isinstance(failure.value, Fault):
+                return failed(failure.value)
             failure.trap(CancelledError)
-            response = failed(errors.INTERNAL_ERROR("cancelled"))
-            return response
+            return failed(errors.INTERNAL_ERROR("cancelled"))
 
         result.addCallback(lambda value: answer(method, value))
         result.addErrback(fail)

@@ -141,7 +141,7 @@ class EmulatedBackend:
         """Return the newest lines of the hypervisor's own log."""
         return self.toolstack.host.console_ring.text()
 
-    async def _do(self, uuid: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _do(self, uuid: str, function: Callable[..., object], *arguments: object) -> Any:
         """Do something with a domain on a thread, after what was begun before with it.
 
         Who is cancelled waits no longer; the work goes on, and what undoes it comes after it.
@@ -151,7 +151,7 @@ class EmulatedBackend:
         work = self._threads.run(function, *arguments)
         shown: Deferred[Any] = Deferred(lambda _: None)
 
-        def over(result: Any) -> None:
+        def over(result: object) -> None:
             if not lock.waiting and uuid not in self.toolstack.guests:
                 self._locks.pop(uuid, None)
             lock.release()

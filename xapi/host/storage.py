@@ -62,7 +62,7 @@ class LocalStorage:
         """Have images leave so many bytes free on the file system of a path."""
         room.keep_back(path, count)
 
-    async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def _do(self, work: Callable[..., T], *arguments: object) -> T:
         """Do work in a thread, to its end."""
         return await _whole(self._run(_told, work, *arguments), lambda: None)
 
@@ -252,7 +252,7 @@ async def _whole(work: Deferred[T], stop: Callable[[], None]) -> T:
     return result
 
 
-def _told(work: Callable[..., T], *arguments: Any) -> T:
+def _told(work: Callable[..., T], *arguments: object) -> T:
     """Do work; its errors become those of the protocol."""
     try:
         return work(*arguments)

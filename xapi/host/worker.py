@@ -29,6 +29,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import STDLibLogObserver, globalLogBeginner
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from xapi.host.machine import Site, make_host
@@ -102,7 +103,7 @@ def _serve(given: argparse.Namespace) -> int:
     worker = Worker(given, reactor)
     problems: list[str] = []
 
-    def refused(failure: Any) -> None:
+    def refused(failure: Failure) -> None:
         problems.append(str(failure.value))
         worker.reactor.stop()
 
@@ -161,7 +162,7 @@ class Worker:
         self._pool = ThreadPool(0, THREADS, "xapi-host")
         self._ended = False
 
-        def in_thread(function: Any, *arguments: Any) -> Deferred[Any]:
+        def in_thread(function: Any, *arguments: object) -> Deferred[Any]:
             return deferToThreadPool(reactor, self._pool, function, *arguments)
 
         storage = LocalStorage(given.storage, in_thread, reactor.callFromThread, lambda: int(reactor.seconds() * 1e9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -33,7 +33,7 @@ class Hearer(Protocol):
 class Backends:
     """One backend a host, made by `make(host)` and started when it is first needed."""
 
-    def __init__(self, make: Callable[[Any], Backend], hearer: Callable[[], Hearer]) -> None:
+    def __init__(self, make: Callable[[records.host], Backend], hearer: Callable[[], Hearer]) -> None:
         self._make = make
         self._hearer = hearer
         self._made: dict[str, Backend] = {}

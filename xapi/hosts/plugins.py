@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
 
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
@@ -91,7 +92,7 @@ class Plugins:
         """Tell whether there is an extension of a name."""
         return _find(self._extensions, name) is not None
 
-    async def call_extension(self, method: str, parameters: Sequence[Any]) -> Any:
+    async def call_extension(self, method: str, parameters: Sequence[object]) -> Any:
         """Return what an extension answers. Raises Fault."""
         path = _find(self._extensions, method)
         if path is None:
@@ -210,7 +211,7 @@ class _Watched(ProcessProtocol):
     def errReceived(self, data: bytes) -> None:
         self._stderr += data[: _KEPT - len(self._stderr)]
 
-    def _cancelled(self, _: Any) -> None:
+    def _cancelled(self, _: object) -> None:
         self.end("cancelled")
 
     def end(self, why: str) -> None:
@@ -223,16 +224,16 @@ class _Watched(ProcessProtocol):
                     kill(pid, signal.SIGKILL)
         self.transport.loseConnection()  # type: ignore[union-attr]
 
-    def processExited(self, reason: Any) -> None:
+    def processExited(self, reason: Failure) -> None:
         self._timers.append(self._clock.callLater(_GRACE, self.transport.loseConnection))  # type: ignore[union-attr]
 
-    def processEnded(self, reason: Any) -> None:
+    def processEnded(self, reason: Failure) -> None:
         for timer in self._timers:
             if timer.active():
                 timer.cancel()
         status = reason.value
-        if not self._why and getattr(status, "signal", None) is not None:
-            self._why = f"signal: {signal.Signals(status.signal).name}"
+        if not self._why and (ended_by := getattr(status, "signal", None)) is not None:
+            self._why = f"signal: {signal.Signals(ended_by).name}"
         elif not self._why and getattr(status, "exitCode", None):
             self._why = "non-zero exit"
         if not self.finished.called:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from xapi.datamodel.lexical import DecodeError
@@ -36,7 +36,7 @@ class Query:
         """Return the first value of a name, "" if there is none."""
         return self._values.get(name, [""])[0]
 
-    def arguments(self, handler: HTTPHandler) -> list[Any]:
+    def arguments(self, handler: HTTPHandler) -> list[object]:
         """Return the arguments of a handler, as the schema declares them. Raises Refusal (400)."""
         found = []
         for parameter in handler.parameters:
@@ -46,7 +46,7 @@ class Query:
                 raise Refusal(400, f"parameter {parameter.name}: {error}") from None
         return found
 
-    def _argument(self, parameter: QueryParameter) -> Any:
+    def _argument(self, parameter: QueryParameter) -> object:
         kind, name = parameter.type, parameter.name
         values = self._values.get(name, [])
         if isinstance(kind, MapType):
@@ -62,7 +62,7 @@ class Query:
         return True if parameter.by_name else _decoded(kind, values[0])
 
 
-def _decoded(kind: Type, text: str) -> Any:
+def _decoded(kind: Type, text: str) -> object:
     if not isinstance(kind, BoolType):
         return kind.decode(text)
     if text not in _TRUTH:

@@ -28,6 +28,7 @@ from xapi.http.visit import Visit
 
 if TYPE_CHECKING:
     from xapi.calls.work import Subsystems
+    from xapi.datamodel import records
 
 _STATUS = {"RBAC_PERMISSION_DENIED": 403, "HANDLE_INVALID": 404, "UUID_INVALID": 404, "NOT_IMPLEMENTED": 501}
 """What errors of the API are in HTTP; others are 500, as with xapi."""
@@ -88,7 +89,7 @@ class Visited:
         return await self._function(visit, *visit.query.arguments(self._declared))
 
 
-def _fault_of(error: Exception, task: Any) -> Fault:
+def _fault_of(error: Exception, task: records.task | None) -> Fault:
     """Return what an error is for a task."""
     if isinstance(error, Fault):
         return error
@@ -114,7 +115,7 @@ class Routes:
         """Raises RegistryError where a function and the schema do not fit."""
         model = subsystems[Model]
         found = registry.functions(model)
-        made: dict[type[Any], Any] = {}
+        made: dict[type[object], object] = {}
         self._exact: dict[tuple[str, str], Route] = {}
         self._by_method: dict[str, list[tuple[str, Route]]] = {}
         """Paths and routes, the longest path first."""

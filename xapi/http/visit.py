@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Subsystems, Work
@@ -12,7 +12,7 @@ from xapi.http.server.exchange import Refusal
 
 if TYPE_CHECKING:
     from xapi.access.caller import Caller
-    from xapi.datamodel import HTTPHandler
+    from xapi.datamodel import HTTPHandler, records
     from xapi.http.query import Query
     from xapi.http.server.body import Body
     from xapi.http.server.exchange import Request
@@ -56,11 +56,11 @@ class Visit(Work):
         return self.request.connection.begin(status, content_type, headers, length)
 
     @property
-    def named_task(self) -> Any:
+    def named_task(self) -> records.task | None:
         """The task that the client has made for this, and names as `task_id`; None if there is none, or no longer."""
         task = self[Tasks].named(named(self.request, self.query, "task_id"), self.caller.session)
         return task if task is not None and task.status == "pending" else None
 
-    def _begin(self) -> Any:
+    def _begin(self) -> records.task:
         """Return the task that the client has named, or a new one."""
         return self.named_task or self[Tasks].create(self.name, session=self.caller.session, origin=self.caller.origin)

@@ -36,7 +36,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _Transport(xmlrpc.client.Transport):
-    def make_connection(self, host: Any) -> _Connection:
+    def make_connection(self, host: object) -> _Connection:
         return _Connection("localhost")
 
     def add_extra_header(self, key: str, value: str) -> None:
@@ -51,7 +51,7 @@ if "XAPI_SOCKET" in os.environ:
     XenAPI.xapi_local = _xapi_local
 
 
-def success_message(result: Any) -> str:
+def success_message(result: object) -> str:
     """Return the answer that has a result."""
     return xmlrpc.client.dumps(({"Status": "Success", "Value": result},), "", True)
 

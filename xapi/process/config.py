@@ -155,7 +155,7 @@ def address_of(text: str) -> tuple[str, int] | None:
 class _Version(argparse.Action):
     """Look the version up when it is asked for."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **more: Any) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, **more: object) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="say the version and end")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:

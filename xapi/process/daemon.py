@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
-
+from xapi.access.checks import InThread
 from xapi.access.sessions import Sessions
 from xapi.calls import registry
 from xapi.calls.claim import Refusals
@@ -15,6 +14,7 @@ from xapi.calls.dispatch import Dispatcher, Method
 from xapi.calls.faults import Veil
 from xapi.calls.tasks import Tasks
 from xapi.calls.work import Subsystems
+from xapi.datamodel import records
 from xapi.events.listeners import Events
 from xapi.hosts.backends import Backends
 from xapi.hosts.certificate import Certificate
@@ -66,12 +66,12 @@ class Daemon:
         db: Store,
         clock: IReactorTime,
         passwords: Passwords,
-        in_thread: Callable[..., Deferred[Any]],
+        in_thread: InThread,
         *,
         pool_secret: str,
         directory_path: Path | None,
         fragment_budget: int,
-        make_backend: Callable[[Any], Backend],
+        make_backend: Callable[[records.host], Backend],
         guest_directory: Path,
         storage_directory: Path,
         plugins: Plugins,
@@ -112,7 +112,7 @@ class Daemon:
             Dispatcher(model, self.subsystems, registry.functions(model), self.plugins, self.task_result, self.calls)
         )
 
-    def task_result(self, method: Method, result: Any) -> str:
+    def task_result(self, method: Method, result: object) -> str:
         """Return the XML-RPC text of a result, as a task keeps it."""
         if result is None:
             return "<value></value>"

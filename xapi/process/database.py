@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import cooperate
 from twisted.logger import Logger
 
+from xapi.access.checks import InThread
 from xapi.datamodel.lexical import moment
 from xapi.inventory import fresh, scale
 from xapi.inventory.storage import renew_drivers
@@ -47,8 +48,8 @@ class Writing(Stage):
         self,
         writer: Writer | Forgetful,
         db: Store,
-        growth: Iterator[Any],
-        in_thread: Callable[..., Deferred[Any]],
+        growth: Iterator[object],
+        in_thread: InThread,
     ) -> None:
         self._writer = writer
         self._db = db
@@ -99,7 +100,7 @@ def stored(
     Raises DatabaseError.
     """
 
-    def soon(tell: Callable[[], None]) -> Any:
+    def soon(tell: Callable[[], None]) -> object:
         return reactor.callLater(0, tell)
 
     if config.database == IN_MEMORY:
@@ -129,7 +130,7 @@ def _ballast(database: Path | None, config: Config) -> Ballast | None:
     return Ballast(Path(f"{database}{sqlite.RESERVE}"), size) if database is not None and size else None
 
 
-def first_inventory(store: Store, config: Config, declared: Declaration, reactor: Any) -> Iterator[Any]:
+def first_inventory(store: Store, config: Config, declared: Declaration, reactor: Any) -> Iterator[object]:
     """Fill an empty store; return what is left to do of a large inventory."""
     seed = secrets.randbits(128) if config.seed is None else config.seed
     if len(store.pool):

@@ -11,6 +11,7 @@ from uuid import UUID
 from twisted.logger import Logger
 
 from hypervisor.api import HostError
+from xapi.datamodel import records
 from xapi.host.machine import Site, load, make_host, why_no_guests
 from xapi.host.remote import RemoteBackend
 from xapi.host.workers import WorkerEndpoint, socket_of
@@ -74,13 +75,13 @@ def _look_at_the_machine(db: Store) -> None:
 
 
 def make_backend(
-    store: Store, host: Any, threads: Threads, storage: LocalStorage, site: Site, config: Config
+    store: Store, host: records.host, threads: Threads, storage: LocalStorage, site: Site, config: Config
 ) -> Backend:
     """Return an emulated host of a site with the memory that its record says."""
     return make_host(_memory(store, host), threads, storage, config.network_boot, _cpu_name(host), site)
 
 
-def make_worker(store: Store, host: Any, reactor: Any, kept_free: Sequence[Path], config: Config) -> Backend:
+def make_worker(store: Store, host: records.host, reactor: Any, kept_free: Sequence[Path], config: Config) -> Backend:
     """Return such a host in a worker, which is started where there is none.
 
     Disks leave `config.reserve` bytes of the file systems of `kept_free`.
@@ -110,11 +111,11 @@ def _place(config: Config, uuid: str) -> Path:
     return config.workers_directory / uuid
 
 
-def _memory(store: Store, host: Any) -> int:
+def _memory(store: Store, host: records.host) -> int:
     metrics = store.host_metrics.get(host.metrics)
     return metrics.memory_total if metrics is not None else 0
 
 
-def _cpu_name(host: Any) -> str:
+def _cpu_name(host: records.host) -> str:
     name: str = host.cpu_info.get("modelname", "")
     return name

@@ -99,7 +99,7 @@ class Readiness(Service):
                 self._file.unlink(missing_ok=True)
 
 
-def told(addresses: Sequence[str], path: Path) -> dict[str, Any]:
+def told(addresses: Sequence[str], path: Path) -> dict[str, object]:
     """Return what is told of a daemon that serves at addresses, and of local root's socket at a path."""
     reachable = [_reachable(address) for address in addresses]
 

@@ -11,7 +11,7 @@ import resource
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import CancelledError, Deferred
@@ -41,6 +41,7 @@ from xapi.store.forgetful import Forgetful
 from xapi.store.writer import Writer
 from xapi.vms import lifecycle, metrics
 
+T = TypeVar("T")
 log = Logger()
 
 RESERVE_EVERY = 10.0
@@ -89,7 +90,7 @@ class XapiService(MultiService):
     def stopService(self) -> Deferred[None]:
         """Stop listening, let running work end, and write what is queued."""
         log.info("Stopping")
-        ended: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
+        ended: Deferred[object] = super().stopService()  # type: ignore[no-untyped-call]
         return ended.addCallback(lambda _: self.afterwards.close())
 
 
@@ -150,8 +151,9 @@ def make_service(
             )
         pool = ThreadPool(0, THREADS, "xapi")
 
-        def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-            return deferToThreadPool(reactor, pool, function, *arguments)
+        def in_thread(function: Callable[..., T], /, *arguments: object) -> Deferred[T]:
+            begun: Deferred[T] = deferToThreadPool(reactor, pool, function, *arguments)
+            return begun
 
         threads = Threads(in_thread, reactor.callFromThread, reactor.callLater)
         storage = LocalStorage(config.storage, in_thread, reactor.callFromThread, lambda: int(reactor.seconds() * 1e9))

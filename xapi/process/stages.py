@@ -8,10 +8,10 @@ comes is cancelled.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -41,7 +41,7 @@ class Stage(Service):
 class Doing(Stage):
     """A stage of one function for its start and one for its end, which may return something to wait for."""
 
-    def __init__(self, start: Callable[[], Any] = lambda: None, stop: Callable[[], Any] = lambda: None) -> None:
+    def __init__(self, start: Callable[[], object] = lambda: None, stop: Callable[[], object] = lambda: None) -> None:
         self._start, self._stop = start, stop
 
     async def start(self) -> None:
@@ -54,7 +54,7 @@ class Doing(Stage):
 class Timer(Service):
     """Calls a function every so many seconds, first after that time; an error is logged, and the next call comes."""
 
-    def __init__(self, seconds: float, function: Callable[[], object], clock: Any) -> None:
+    def __init__(self, seconds: float, function: Callable[[], object], clock: IReactorTime) -> None:
         self._seconds, self._function = seconds, function
         self._loop = LoopingCall(self._call)
         self._loop.clock = clock
@@ -69,8 +69,8 @@ class Timer(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         self._loop.stop()
 
-    def _call(self) -> Deferred[Any]:
-        called: Deferred[Any] = maybeDeferred(self._function)
+    def _call(self) -> Deferred[object]:
+        called: Deferred[object] = maybeDeferred(self._function)
         return called.addErrback(lambda failure: log.failure("a timer's call failed", failure))
 
 
@@ -108,6 +108,6 @@ class Stages(MultiService):
                     log.failure("a service does not end as it should")
 
 
-def _done(function: Callable[[], Any]) -> Awaitable[Any]:
-    done: Deferred[Any] = maybeDeferred(function)
+def _done(function: Callable[[], object]) -> Awaitable[object]:
+    done: Deferred[object] = maybeDeferred(function)
     return done

@@ -80,9 +80,9 @@ class Launcher(MultiService):
         service.ready.addErrback(lambda failure: self._refused(failure.value))
         service.setServiceParent(self)  # type: ignore[no-untyped-call]
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> Deferred[object]:
         """End the daemon; its log is written then, for twistd may end the process by a signal."""
-        ended: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
+        ended: Deferred[object] = super().stopService()  # type: ignore[no-untyped-call]
         return ended.addCallback(self._log.flush)
 
     def _file(self) -> Path | None:
@@ -111,10 +111,10 @@ class _Later:
     """A log that begins later: it keeps what is said before."""
 
     def __init__(self) -> None:
-        self._kept: deque[Mapping[str, Any]] = deque(maxlen=1000)
+        self._kept: deque[Mapping[str, object]] = deque(maxlen=1000)
         self._begun: Any = None
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Mapping[str, object]) -> None:
         """Log an event of Twisted's."""
         (self._begun or self._kept.append)(event)
 
@@ -126,7 +126,7 @@ class _Later:
         while self._kept:
             self._begun(self._kept.popleft())
 
-    def flush(self, result: Any) -> Any:
+    def flush(self, result: object) -> Any:
         """Write what has been said."""
         if self._begun is not None:
             self._begun.writer.flush()

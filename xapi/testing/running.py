@@ -65,7 +65,7 @@ def running(
     inventory: str | Path | None = None,
     http: bool = True,
     https: bool = False,
-    **settings: Any,
+    **settings: object,
 ) -> Iterator[Kronos]:
     """Run a daemon with a fresh pool in this process, and end it with all that it has.
 

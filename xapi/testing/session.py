@@ -32,7 +32,7 @@ class Session:
         self.handle = ""
         self.xenapi = _Methods(self, "")
 
-    def call(self, name: str, *parameters: Any) -> Any:
+    def call(self, name: str, *parameters: object) -> Any:
         """Call a method with no session in front. Raises Failure."""
         answer: Any = getattr(self._proxy, name)(*parameters)
         if answer["Status"] != "Success":
@@ -62,7 +62,7 @@ class _Methods:
     def __getattr__(self, name: str) -> _Methods:
         return _Methods(self._session, f"{self._name}.{name}" if self._name else name)
 
-    def __call__(self, *parameters: Any) -> Any:
+    def __call__(self, *parameters: object) -> Any:
         session = self._session
         if self._name in ("login_with_password", "logout"):
             return getattr(session, self._name)(*parameters)

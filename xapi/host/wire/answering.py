@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -32,9 +32,9 @@ OBJECTS = 100_000
 class Objects:
     """What the other end may call: what is served by name, and what was sent to it, by number."""
 
-    def __init__(self, served: Mapping[str, tuple[Interface, Any]]) -> None:
+    def __init__(self, served: Mapping[str, tuple[Interface, object]]) -> None:
         self._served = served
-        self._sent: dict[int, tuple[Interface, Any]] = {}
+        self._sent: dict[int, tuple[Interface, object]] = {}
         self._numbers = count(1)
 
     def capabilities(self) -> frozenset[str]:
@@ -43,7 +43,7 @@ class Objects:
             method.full_name for interface, _ in self._served.values() for method in interface.every_method()
         )
 
-    def send(self, interface: Interface, target: Any) -> int:
+    def send(self, interface: Interface, target: object) -> int:
         """Return the number of an object that stays here."""
         if len(self._sent) >= OBJECTS:
             raise ValueError(f"{OBJECTS:,} objects are in use by the other end")
@@ -51,7 +51,7 @@ class Objects:
         self._sent[number] = interface, target
         return number
 
-    def find(self, address: str | int, name: str) -> tuple[Method, Any]:
+    def find(self, address: str | int, name: str) -> tuple[Method, object]:
         """Return a method of an object. Raises LookupError."""
         found = self._served.get(address) if isinstance(address, str) else self._sent.get(address)
         if found is None:
@@ -138,7 +138,7 @@ class Answering:
         self._size += running.size
         running.work = Deferred.fromCoroutine(self._run(frame.number, running, method, target, given, named))
 
-    def _received(self, interface: Interface, number: int) -> Any:
+    def _received(self, interface: Interface, number: int) -> object:
         return proxy(interface, self._connection.asking, number)
 
     async def _run(
@@ -146,9 +146,9 @@ class Answering:
         number: int,
         running: _Running,
         method: Method,
-        target: Any,
-        given: list[Any],
-        named: dict[str, Any],
+        target: object,
+        given: list[object],
+        named: dict[str, object],
     ) -> None:
         """Carry a call out and answer it; nothing is raised."""
         try:
@@ -182,7 +182,7 @@ class Answering:
             at += PIECE
         self._connection.send(Answer(number, data[at:]))
 
-    async def _pour(self, number: int, running: _Running, method: Method, items: AsyncIterator[Any]) -> None:
+    async def _pour(self, number: int, running: _Running, method: Method, items: AsyncIterator[object]) -> None:
         """Send what an iterator yields, as far as it may be sent; it is asked for no more before."""
         try:
             async for item in items:
@@ -199,7 +199,7 @@ class Answering:
                 await close()
 
 
-def _pieces(item: Any) -> list[Any]:
+def _pieces(item: object) -> list[object]:
     """Return an item of a stream as those that are sent: bytes may be cut anywhere."""
     if not isinstance(item, bytes) or len(item) <= PIECE:
         return [item]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -22,7 +22,7 @@ WINDOW = 256 * 1024
 """Bytes of a stream that may be under way; its reader asks for more when it has taken half of them."""
 
 
-class _Asked(Deferred[Any]):
+class _Asked(Deferred[object]):
     """An answer that is waited for. Who cancels asks the other end to cancel, and hears how the call has ended."""
 
     def __init__(self, asking: Asking, number: int, method: Method) -> None:
@@ -44,7 +44,7 @@ class _Stream:
         self.method = method
         self.closed = False
         self._asking, self._number = asking, number
-        self._items: deque[tuple[int, Any]] = deque()
+        self._items: deque[tuple[int, object]] = deque()
         self._allowed = WINDOW
         """Bytes that may still come."""
         self._taken = 0
@@ -71,7 +71,7 @@ class _Stream:
             waiting, self._waiting = self._waiting, None
             waiting.callback(None)
 
-    async def items(self) -> AsyncIterator[Any]:
+    async def items(self) -> AsyncIterator[object]:
         """Yield what comes."""
         try:
             while True:
@@ -115,29 +115,31 @@ class Asking:
         self._waiting: dict[int, _Asked | _Stream] = {}
         self._lost: Lost | None = None
 
-    async def ask(self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    async def ask(
+        self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]
+    ) -> object:
         """Call a method and return its answer. Raises what it has raised there, or what `Lost` is here."""
         number = self._call(address, method, given, named, 0)
         asked = self._waiting[number] = _Asked(self, number, method)
         return await asked
 
     async def follow(
-        self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]
-    ) -> AsyncIterator[Any]:
+        self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]
+    ) -> AsyncIterator[object]:
         """Call a method and yield what it does."""
         number = self._call(address, method, given, named, WINDOW)
         stream = self._waiting[number] = _Stream(self, number, method)
         async for item in stream.items():
             yield item
 
-    def tell(self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def tell(self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]) -> None:
         """Call a method without waiting for it; nothing where the connection is lost."""
         if self._lost is None:
             data = method.write_arguments(given, named, self._connection.objects.send)
             self._connection.send(Call(0, address, method.name, data))
 
     def _call(
-        self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any], credit: int
+        self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object], credit: int
     ) -> int:
         if self._lost is not None:
             raise self._connection.errors.lost(self._lost)
@@ -191,11 +193,12 @@ class Asking:
             return
         value = asked.method.read_answer(bytes(asked.parts + frame.data) if asked.parts else frame.data)
         if asked.method.result is not None:
+            assert isinstance(value, int)  # it was read as one
             value = self._received(asked.method.result, value)
         del self._waiting[frame.number]
         asked.callback(value)
 
-    def _received(self, interface: Interface, number: int) -> Any:
+    def _received(self, interface: Interface, number: int) -> object:
         return proxy(interface, self, number)
 
     def end(self, lost: Lost) -> None:

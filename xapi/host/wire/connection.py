@@ -78,7 +78,7 @@ class Connection(Protocol):
         self,
         terms: Terms,
         clock: IReactorTime,
-        served: Mapping[str, tuple[Interface, Any]] | None = None,
+        served: Mapping[str, tuple[Interface, object]] | None = None,
         facts: Mapping[str, str] | None = None,
     ) -> None:
         self.errors = terms.errors

@@ -70,7 +70,7 @@ class Errors:
 
 
 def _constructor(kind: type[Exception]) -> tuple[list[str], msgspec.msgpack.Decoder[Any]]:
-    hints: dict[str, Any] = get_type_hints(kind.__init__)
+    hints: dict[str, object] = get_type_hints(kind.__init__)
     names = list(inspect.signature(kind).parameters)
     types = tuple(hints[name] for name in names)
     return names, msgspec.msgpack.Decoder(tuple[types])  # type: ignore[valid-type]

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return what msgspec knows in place of a mapping of another kind, such as a view of one."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -55,7 +55,7 @@ class Method:
     """Those of its parameters that are objects."""
     result: Interface | None
     """What it answers, where that is an object."""
-    answer: type
+    answer: object
     _read_arguments: msgspec.msgpack.Decoder[Any]
     _read_answer: msgspec.msgpack.Decoder[Any]
 
@@ -65,7 +65,7 @@ class Method:
         return f"{self.owner}.{self.name}"
 
     def write_arguments(
-        self, given: tuple[Any, ...], named: Mapping[str, Any], send: Callable[[Interface, Any], int]
+        self, given: tuple[object, ...], named: Mapping[str, object], send: Callable[[Interface, object], int]
     ) -> bytes:
         """Return the arguments of a call; `send` gives an object a number. Raises TypeError as the method would."""
         bound = self.signature.bind(*given, **named)
@@ -76,11 +76,13 @@ class Method:
                 values[name] = send(interface, values[name])
         return encode(tuple(values.values()))
 
-    def read_arguments(self, data: bytes, receive: Callable[[Interface, int], Any]) -> tuple[list[Any], dict[str, Any]]:
+    def read_arguments(
+        self, data: bytes, receive: Callable[[Interface, int], object]
+    ) -> tuple[list[object], dict[str, object]]:
         """Return the arguments of a call, by place and by name. Raises msgspec.MsgspecError."""
         read = self._read_arguments.decode(data)
-        given: list[Any] = []
-        named: dict[str, Any] = {}
+        given: list[object] = []
+        named: dict[str, object] = {}
         for name, parameter in self.signature.parameters.items():
             value = getattr(read, name)
             if name in self.objects and value is not None:
@@ -91,11 +93,11 @@ class Method:
                 given.append(value)
         return given, named
 
-    def write_answer(self, value: Any) -> bytes:
+    def write_answer(self, value: object) -> bytes:
         """Return what is answered or yielded."""
         return encode(value)
 
-    def read_answer(self, data: bytes) -> Any:
+    def read_answer(self, data: bytes) -> object:
         """Return what was answered or yielded. Raises msgspec.MsgspecError."""
         return self._read_answer.decode(data)
 
@@ -142,7 +144,7 @@ def interface_of(protocol: type) -> Interface:
     return Interface(protocol.__name__, methods, parts)
 
 
-def _method(owner: str, name: str, function: Callable[..., Any]) -> Method:
+def _method(owner: str, name: str, function: Callable[..., object]) -> Method:
     hints = get_type_hints(function)
     parameters = list(inspect.signature(function).parameters.values())[1:]
     hint = hints.pop("return")
@@ -158,7 +160,7 @@ def _method(owner: str, name: str, function: Callable[..., Any]) -> Method:
 
 
 def _made(
-    owner: str, name: str, kind: Kind, parameters: list[inspect.Parameter], hints: Mapping[str, Any], answer: Any
+    owner: str, name: str, kind: Kind, parameters: list[inspect.Parameter], hints: Mapping[str, object], answer: object
 ) -> Method:
     result = _object(answer) if kind is Kind.ASKED else None
     if result is not None:
@@ -187,7 +189,7 @@ def _made(
     )
 
 
-def _object(hint: Any) -> Interface | None:
+def _object(hint: object) -> Interface | None:
     """Return the table of what stays where it is; None for a value."""
     if get_origin(hint) in (Union, UnionType):
         kinds = [each for each in get_args(hint) if each is not NoneType]
@@ -205,7 +207,12 @@ def _object(hint: Any) -> Interface | None:
 
 
 def _single(
-    name: str, kind: Kind, parameters: list[inspect.Parameter], hints: Mapping[str, Any], answer: Any, hint: Any
+    name: str,
+    kind: Kind,
+    parameters: list[inspect.Parameter],
+    hints: Mapping[str, object],
+    answer: object,
+    hint: object,
 ) -> Interface:
     """Return the table of an object with one method."""
     return Interface(str(hint), {name: _made(str(hint), name, kind, parameters, hints, answer)}, {})

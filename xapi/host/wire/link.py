@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred
@@ -130,7 +130,9 @@ class Link:
 
     # Calls
 
-    async def ask(self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    async def ask(
+        self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]
+    ) -> object:
         """Call a method and return its answer; it is late after its limit, and cancelled then."""
         asking = (await self._reached()).asking.ask(address, method, given, named)
         limit = self._limit(method)
@@ -145,7 +147,7 @@ class Link:
 
         timer = self._clock.callLater(limit, late)
 
-        def over(result: Any) -> None:
+        def over(result: object) -> None:
             if timer.active():
                 timer.cancel()
             if not shown.called:
@@ -155,14 +157,14 @@ class Link:
         return await shown
 
     async def follow(
-        self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]
-    ) -> AsyncIterator[Any]:
+        self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]
+    ) -> AsyncIterator[object]:
         """Call a method and yield what it does."""
         connection = await self._reached()
         async for item in connection.asking.follow(address, method, given, named):
             yield item
 
-    def tell(self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def tell(self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]) -> None:
         """Call a method without waiting for it; nothing where there is no connection."""
         if self._connection is not None:
             self._connection.asking.tell(address, method, given, named)
@@ -180,10 +182,10 @@ class Link:
         return self._connection
 
 
-class _Shown(Deferred[Any]):
+class _Shown(Deferred[object]):
     """An answer as who asks sees it, which may be late."""
 
-    def __init__(self, answer: Deferred[Any]) -> None:
+    def __init__(self, answer: Deferred[object]) -> None:
         super().__init__()
         self._answer = answer
 

@@ -13,15 +13,17 @@ from xapi.host.wire.interface import Interface, Kind, Method, interface_of
 class Line(Protocol):
     """Where calls go."""
 
-    async def ask(self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    async def ask(
+        self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]
+    ) -> object:
         """Call a method and return its answer."""
 
     def follow(
-        self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]
-    ) -> AsyncIterator[Any]:
+        self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]
+    ) -> AsyncIterator[object]:
         """Call a method and yield what it does."""
 
-    def tell(self, address: str | int, method: Method, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def tell(self, address: str | int, method: Method, given: tuple[object, ...], named: Mapping[str, object]) -> None:
         """Call a method without waiting for it."""
 
     def released(self, number: int) -> None:
@@ -52,22 +54,22 @@ def proxy(interface: Interface, line: Line, address: str | int) -> Any:
 @cache
 def class_of(interface: Interface) -> type[Proxy]:
     """Return the class of what stands for objects of an interface."""
-    members: dict[str, Any] = {name: _method(method) for name, method in interface.methods.items()}
+    members: dict[str, object] = {name: _method(method) for name, method in interface.methods.items()}
     members |= {name: _part(name, part) for name, part in interface.parts.items()}
     return type(f"Remote{interface.name}", (Proxy,), members)
 
 
-def _method(method: Method) -> Callable[..., Any]:
-    async def ask(self: Proxy, *given: Any, **named: Any) -> Any:
+def _method(method: Method) -> Callable[..., object]:
+    async def ask(self: Proxy, *given: object, **named: object) -> object:
         return await self._line.ask(self._address, method, given, named)
 
-    def follow(self: Proxy, *given: Any, **named: Any) -> AsyncIterator[Any]:
+    def follow(self: Proxy, *given: object, **named: object) -> AsyncIterator[object]:
         return self._line.follow(self._address, method, given, named)
 
-    def tell(self: Proxy, *given: Any, **named: Any) -> None:
+    def tell(self: Proxy, *given: object, **named: object) -> None:
         self._line.tell(self._address, method, given, named)
 
-    function: Callable[..., Any] = {Kind.ASKED: ask, Kind.FOLLOWED: follow, Kind.TOLD: tell}[method.kind]
+    function: Callable[..., object] = {Kind.ASKED: ask, Kind.FOLLOWED: follow, Kind.TOLD: tell}[method.kind]
     function.__name__ = method.name
     function.__doc__ = f"Call {method.full_name} at the other end."
     return function
