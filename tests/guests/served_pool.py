@@ -10,47 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import XenAPI
-from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from hypervisor.guests import DEMO_PROMPT
 from xapi.process.config import Config
 from xapi.process.service import XapiService, make_service
+from xapi.testing.reactor_thread import running_reactor, wait_for
 
-reactor: Any = global_reactor
 _SECONDS = 60
 """How long anything may take, before the test fails."""
 MIB = 1 << 20
 
 
 class ReactorThread:
-    """The process's reactor, which can be run once, on a thread."""
+    """The process's reactor on its thread, which serves other tests too."""
 
     def __init__(self) -> None:
-        self._thread = threading.Thread(target=lambda: reactor.run(installSignalHandlers=False), daemon=True)
-        self._thread.start()
+        self.reactor = running_reactor()
 
     def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function there, wait for its Deferred or coroutine, and return the result."""
-        done = threading.Event()
-        results: list[Any] = []
-
-        def finish(result: Any) -> None:
-            results.append(result)
-            done.set()
-
-        def begin() -> None:
-            maybeDeferred(lambda: _deferred(function(*arguments))).addBoth(finish)
-
-        reactor.callFromThread(begin)
-        assert done.wait(_SECONDS), "the reactor does not answer"
-        if hasattr(results[0], "raiseException"):
-            results[0].raiseException()
-        return results[0]
-
-    def stop(self) -> None:
-        reactor.callFromThread(reactor.stop)
-        self._thread.join(_SECONDS)
+        return wait_for(
+            self.reactor,
+            lambda: maybeDeferred(lambda: _deferred(function(*arguments))).addTimeout(_SECONDS, self.reactor),
+        )
 
 
 def _deferred(result: Any) -> Any:
@@ -65,7 +48,7 @@ class ServedPool:
         password = state.parent / f"{state.name}-password"
         password.write_text("xenroot")
         config = Config(state, listen=("127.0.0.1:0",), tls=(), root_password_file=password)
-        self.service: XapiService = thread.do(make_service, config, reactor)
+        self.service: XapiService = thread.do(make_service, config, thread.reactor)
         thread.do(self.service.startService)
         addresses = thread.do(lambda: self.service.ready)
         self._session = XenAPI.Session(next(each for each in addresses if each.startswith("http:")))

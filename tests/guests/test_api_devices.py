@@ -19,7 +19,6 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPool]:
     served = ServedPool(thread, tmp_path_factory.mktemp("state"))
     yield served
     served.stop()
-    thread.stop()
 
 
 @pytest.fixture
