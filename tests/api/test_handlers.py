@@ -189,6 +189,19 @@ def test_a_task_follows_an_upload(pool: Pool, behave: Any) -> None:
     assert (row.status, row.result) == ("success", "<value>10</value>")
 
 
+def test_a_task_that_the_client_has_not_made_goes_with_the_request(pool: Pool, behave: Any) -> None:
+    """It can be seen as long as the work lasts."""
+    seen: list[tuple[str, str]] = []
+
+    async def download(visit: Visit) -> Response:
+        seen.append((visit.task.name_label, visit.task.status))
+        return Response(200, b"", None)
+
+    behave("get_host_logs_download", download)
+    assert parse(get(pool, f"/host_logs_download?session_id={pool.session}")).status == 200
+    assert seen == [("get_host_logs_download", "pending")] and not pool.db.task.rows
+
+
 def test_a_cancel_of_the_task_ends_the_request(pool: Pool, behave: Any) -> None:
     """Wherever it waits."""
 

@@ -49,6 +49,15 @@ def connected(daemon: Daemon, scheme: str) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(urlsplit(daemon.http).netloc, timeout=30)
 
 
+def test_an_upload_without_a_length_that_closes_its_half_finds_the_answer(daemon: Daemon, session: str) -> None:
+    """The end of what it sends is no end of the connection."""
+    with socket.create_connection(("127.0.0.1", urlsplit(daemon.http).port or 0), timeout=30) as client:
+        client.sendall(f"PUT /import?session_id={session} HTTP/1.0\r\n\r\n".encode() + bytes(MIB))
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 501 ") and answer.endswith(b"put_import is not implemented\n")
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_who_sends_50_mib_before_reading_finds_the_answer(daemon: Daemon, session: str, scheme: str) -> None:
     """Not a broken pipe."""

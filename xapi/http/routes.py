@@ -8,14 +8,14 @@ with 501 and its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
 
 from xapi.access.sessions import Sessions
-from xapi.calls.faults import unexpected
+from xapi.calls.faults import Veil, unexpected
 from xapi.calls.tasks import Tasks
 from xapi.datamodel import HTTPHandler, Model, errors
 from xapi.datamodel.errors import Fault
@@ -68,6 +68,7 @@ class Visited:
         work = Deferred.fromCoroutine(self._run(visit))
         if task is not None:
             tasks.running(task, work)
+            visit.shown_task = task
         try:
             answer = await work
         except Exception as error:
@@ -75,8 +76,11 @@ class Visited:
             if task is not None:
                 tasks.fail(task, fault)
             if isinstance(error, Fault | CancelledError):
-                raise _refusal(fault) from error
+                raise _refusal(fault.code, visit[Veil].over(fault)) from error
             raise
+        finally:
+            if task is None:
+                visit.done()
         if task is not None:
             tasks.succeed(task, visit.result)
         return answer
@@ -100,12 +104,12 @@ def _fault_of(error: Exception, task: records.task | None) -> Fault:
     return errors.INTERNAL_ERROR(str(error)) if isinstance(error, Refusal) else unexpected(error)
 
 
-def _refusal(fault: Fault) -> Refusal:
+def _refusal(code: str, description: Sequence[str]) -> Refusal:
     """Return what an error of the API is in HTTP."""
-    status = _STATUS.get(fault.code, 500)
-    if fault.code == "NOT_IMPLEMENTED":
-        return Refusal(status, f"{fault.description[1]} is not implemented")
-    return Refusal(status, "" if status == 403 else " ".join(fault.description))
+    status = _STATUS.get(code, 500)
+    if code == "NOT_IMPLEMENTED":
+        return Refusal(status, f"{description[1]} is not implemented")
+    return Refusal(status, "" if status == 403 else " ".join(description))
 
 
 class Routes:

@@ -62,5 +62,6 @@ class Visit(Work):
         return task if task is not None and task.status == "pending" else None
 
     def _begin(self) -> records.task:
-        """Return the task that the client has named, or a new one."""
-        return self.named_task or self[Tasks].create(self.name, session=self.caller.session, origin=self.caller.origin)
+        """Return the task that the client has named, or a new one, which goes with the visit."""
+        caller = self.caller
+        return self.named_task or self[Tasks].create(self.name, session=caller.session, origin=caller.origin)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import protocol
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,23 +22,19 @@ from zope.interface import implementer
 from xapi.http.server.body import Body, ClientGone
 from xapi.http.server.budget import Budget
 from xapi.http.server.exchange import Answer, Application, Limits, Refusal, Request, Response, Takeover, error_response
+from xapi.http.server.flow import Flow
 from xapi.http.server.framing import Frame, answer_head, header_lines, in_pieces, status_line
 from xapi.http.server.incoming import Incoming
 from xapi.http.server.outgoing import Outgoing, Pulled
 from xapi.http.server.patience import Patience
 from xapi.http.server.sending import is_plain, send
 
+if TYPE_CHECKING:
+    from xapi.http.server.factory import HTTPFactory
+
 _SMALL = 256 * 1024  # bytes that may lie in the transport without its asking for them
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = Logger()
-
-
-class Register(Protocol):
-    """Who knows which connections are open."""
-
-    def opened(self, server: HTTPServer) -> None: ...
-
-    def lost(self, server: HTTPServer) -> None: ...
 
 
 @implementer(IHalfCloseableProtocol)
@@ -52,7 +48,7 @@ class HTTPServer(protocol.Protocol):
     wire: Any
 
     def __init__(
-        self, application: Application, clock: IReactorTime, limits: Limits, budget: Budget, register: Register
+        self, application: Application, clock: IReactorTime, limits: Limits, budget: Budget, register: HTTPFactory
     ) -> None:
         self._application = application
         self._limits = limits
@@ -72,15 +68,13 @@ class HTTPServer(protocol.Protocol):
         self._draining = False
         self._pending: Deferred[Any] | None = None
         self._unread = 0  # bytes written since the transport was last known to be empty
-        self._buffered = 0  # bytes received while busy
-        self._paused = False
-        self._ended = False  # the client sends no more
 
     def connectionMade(self) -> None:
         """Start the idle clock; an answer in two segments must not wait for an acknowledgement."""
         self.wire = self.transport
         self.peer: IAddress | None = self.wire.getPeer()
         self.incoming = Incoming(self._application, self._limits, self)
+        self._flow = Flow(self.wire)
         if not self._budget.admit(self):
             self.abort()
             return
@@ -111,7 +105,7 @@ class HTTPServer(protocol.Protocol):
 
     def readConnectionLost(self) -> None:
         """Hear that the client sends no more: the end of a body that has no other; else the connection is lost."""
-        self._ended = True
+        self._flow.ended = True
         if self.incoming.ends_with_the_close and not self.closing:
             self.incoming.closed(None)
         else:
@@ -141,7 +135,7 @@ class HTTPServer(protocol.Protocol):
             if incoming.stream is not None and incoming.stream is self._stream:
                 self.patience.touch()
                 if incoming.stream.is_full:
-                    self._pause()
+                    self._flow.pause()
             elif self.successor is None:  # who has just taken over reads at its own pace
                 self._hold_back(len(data))
             return
@@ -151,26 +145,14 @@ class HTTPServer(protocol.Protocol):
             self._send_continue()
 
     def _hold_back(self, size: int) -> None:
-        """Stop reading when more came than may be buffered until the answer is sent."""
-        self._buffered += size
-        if self._buffered > self.incoming.room and not self.closing:
-            self._pause()
-
-    def _pause(self) -> None:
-        if not self._paused:
-            self._paused = True
-            self.wire.pauseProducing()
-
-    def _read_on(self) -> None:
-        if self._paused and not self._ended:
-            self._paused = False
-            self.wire.resumeProducing()
+        if not self.closing:
+            self._flow.hold(size, self.incoming.room)
 
     def room(self) -> None:
         """Read on: the reader of a body has caught up."""
         stream = self.incoming.stream
-        if self._buffered <= self.incoming.room and not self.gone and (stream is None or not stream.is_full):
-            self._read_on()
+        if self._flow.held <= self.incoming.room and not self.gone and (stream is None or not stream.is_full):
+            self._flow.go_on()
 
     def wanted(self) -> None:
         """Wait for the next bytes of a body."""
@@ -207,7 +189,7 @@ class HTTPServer(protocol.Protocol):
                     self._request = request
                     self.busy = True
                     if request.stream is not None and request.stream is incoming.stream:
-                        self._buffered = 0  # nothing else is behind
+                        self._flow.held = 0  # nothing else is behind
                         self.room()
                     self._respond(request)
                 elif incoming.refusal is not None:
@@ -225,10 +207,10 @@ class HTTPServer(protocol.Protocol):
 
     def _settle(self) -> None:
         """Go on receiving: all that was complete is answered."""
-        self._buffered = 0
+        self._flow.held = 0
         self._request = None
         self.incoming.settled()
-        self._read_on()
+        self._flow.go_on()
         if self.incoming.continuing:
             self._send_continue()
         self.patience.settled()
@@ -361,7 +343,7 @@ class HTTPServer(protocol.Protocol):
             self._deliver(error_response(400, "A request with a body cannot take the connection over"))
             return
         self.wire.write(status_line(takeover.status) + header_lines(takeover.headers) + b"\r\n")
-        self._read_on()
+        self._flow.go_on()
         self.successor = takeover.make()
         self.successor.makeConnection(self.wire)
         if behind:
@@ -396,10 +378,10 @@ class HTTPServer(protocol.Protocol):
     def close(self) -> None:
         """Close the connection, once the client has had its answer."""
         stream = self.incoming.stream
-        if stream is not None and not self._ended:
+        if stream is not None and not self._flow.ended:
             self.incoming.unread = True
         self.closing = self.incoming.ending = True
-        self._read_on()  # TLS closes only when it reads the peer's part of the closing
+        self._flow.go_on()  # TLS closes only when it reads the peer's part of the closing
         if self.incoming.unread:
             if is_plain(self.wire):
                 self.wire.loseWriteConnection()  # whoever reads to the end has it
