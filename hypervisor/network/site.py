@@ -96,10 +96,9 @@ class Site:
         self._unnamed: set[Peer] = set()
         self._name = f"{time.time_ns():016x}{secrets.token_hex(4)}"
         self._listening = None if directory is None else Listening(directory, self._name)
-        self._selector = selectors.DefaultSelector()
-        self._bell, self._heard = socket.socketpair()
-        self._bell.setblocking(False)
-        self._heard.setblocking(False)
+        self._selector: selectors.BaseSelector
+        self._heard: socket.socket
+        self._bell: socket.socket | None = None
         self._rung = False
         self._closing = False
         self._next_look = 0.0
@@ -113,10 +112,18 @@ class Site:
         with self._mutex:
             self._lans.setdefault(lan, _Lan()).uplinks.append(uplink)
             if self._thread is None and not self._closing:
+                self._open()
                 self._thread = threading.Thread(target=self._run, name="site", daemon=True)
                 self._thread.start()
         self._elect(lan, uplink)
         return uplink
+
+    def _open(self) -> None:
+        """Open what the thread waits with, which a site without hosts does without."""
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._heard = socket.socketpair()
+        self._bell.setblocking(False)
+        self._heard.setblocking(False)
 
     def leave(self, uplink: Uplink) -> None:
         """Unplug a host; another one has the address service then. Call it under the host's lock."""
@@ -152,9 +159,10 @@ class Site:
                 lan.right.release()
         if self._listening is not None:
             self._listening.close()
-        self._selector.close()
-        self._bell.close()
-        self._heard.close()
+        if self._bell is not None:
+            self._selector.close()
+            self._bell.close()
+            self._heard.close()
 
     # Frames
 
@@ -194,7 +202,7 @@ class Site:
     # The thread
 
     def _ring(self) -> None:
-        if not self._rung:
+        if self._bell is not None and not self._rung:
             self._rung = True
             with suppress(BlockingIOError, OSError):
                 self._bell.send(b"!")
