@@ -216,7 +216,10 @@ class Store(Tables):
     def _assign(self, row: Row, name: str, value: object) -> None:
         table = row._table
         if name not in table.fit:
-            raise AttributeError(f"{table.name}.{name} follows from {table.cls.fields[name].inverse}: assign that")
+            field = table.cls.fields.get(name)
+            if field is None:
+                raise AttributeError(f"{table.name} has no {name}")
+            raise AttributeError(f"{table.name}.{name} follows from {field.inverse}: assign that")
         value = table.fitted(name, value)
         old = getattr(row, name)
         if old == value:
