@@ -157,7 +157,7 @@ class Terminal(Protocol):
             self._in_time()
             self._wire.resumeProducing()
 
-    def connectionLost(self, reason: Any = connectionDone) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Stop."""
         self._in_time()
         for working in list(self._working):

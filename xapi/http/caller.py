@@ -24,6 +24,7 @@ from xapi.http.server.exchange import Refusal, Request
 
 if TYPE_CHECKING:
     from xapi.access.sessions import Sessions
+    from xapi.datamodel import records
     from xapi.http.query import Query
 
 
@@ -56,7 +57,7 @@ async def admitted(sessions: Sessions, request: Request, query: Query, realm: st
         sessions.end(session)
 
 
-async def _log_in(sessions: Sessions, request: Request, query: Query, origin: Origin, realm: str) -> Any:
+async def _log_in(sessions: Sessions, request: Request, query: Query, origin: Origin, realm: str) -> records.session:
     secret = named(request, query, "pool_secret")
     user, password = _basic(request)
     try:

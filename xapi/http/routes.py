@@ -23,7 +23,7 @@ from xapi.http import registry
 from xapi.http.caller import Stranger, admitted, origin_of
 from xapi.http.query import Query
 from xapi.http.server.body import ClientGone
-from xapi.http.server.exchange import UNREAD, Intake, Refusal, Request, Route, error_response
+from xapi.http.server.exchange import UNREAD, Answer, Intake, Refusal, Request, Route, error_response
 from xapi.http.visit import Visit
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Plain:
     """A route that answers requests as they are."""
 
     intake: Intake
-    answer: Callable[[Request], Any]
+    answer: Callable[[Request], Answer | Deferred[Any]]
 
 
 class Visited:
@@ -51,10 +51,10 @@ class Visited:
         self._function = None if registered is None else registered.function
         self.intake = UNREAD if registered is None else registered.intake
 
-    def answer(self, request: Request) -> Deferred[Any]:
+    def answer(self, request: Request) -> Deferred[Answer]:
         return Deferred.fromCoroutine(self._answer(request))
 
-    async def _answer(self, request: Request) -> Any:
+    async def _answer(self, request: Request) -> Answer:
         query = Query(request.query)
         declared = self._declared
         if not declared.checked:
@@ -63,7 +63,7 @@ class Visited:
         async with admitted(self._subsystems[Sessions], request, query, declared.name) as caller:
             return await self._work(Visit(self._subsystems, declared, request, query, caller))
 
-    async def _work(self, visit: Visit) -> Any:
+    async def _work(self, visit: Visit) -> Answer:
         tasks, task = visit[Tasks], visit.named_task
         work = Deferred.fromCoroutine(self._run(visit))
         if task is not None:
@@ -85,12 +85,13 @@ class Visited:
             tasks.succeed(task, visit.result)
         return answer
 
-    async def _run(self, visit: Visit) -> Any:
+    async def _run(self, visit: Visit) -> Answer:
         if self._declared.checked:
             visit.caller.require(f"http/{self._declared.name}")
         if self._function is None:
             raise errors.NOT_IMPLEMENTED(self._declared.name)
-        return await self._function(visit, *visit.query.arguments(self._declared))
+        answer: Answer = await self._function(visit, *visit.query.arguments(self._declared))
+        return answer
 
 
 def _fault_of(error: Exception, task: records.task | None) -> Fault:

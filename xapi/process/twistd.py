@@ -126,7 +126,7 @@ class _Later:
         while self._kept:
             self._begun(self._kept.popleft())
 
-    def flush(self, result: object) -> Any:
+    def flush(self, result: object) -> object:
         """Write what has been said."""
         if self._begun is not None:
             self._begun.writer.flush()
