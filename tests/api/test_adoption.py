@@ -23,7 +23,7 @@ def reborn(pool: Pool, directory: Path) -> Pool:
     after = pool.crashed(directory)
     after.backends = pool.backends
     after.begin()
-    after.outcome(Deferred.fromCoroutine(after.daemon.reconciler.adopt()))
+    after.outcome(Deferred.fromCoroutine(after.daemon.survey.adopt()))
     after.turn()
     return after
 

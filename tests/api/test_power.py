@@ -619,7 +619,7 @@ def test_the_toolstack_that_starts_again_halts_what_ran_in_the_old_one(pool: Poo
     """The guests lived in that process."""
     vm = running(pool)
     pool.backend.doms.clear()
-    pool.outcome(Deferred.fromCoroutine(pool.daemon.reconciler.adopt()))
+    pool.outcome(Deferred.fromCoroutine(pool.daemon.survey.adopt()))
     assert (vm.power_state, vm.domid, vm.resident_on) == ("Halted", -1, NULL)
 
 

@@ -320,7 +320,7 @@ def test_memory_that_is_kept_for_nobody_is_given_back(
     monkeypatch.setattr("xapi.turns.TURN", seconds)
     vm = make_vm(pool)
     vm.scheduled_to_be_resident_on = next(iter(pool.db.host))._ref
-    pool.daemon.reconciler.unsettled()
+    pool.daemon.survey.unsettled()
     for _ in range(len(pool.db.VM)):
         pool.turn()
     assert vm.scheduled_to_be_resident_on == NULL

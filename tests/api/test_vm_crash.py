@@ -73,7 +73,7 @@ class After:
         self.pool.begin()
         self.db: Any = self.pool.db
         self.controls = {vm.uuid for vm in self.db.VM if vm.is_control_domain}
-        self.pool.run(self.pool.daemon.reconciler.adopt())
+        self.pool.run(self.pool.daemon.survey.adopt())
         self.pool.run(lifecycle.undo_unfinished(self.pool.daemon.subsystems))
         self.pool.turn()
 

@@ -76,7 +76,7 @@ def test_a_guest_outlives_its_daemon(pool: RealPool, tmp_path: Path) -> None:
     after = reborn(pool, tmp_path / "after")
     again: Any = after.db.VM[ref]
     token = after("event.from", ["VM", "console"], "", 0.0).token
-    pool.outcome(Deferred.fromCoroutine(after.daemon.reconciler.adopt()))
+    pool.outcome(Deferred.fromCoroutine(after.daemon.survey.adopt()))
     assert after("event.from", ["VM", "console"], str(token), 0.0).events == []
     assert (again.power_state, again.domid, again.consoles) == ("Running", vm.domid, vm.consoles)
     shell = Shell(pool, after.daemon, again)

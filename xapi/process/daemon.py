@@ -32,6 +32,7 @@ from xapi.vms.domains import Kernels
 from xapi.vms.metrics import Sampler
 from xapi.vms.reconcile import Reconciler
 from xapi.vms.schedules import Schedules
+from xapi.vms.survey import Survey
 from xapi.wire.fragments import Fragments, RecordOf, Records, Refs
 
 if TYPE_CHECKING:
@@ -93,11 +94,12 @@ class Daemon:
         self.certificate = add(Certificate())
         add(Kernels(guest_directory))
         add(Refusals(refusal.refusal))
-        self.backends = add(Backends(make_backend, lambda: self.reconciler))
+        self.backends = add(Backends(make_backend, lambda: self.survey))
         self.consoles = Consoles(db)
-        self.reconciler = add(Reconciler(db, clock, turns, self.backends, self.consoles))
+        self.reconciler = add(Reconciler(db, clock, self.backends, self.consoles))
         self.reconciler.follow = lambda vm: lifecycle.follow(self.subsystems, vm)
-        db.unsettled = self.reconciler.unsettled
+        self.survey = add(Survey(db, clock, turns, self.backends, self.reconciler))
+        db.unsettled = self.survey.unsettled
         self.networks = add(Networks(db, self.backends))
         self.schedules = add(Schedules(self.subsystems))
         self.metrics = add(Sampler(db, clock, turns, self.backends, self.reconciler.truths))
@@ -130,4 +132,4 @@ class Daemon:
         self.sessions.sweep()
         self.tasks.sweep()
         self.schedules.look()
-        self.reconciler.sweep()
+        self.survey.sweep()

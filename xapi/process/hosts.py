@@ -49,7 +49,7 @@ class Hosts(Stage):
     async def start(self) -> None:
         """Say of the hosts what is so now, take up the guests that live, and clean up behind operations that do not."""
         _look_at_the_machine(self._daemon.db)
-        await self._daemon.reconciler.adopt()
+        await self._daemon.survey.adopt()
         availability.started(self._daemon.db)
         await lifecycle.undo_unfinished(self._daemon.subsystems)
 

@@ -9,29 +9,25 @@ Between a look and its writing others work: operations end domains and make new 
 have seen comes in any order. So each truth has a sequence, and an older one is never written over a newer
 (`xapi.vms.truths`); and that a VM has no domain is not written while an operation holds it that makes or ends one.
 
-The net below that is `survey`: it looks at every VM and ends domains that no VM claims. It runs when changes have been
-undone that were accepted already, when changes are accepted again after that, when a host is reached again that was
-lost, and every minute. When the daemon starts `adopt` does the same for all: domains may have lived on without it.
+The net below that is `xapi.vms.survey`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from hypervisor.api import Disk, DomainState, HostError, Power, Shutdown, Truth, disk_name
+from hypervisor.api import Disk, DomainState, HostError, Power, Truth, disk_name
 from xapi.calls.claim import changed
 from xapi.datamodel import errors
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import moment
 from xapi.datamodel.types import NULL
 from xapi.log import guests
-from xapi.log.guests import named
 from xapi.vms import guest_metrics
 from xapi.vms.devices import card_number
 from xapi.vms.domains import position
@@ -40,12 +36,10 @@ from xapi.vms.truths import Truths
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from hypervisor.api import Backend
     from xapi.datamodel import records
     from xapi.datamodel.records import VBD, VIF, VM, VUSB, enum_domain_type
     from xapi.hosts.backends import Backends
     from xapi.store.memory import Store
-    from xapi.turns import Turns
     from xapi.vms.consoles import Consoles
 
 log = Logger()
@@ -68,19 +62,15 @@ Followed = Callable[[str], Awaitable[None]]
 class Reconciler:
     """Keeps the rows of one pool's VMs true. `follow` is what happens when a guest went down by itself."""
 
-    def __init__(self, db: Store, clock: IReactorTime, turns: Turns, backends: Backends, consoles: Consoles) -> None:
+    def __init__(self, db: Store, clock: IReactorTime, backends: Backends, consoles: Consoles) -> None:
         self._db = db
         self._consoles = consoles
         self._clock = clock
-        self._turns = turns
         self._backends = backends
         self.truths = Truths()
         self._waiting: set[str] = set()
         self._following: dict[str, bool] = {}
         """Guests that went down and are being followed, and whether attention was asked for meanwhile."""
-        self._surveying = False
-        self._reach: dict[str, bool] = {}
-        """Hosts that were lost, and whether they are reached again, which is to be written then."""
         self.follow: Followed = _leave
 
     # News
@@ -93,10 +83,10 @@ class Reconciler:
 
     def _attend(self, uuid: str) -> None:
         self._waiting.discard(uuid)
-        Deferred.fromCoroutine(self._look_and_follow(uuid)).addErrback(_report, uuid)
+        Deferred.fromCoroutine(self._look_and_follow(uuid)).addErrback(report, uuid)
 
     async def _look_and_follow(self, uuid: str) -> None:
-        vm = self._by_uuid(uuid)
+        vm = self.by_uuid(uuid)
         if vm is None:
             return
         if is_up(await self.look(vm)):
@@ -111,8 +101,8 @@ class Reconciler:
         uuid = vm.uuid
         self._following[uuid] = False
         try:
-            while self._is_held(vm):
-                await changed(self._db, self._clock, lambda: not self._is_held(vm), _LOOK)
+            while self.is_held(vm):
+                await changed(self._db, self._clock, lambda: not self.is_held(vm), _LOOK)
             state = await self.look(vm)
             if state is not None and state.power is Power.SHUTDOWN and vm._ref in self._db.VM:
                 guests.went_down(vm, state)
@@ -121,11 +111,11 @@ class Reconciler:
             if self._following.pop(uuid):
                 self.attend(uuid)
 
-    def _is_held(self, vm: VM) -> bool:
+    def is_held(self, vm: VM) -> bool:
         """Tell whether an operation holds a VM that makes or ends its domain."""
         return vm._ref in self._db.VM and not DOMAIN_OPERATIONS.isdisjoint(vm.current_operations.values())
 
-    def _by_uuid(self, uuid: str) -> VM | None:
+    def by_uuid(self, uuid: str) -> VM | None:
         try:
             return self._db.VM.by_uuid(uuid)
         except Fault:
@@ -140,39 +130,6 @@ class Reconciler:
         self.write(vm, host, truth)
         return truth.state
 
-    # Hosts
-
-    def lost(self, host: str) -> None:
-        """Write that a host is not reached; its VMs stay as they were last known."""
-        row = self._db.host.get(host)
-        if row is not None:
-            log.warn("{host} is not reached: its VMs are as they were last known", host=named(row))
-        self._reaches(host, False)
-
-    def reached(self, host: str) -> None:
-        """Write that a host is reached again, and look at all that is on it."""
-        row = self._db.host.get(host)
-        if row is not None:
-            log.info("{host} is reached again", host=named(row))
-        self._reaches(host, True)
-        Deferred.fromCoroutine(self._survey_host(host, thorough=True)).addErrback(_report, host)
-
-    def _reaches(self, host: str, reached: bool) -> None:
-        self._reach[host] = reached
-        try:
-            self._write_reach()
-        except Fault as fault:  # it is written when changes are accepted again
-            log.error("whether {host} is reached cannot be written now: {fault}", host=host, fault=fault)
-
-    def _write_reach(self) -> None:
-        for ref, reached in list(self._reach.items()):
-            host = self._db.host.get(ref)
-            metrics = None if host is None else self._db.host_metrics.get(host.metrics)
-            if metrics is not None and metrics.live != reached:
-                metrics.live = reached
-            if reached:
-                del self._reach[ref]
-
     # Writing
 
     def write(self, vm: VM, host: records.host, truth: Truth) -> None:
@@ -181,7 +138,7 @@ class Reconciler:
             return
         if truth.state is not None:
             self._write(vm, host, truth, truth.state)
-        elif not self._is_held(vm):
+        elif not self.is_held(vm):
             lose(self._db, vm)
 
     def begun(self, vm: VM, host: records.host, truth: Truth) -> None:
@@ -246,153 +203,6 @@ class Reconciler:
             vif = self._db.VIF[card]
             vif.currently_attached = (False, card_number(vif.device)) in plugged
 
-    # The net
-
-    def unsettled(self) -> None:
-        """Look at everything soon: rows have changed behind the operations that wrote them, or can again."""
-        self._clock.callLater(0, self._survey, True)
-
-    def sweep(self) -> None:
-        """Look for VMs without a domain, and domains without a VM."""
-        self._survey(False)
-
-    def _survey(self, thorough: bool) -> None:
-        Deferred.fromCoroutine(self.survey(thorough)).addErrback(_report, "all domains")
-
-    async def adopt(self) -> None:
-        """Make rows and hosts agree when the daemon starts, before anything is asked of it.
-
-        A VM whose domain lives goes on, one whose domain has gone is halted, domains that no VM claims are ended. VMs
-        of a host that is not reached stay as they were. Costs a call a host, and some 0.2 ms a domain.
-        """
-        for ref, vms in self._living().items():
-            host = self._db.host.get(ref)
-            truths: Mapping[str, Truth] = {}
-            if host is not None:
-                try:
-                    truths = await self._truths(host)
-                except (Fault, HostError) as error:
-                    log.warn("{host} cannot be looked at: {error}", host=named(host), error=error)
-                    continue
-            with self._db.atomic():
-                for vm in vms:
-                    self._adopt(vm, host, truths.get(vm.uuid))
-            if host is not None and truths:
-                await self._end_unclaimed(host, self._backends.of(host), truths)
-
-    async def _truths(self, host: records.host) -> Mapping[str, Truth]:
-        """Return what is on a host, which is written to be reached. Raises HOST_OFFLINE and HostError."""
-        backend = await self._backends.start(host)
-        self._reach[host._ref] = True
-        self._write_reach()
-        return await backend.truths()
-
-    def _adopt(self, vm: VM, host: records.host | None, truth: Truth | None) -> None:
-        """Write what has become of a VM that lived; one whose memory was saved by then is suspended."""
-        state = None if truth is None else truth.state
-        if (
-            host is None
-            or truth is None
-            or state is None
-            or (vm.suspend_VDI != NULL and state.shutdown is Shutdown.SUSPEND)
-        ):
-            lose(self._db, vm)
-            return
-        self.write(vm, host, truth)
-        guests.goes_on(vm, host)
-        if not is_up(state):
-            self.attend(vm.uuid)
-
-    def _living(self) -> dict[str, list[VM]]:
-        """Return the VMs that lived by host, with hosts to which others were coming, which they do not any more."""
-        living: dict[str, list[VM]] = {ref: [] for ref in self._backends.by_host()}
-        with self._db.atomic():
-            for vm in self._db.VM:
-                if vm.power_state in ("Running", "Paused") and not vm.is_control_domain:
-                    living.setdefault(vm.resident_on, []).append(vm)
-                elif vm.scheduled_to_be_resident_on != NULL:
-                    living.setdefault(vm.scheduled_to_be_resident_on, [])
-                    vm.scheduled_to_be_resident_on = NULL
-        return living
-
-    async def survey(self, thorough: bool = True) -> None:
-        """Look at all VMs with a domain, or only at those whose domain is lost, and end the domains of none.
-
-        Costs some 0.5 µs a domain, and where it is `thorough` 0.2 ms.
-        """
-        if self._surveying and not thorough:
-            return
-        self._surveying = True
-        try:
-            self._write_reach()
-            for ref in self._backends.by_host():
-                await self._survey_host(ref, thorough)
-        finally:
-            self._surveying = False
-        self.truths.keep(lambda ref: (vm := self._db.VM.get(ref)) is not None and vm.resident_on != NULL)
-        if thorough:
-            await self._turns.take(self._give_back())
-
-    async def _survey_host(self, ref: str, thorough: bool) -> None:
-        backend, host = self._backends.by_host().get(ref), self._db.host.get(ref)
-        if backend is None or host is None:
-            return
-        try:
-            truths = await backend.truths() if thorough else dict.fromkeys(await backend.domains())
-            await self._end_unclaimed(host, backend, truths)
-        except HostError as error:
-            log.error("{host} cannot be looked at: {error}", host=named(host), error=error)
-            return
-        vms = [vm for ref in host.resident_VMs if not (vm := self._db.VM[ref]).is_control_domain]
-        if thorough:
-            await self._turns.take(self._written(vms, host, truths))
-        for vm in vms:
-            if vm.uuid not in truths:
-                await self._look_for(vm)
-
-    def _written(self, vms: Iterable[VM], host: records.host, truths: Mapping[str, Truth | None]) -> Iterator[None]:
-        """Write what is true of VMs, one a step."""
-        for vm in vms:
-            truth = truths.get(vm.uuid)
-            if truth is not None:
-                with self._noting(vm):
-                    self.write(vm, host, truth)
-                    if not is_up(truth.state):
-                        self.attend(vm.uuid)
-            yield
-
-    async def _look_for(self, vm: VM) -> None:
-        with self._noting(vm):
-            if not is_up(await self.look(vm)):
-                self.attend(vm.uuid)
-
-    @contextmanager
-    def _noting(self, vm: VM) -> Iterator[None]:
-        """Log what hinders a look at a VM; the next survey comes."""
-        try:
-            yield
-        except (Fault, HostError) as error:
-            log.error("{vm} cannot be looked at: {error}", vm=named(vm), error=error)
-
-    async def _end_unclaimed(self, host: records.host, backend: Backend, uuids: Iterable[str]) -> None:
-        for uuid in uuids:
-            # What is asked of a domain is done in order: an operation that makes one from now on does so after this.
-            if not self._is_claimed(uuid, host):
-                log.error("domain {uuid} on {host} is no VM's: it is ended", uuid=uuid, host=named(host))
-                await backend.destroy(uuid)
-
-    def _is_claimed(self, uuid: str, host: records.host) -> bool:
-        """Tell whether a VM is on a host, or an operation may be bringing it there or taking it away."""
-        vm = self._by_uuid(uuid)
-        return vm is not None and (vm.resident_on == host._ref or self._is_held(vm))
-
-    def _give_back(self) -> Iterator[None]:
-        """Drop the reservations that operations could not give back, looking at a VM a step."""
-        for vm in list(self._db.VM):
-            if vm.scheduled_to_be_resident_on != NULL and not self._is_held(vm) and self._db.refusal is None:
-                vm.scheduled_to_be_resident_on = NULL
-            yield
-
 
 def is_up(state: DomainState | None) -> bool:
     """Tell whether there is a domain, and it is not down: one that is kept to be looked at counts as up."""
@@ -433,7 +243,8 @@ async def _leave(ref: str) -> None:
     """Follow no guest: until the daemon has said how."""
 
 
-def _report(failure: Failure, uuid: str) -> None:
+def report(failure: Failure, uuid: str) -> None:
+    """Log why a look has failed."""
     if failure.check(Fault, HostError):
         log.error("{uuid} cannot be reconciled now: {fault}", uuid=uuid, fault=failure.value)
     else:
