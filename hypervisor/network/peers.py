@@ -147,13 +147,15 @@ class Listening:
         self._name = name
         self._folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.bind(self._path(name))
+        self.socket.bind(self._path(name, ".new"))
         self.socket.listen(64)
         self.socket.setblocking(False)
+        # Whoever saw it before it listens would take it for one that a dead process has left.
+        os.rename(f"{name}.new", f"{name}{_SUFFIX}", src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
-    def _path(self, name: str) -> str:
+    def _path(self, name: str, suffix: str = _SUFFIX) -> str:
         """Return a path that is short enough for an address, however deep the directory lies."""
-        return f"/proc/self/fd/{self._folder}/{name}{_SUFFIX}"
+        return f"/proc/self/fd/{self._folder}/{name}{suffix}"
 
     def missing(self, met: Collection[str]) -> list[str]:
         """Return the names of processes that it is for us to meet, and that we have not: those before ours."""
@@ -163,6 +165,7 @@ class Listening:
     def connect(self, name: str) -> Peer:
         """Return a connection to another process. Raises OSError; what a dead one has left goes."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)  # where too many wait for a process that stands still, it is not to be met now
         try:
             connection.connect(self._path(name))
         except ConnectionRefusedError:

@@ -93,7 +93,8 @@ class Site:
         self._lans: dict[str, _Lan] = {}
         self._inbox: deque[tuple[Uplink, Frame]] = deque()
         self._peers: dict[str, Peer] = {}
-        self._unnamed: set[Peer] = set()
+        self._unnamed: dict[Peer, str] = {}
+        """Processes that have not said their name, and who that is where we have gone to meet it."""
         self._name = f"{time.time_ns():016x}{secrets.token_hex(4)}"
         self._listening = None if directory is None else Listening(directory, self._name)
         self._selector: selectors.BaseSelector
@@ -215,7 +216,8 @@ class Site:
             if self._clock() / 1e9 >= self._next_look:
                 self._look()
             for key, events in self._selector.select(max(0.0, self._next_look - self._clock() / 1e9)):
-                key.data(events)
+                if self._selector.get_map().get(key.fd) is key:  # it was not ended by what came before it
+                    key.data(events)
             self._deliver()
             self._follow_writes()
 
@@ -239,17 +241,22 @@ class Site:
         """See who has come, and whose address service is gone."""
         self._next_look = self._clock() / 1e9 + LOOK
         if self._listening is not None:
-            for name in self._listening.missing(self._peers.keys()):
-                with suppress(OSError):
-                    self._meet(self._listening.connect(name))
+            with suppress(OSError):
+                self._meet_others(self._listening)
         with self._mutex:
             unserved = [(name, lan.uplinks[0]) for name, lan in self._lans.items() if lan.server is None]
         for name, uplink in unserved:
-            with uplink.lock:
+            with uplink.lock, suppress(OSError):
                 self._elect(name, uplink)
 
+    def _meet_others(self, listening: Listening) -> None:
+        """Go to meet who has come. Raises OSError."""
+        for name in listening.missing({*self._peers, *self._unnamed.values()}):
+            with suppress(OSError):
+                self._meet(listening.connect(name), name)
+
     def _elect(self, name: str, candidate: Uplink) -> None:
-        """Have a host serve its LAN, if none of the site does. Under that host's lock."""
+        """Have a host serve its LAN, if none of the site does. Under that host's lock. Raises OSError."""
         with self._mutex:
             lan = self._lans.get(name)
             if lan is None or lan.server is not None or candidate not in lan.uplinks:
@@ -268,8 +275,8 @@ class Site:
         with suppress(OSError):
             self._meet(self._listening.accept())
 
-    def _meet(self, peer: Peer) -> None:
-        self._unnamed.add(peer)
+    def _meet(self, peer: Peer, name: str = "") -> None:
+        self._unnamed[peer] = name
         self._selector.register(peer.socket, selectors.EVENT_READ, partial(self._talk, peer))
         peer.greet(self._name)
 
@@ -289,7 +296,7 @@ class Site:
 
     def _introduce(self, peer: Peer) -> None:
         """Take a process in that has said its name; an earlier connection to it has ended."""
-        self._unnamed.discard(peer)
+        self._unnamed.pop(peer, None)
         if peer.name in self._peers:
             self._lose(self._peers[peer.name])
         with self._mutex:
@@ -302,7 +309,7 @@ class Site:
                 del self._peers[peer.name]
             for lan in self._lans.values():
                 lan.table.forget(peer)
-            self._unnamed.discard(peer)
+            self._unnamed.pop(peer, None)
             self._selector.unregister(peer.socket)
             peer.close()
         self._next_look = 0.0

@@ -266,6 +266,55 @@ def test_what_is_no_greeting_ends_the_connection(tmp_path: Path, stack: ExitStac
         assert client.recv(100) == b""
 
 
+def test_an_earlier_connection_may_end_while_the_process_says_its_name_anew(
+    tmp_path: Path, stack: ExitStack, make: Make
+) -> None:
+    """Both are heard in one turn: the LAN goes on with the later one."""
+    machine = make(part(stack, tmp_path / "site")).up()
+    station = machine.station()
+    (path,) = (tmp_path / "site").glob("*.lan")
+    peers = []
+    for _ in range(2):
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        connection.connect(str(path))
+        assert connection.recv(100).startswith(b"KRONOS-SITE 1 ")
+        peers.append(Peer(connection))
+    earlier, later = peers
+    earlier.greet("other")
+    earlier.send("xenbr0", frame(5, EVERYBODY, b"earlier"))
+    assert b"earlier" in station.next().data
+    with machine.lock:  # for which the site waits with a frame, while the rest comes
+        earlier.send("xenbr0", frame(5, EVERYBODY, b"earlier"))
+        later.greet("other")
+        earlier.close()
+    later.send("xenbr0", frame(5, EVERYBODY, b"later"))
+    while b"later" not in station.next().data:
+        pass
+
+
+def test_a_process_that_stands_still_is_gone_to_once(tmp_path: Path, stack: ExitStack, make: Make) -> None:
+    """Others could not be met any more, were there a connection more to it with each look."""
+    with socket.socket(socket.AF_UNIX) as still:
+        (tmp_path / "site").mkdir(mode=0o700)
+        still.bind(str(tmp_path / "site" / "0.lan"))
+        still.listen()
+        still.settimeout(PATIENCE)
+        now = [0]
+        site = Site(tmp_path / "site", lambda: now[0])
+        stack.callback(site.close)
+        machine = make(site).up()
+        near, _ = still.accept()
+        with near:
+            for _ in range(5):
+                now[0] += 2_000_000_000
+                answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
+                ask_who_serves(machine, answer)
+                assert answer.get(timeout=PATIENCE)
+            still.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                still.accept()
+
+
 frames = st.builds(
     Frame,
     data=st.binary(min_size=14, max_size=2000),
