@@ -144,6 +144,18 @@ def test_a_toolstack_is_restarted_without_its_guests_unless_it_is_told_to_stop_t
     _wait(descriptor)
 
 
+def test_a_daemon_without_workers_is_refused_while_some_run(pool: Pool) -> None:
+    """Their guests would run a second time, on the same disks."""
+    vm = pool.lab.vm()
+    pool.lab.xapi.VM.start(vm, False, False)
+    counted = counter(pool.lab.shell(vm))
+    (worker,) = pool.workers()
+    pool.lab.close()
+    pool.daemon.stop()
+    assert f"process {worker} serves a host of this pool; start with --workers" in refused(pool.state)
+    assert counter(pool.start().shell(vm)) > counted
+
+
 def test_a_worker_that_is_killed_takes_its_guests_along_and_comes_back(pool: Pool) -> None:
     """Records say so, and its host takes VMs again."""
     lab = pool.lab

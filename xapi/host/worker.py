@@ -37,6 +37,7 @@ from xapi.host.served import Served
 from xapi.host.storage import LocalStorage
 from xapi.host.threads import Threads
 from xapi.host.wire.tls import mutual
+from xapi.host.workers import lock_of
 
 if TYPE_CHECKING:
     from hypervisor.api import Backend
@@ -129,7 +130,7 @@ def take(path: Path) -> TextIO:
     found = path.parent.stat()
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise Unfit(f"{path.parent}: is not this user's alone, as the socket's directory must be (mode 0700)")
-    name = path.with_name(f"{path.name}.lock")
+    name = lock_of(path)
     lock = name.open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

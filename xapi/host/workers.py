@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,24 @@ class NotStarted(Exception):
 def socket_of(directory: Path) -> Path:
     """Return the path of a worker's socket."""
     return directory / "socket"
+
+
+def lock_of(socket: Path) -> Path:
+    """Return the path of what a worker has locked while it serves at a socket; its process's id is in it."""
+    return socket.with_name(f"{socket.name}.lock")
+
+
+def server_of(directory: Path) -> str:
+    """Return the id of the process that serves in a worker's directory, "" where none does. Raises OSError."""
+    try:
+        with lock_of(socket_of(directory)).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "unknown"
+    except FileNotFoundError:
+        pass
+    return ""
 
 
 @implementer(IStreamClientEndpoint)

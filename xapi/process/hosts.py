@@ -14,7 +14,7 @@ from hypervisor.api import HostError
 from xapi.datamodel import records
 from xapi.host.machine import Site, load, make_host, why_no_guests
 from xapi.host.remote import RemoteBackend
-from xapi.host.workers import WorkerEndpoint, socket_of
+from xapi.host.workers import WorkerEndpoint, server_of, socket_of
 from xapi.hosts import availability
 from xapi.inventory import processors, product
 from xapi.process.config import ConfigError
@@ -98,13 +98,21 @@ def make_worker(store: Store, host: records.host, reactor: Any, kept_free: Seque
 
 
 def check_workers(config: Config) -> None:
-    """Raises ConfigError where the state directory's path is too long for the sockets of workers."""
+    """Raises ConfigError where the state directory's path is too long for workers' sockets, or workers are not wanted
+    that serve there: each of their guests would run a second time.
+    """
     socket = socket_of(_place(config, str(UUID(int=0))))
     if config.workers and len(os.fsencode(socket)) > SOCKET_PATH:
         raise ConfigError(
             f"{config.state}: is too long a path: those of workers' sockets in it would have more than {SOCKET_PATH} "
             "bytes; name a shorter one with --state"
         )
+    for directory in () if config.workers else sorted(config.workers_directory.glob("*")):
+        if process := server_of(directory):
+            raise ConfigError(
+                f"{directory}: process {process} serves a host of this pool; start with --workers, or end that "
+                "process and its guests first"
+            )
 
 
 def _place(config: Config, uuid: str) -> Path:
