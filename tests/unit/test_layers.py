@@ -93,7 +93,7 @@ OUTSIDE: Mapping[str, Mapping[str, str]] = {
         "xapi/vms/provision.py": "what a template says of its disks",
     },
     "msgspec": {
-        "hypervisor/api.py": "values that are one of several kinds tell which",
+        "hypervisor/api/": "values that are one of several kinds tell which",
         "hypervisor/toolstack/devices/drive.py": "such a value with a field changed",
         "xapi/host/": "likewise; and the wire",
     },
