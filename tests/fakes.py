@@ -118,12 +118,13 @@ class FakeBackend:
         self.listener = listener
         listener.lost() if self.is_lost else listener.up(restarted=False)
 
-    def lose(self) -> None:
-        """Be out of reach; its domains go on."""
+    def lose(self, *, told: bool = True) -> None:
+        """Be out of reach; its domains go on. What is asked may fail before anybody is `told`: call it again then."""
         self.is_lost = True
-        if self.listener is not None:
-            self.listener.lost()
-        self.tell_consoles()
+        if told:
+            if self.listener is not None:
+                self.listener.lost()
+            self.tell_consoles()
 
     def come_back(self, *, restarted: bool = False) -> None:
         """Be in reach again, with the domains that there were or with none."""

@@ -39,3 +39,18 @@ def test_a_host_is_lost_at_each_step(tmp_path: Path, case: Case, late: bool) -> 
         return None if is_done(world) else result
 
     at_each_step(tmp_path, case, loses)
+
+
+@pytest.mark.parametrize("cls", ["VBD", "VIF"])
+def test_what_is_unplugged_before_it_is_told_that_the_host_is_lost_says_so(tmp_path: Path, cls: str) -> None:
+    """What it looks at afterwards fails, too, for the same reason."""
+    world = World(tmp_path, Case("VM.pause", "Running"))
+    (device,) = getattr(world.vm, f"{cls}s")
+    world.pool.backend.lose(told=False)
+    with pytest.raises(Fault, match="HOST_OFFLINE"):
+        world.pool(f"{cls}.unplug", device)
+    world.pool.backend.lose()
+    world.pool.backend.come_back()
+    world.pool.turn()
+    world.check()
+    world.pool(f"{cls}.unplug", device)

@@ -31,6 +31,7 @@ from xapi.log import guests
 from xapi.vms import guest_metrics
 from xapi.vms.devices import card_number
 from xapi.vms.domains import position
+from xapi.vms.faults import told
 from xapi.vms.truths import Truths
 
 if TYPE_CHECKING:
@@ -122,11 +123,12 @@ class Reconciler:
             return None
 
     async def look(self, vm: VM) -> DomainState | None:
-        """Make a VM's rows true; return its domain's state."""
+        """Make a VM's rows true; return its domain's state. Raises Fault."""
         host = self._db.host.get(vm.resident_on)
         if host is None:
             return None
-        truth = await self._backends.of(host).stat(vm.uuid)
+        with told(vm):
+            truth = await self._backends.of(host).stat(vm.uuid)
         self.write(vm, host, truth)
         return truth.state
 
