@@ -191,6 +191,19 @@ def test_a_deaf_guest_is_not_shut_down(pool: Pool) -> None:
     assert vm.power_state == "Halted"
 
 
+def test_shutdown_ends_a_guest_that_takes_longer_than_its_vm_says(pool: Pool) -> None:
+    """It has heard, and is on its way down."""
+    vm = running(pool)
+    vm.shutdown_delay = 30
+    pool.backend.held["shutdown"] = Deferred()
+    call = pool.start("VM.shutdown", pool.session, vm._ref)
+    pool.clock.advance(29)
+    assert vm.power_state == "Running"
+    pool.clock.advance(1)
+    pool.outcome(call)
+    assert str(vm.power_state) == "Halted"
+
+
 def test_shutdown_ends_a_deaf_guest(pool: Pool) -> None:
     """Clean, then hard."""
     vm = running(pool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import xmlrpc.client
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from twisted.internet.defer import Deferred
 
 from tests.api.conftest import Connection, call, request, text
 from tests.conftest import NOW, Pool
+from xapi.cancelling import to_its_end
 from xapi.datamodel import errors
 from xapi.datamodel.lexical import EPOCH
+from xapi.process.config import Config
+from xapi.process.hosts import UNDONE, Hosts
 
 MINUTE, HOUR = 60, 3600
 
@@ -278,3 +282,43 @@ def test_end_of_the_daemon_ends_the_work(pool: Pool, work: Work) -> None:
     pool.daemon.tasks.end_all()
     pool.turn()
     assert task.status == "cancelled"
+
+
+def test_the_end_of_all_work_is_when_what_it_had_begun_is_undone(pool: Pool, work: Work) -> None:
+    """A daemon whose hosts go on without it waits for that."""
+    undone: Deferred[None] = Deferred()
+
+    async def run(call: Any, vm: str) -> None:
+        try:
+            await Deferred()
+        finally:
+            await undone
+
+    assert pool.daemon.tasks.end_all().called
+    work.method.function = run
+    task = work.start()
+    ended = pool.daemon.tasks.end_all()
+    pool.turn()
+    assert (ended.called, task.status) == (False, "pending")
+    undone.callback(None)
+    pool.turn()
+    assert (bool(ended.called), str(task.status)) == (True, "cancelled")
+
+
+def test_a_daemon_that_stops_waits_for_work_no_longer_than_it_may(pool: Pool, work: Work) -> None:
+    """Work that nobody can end does not keep it."""
+
+    async def run(call: Any, vm: str) -> None:
+        await to_its_end(endless())
+
+    async def endless() -> None:
+        await Deferred()
+
+    work.method.function = run
+    work.start()
+    stopped = Deferred.fromCoroutine(Hosts(pool.daemon, Config(Path("unused"))).stop())
+    pool.clock.advance(UNDONE - 1)
+    assert not stopped.called
+    pool.clock.advance(1)
+    pool.turn()
+    assert pool.outcome(stopped) is None

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from twisted.internet.defer import Deferred, succeed
+
 from xapi.datamodel import errors, records
 from xapi.datamodel.errors import Fault
 from xapi.datamodel.lexical import EPOCH, moment
@@ -21,7 +23,6 @@ from xapi.datamodel.types import NULL
 from xapi.store.memory import Derivation
 
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
 
     from xapi.access.caller import Origin
@@ -48,6 +49,7 @@ class Tasks:
         self.clock = clock
         self._veil = veil
         self._work: dict[str, Work] = {}
+        self._ended: Deferred[None] | None = None
         self._progressed: dict[str, float] = {}
         db.derive(
             Derivation("task", "allowed_operations", self._allowed, {"task": lambda row, names: [row._ref]}),
@@ -120,6 +122,9 @@ class Tasks:
         if task._ref in self.db.task and "destroy" in task.current_operations.values():
             self.db.task.delete(task._ref)
         self._refresh(task)
+        if self._ended is not None and not self._work:
+            ended, self._ended = self._ended, None
+            ended.callback(None)
 
     def _refresh(self, task: records.task) -> None:
         if task._ref in self.db.task:
@@ -190,10 +195,14 @@ class Tasks:
                 if row.status == "pending" and row._ref not in self._work and now - last >= PENDING_KEPT:
                     self.db.task.delete(row._ref)
 
-    def end_all(self) -> None:
-        """Cancel all work: the daemon stops."""
+    def end_all(self) -> Deferred[None]:
+        """Cancel all work: the daemon stops. The Deferred fires when it has ended, and what it had begun is undone."""
+        if not self._work:
+            return succeed(None)
+        ended = self._ended = self._ended or Deferred()
         for work in list(self._work.values()):
             work.cancel()
+        return ended
 
 
 def _owns(session: records.session, task: records.task, db: Store) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
+from twisted.internet.defer import TimeoutError as LateError
 from twisted.logger import Logger
 
 from hypervisor.api import HostError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 log = Logger()
 
+UNDONE = 20.0
+"""Seconds that work has to undo what it had begun when the daemon stops."""
 ALONE = 10.0
 """Seconds that the workers of an ephemeral daemon wait for one."""
 
@@ -54,8 +57,15 @@ class Hosts(Stage):
         await lifecycle.undo_unfinished(self._daemon.subsystems)
 
     async def stop(self) -> None:
-        """End the work that is under way, then leave or stop the hosts."""
-        self._daemon.tasks.end_all()
+        """End the work that is under way, then leave or stop the hosts.
+
+        Work that is not undone by then goes on without the daemon where hosts do, and leaves rows without images.
+        """
+        ended = self._daemon.tasks.end_all()
+        try:
+            await ended.addTimeout(UNDONE, self._daemon.clock)
+        except LateError:
+            log.warn("work goes on that was cancelled {seconds} s ago: what it has begun may stay", seconds=UNDONE)
         for backend in self._daemon.backends.made():
             try:
                 await (backend.stop() if self._stops else backend.leave())

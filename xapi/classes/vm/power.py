@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import TimeoutError as LateError
+from twisted.internet.defer import TimeoutError as LateError
 
 from hypervisor.api import Shutdown
 from xapi.calls.call import Call
