@@ -20,20 +20,26 @@ class FakeConsole:
     """Takes `room` bytes at a time, and keeps them."""
 
     def __init__(self, room: int = 1 << 20) -> None:
-        self.domain = SimpleNamespace(machine=SimpleNamespace(lock=threading.RLock()))
+        self.domain = SimpleNamespace(host=SimpleNamespace(lock=threading.RLock()))
         self.history = bytearray(b"before ")
         self.typed = bytearray()
         self.listeners: list[Callable[[bytes], None]] = []
+        self.followed = threading.Event()
+        self.full = threading.Event()
+        """Twelve bytes were typed."""
         self._room = room
 
     def listen(self, heard: Callable[[bytes], None]) -> None:
         self.listeners.append(heard)
+        self.followed.set()
 
     def unlisten(self, heard: Callable[[bytes], None]) -> None:
         self.listeners.remove(heard)
 
     def write(self, data: bytes) -> int:
         self.typed += data[: self._room]
+        if len(self.typed) >= 12:
+            self.full.set()
         return min(self._room, len(data))
 
 
@@ -85,8 +91,7 @@ def joined() -> Iterator[Joined]:
 def test_what_was_printed_before_is_shown_first(joined: Joined) -> None:
     """Then what comes, to the last byte before the end."""
     joined.start()
-    while not joined.console.listeners:
-        pass
+    assert joined.console.followed.wait(SECONDS)
     joined.console.listeners[0](b"and after")
     joined.terminal.down()
     assert joined.ended() is End.DOWN and joined.read() == b"before and after"
@@ -97,8 +102,7 @@ def test_typing_waits_for_room() -> None:
     """A guest that takes three bytes at a time gets all, in order."""
     joined = Joined(room=3).start()
     os.write(joined.keyboard, b"twelve bytes")
-    while len(joined.console.typed) < 12:
-        pass
+    assert joined.console.full.wait(SECONDS)
     assert joined.console.typed == b"twelve bytes"
     joined.close()
 
