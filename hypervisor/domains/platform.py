@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -33,7 +34,8 @@ class Platform:
         self._serve = partial[int](_nothing, None)
         self._deferred: deque[Callable[[], None]] = deque()
         self._overwritten: set[tuple[int, int]] = set()
-        self.bus = Bus(self._map_device)
+        own = weakref.proxy(self)  # a domain that has ended comes apart by itself
+        self.bus = Bus(lambda start, length: own._map_device(start, length))
         self.port_in, self.port_out = self.bus.ports.read, self.bus.ports.write
         self.console = DebugConsole(lock)
         self.bus.ports.claim(PORT, 1, self.console)

@@ -96,6 +96,7 @@ class DiskThreads:
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             work()
+            del work  # it may be all that keeps a domain that has ended
 
 
 @dataclass(slots=True)

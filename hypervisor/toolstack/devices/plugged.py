@@ -75,7 +75,8 @@ class Plugged(ABC, Generic[Described]):
         self._left = set(self._backs)
 
     def _back(self, device: DeviceClass, number: int) -> Backend:
-        return Backend(self.slot.domain, self.slot.store, device, number, lambda _: self.slot.changed())
+        changed = self.slot.changed  # not this device, which has its back ends: all comes apart when a domain ends
+        return Backend(self.slot.domain, self.slot.store, device, number, lambda _: changed())
 
     def withdraw(self, done: Callable[[], None], *, force: bool = False) -> None:
         """Take the device away; `done` is called, on some thread, when it is gone and what it had is free.
