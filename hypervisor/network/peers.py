@@ -38,7 +38,6 @@ class Peer:
         connection.setblocking(False)
         self.socket = connection
         self.name = ""
-        self.dropped = 0
         self._in = bytearray()
         self._out: deque[bytes] = deque()
         self._queued = 0
@@ -57,7 +56,6 @@ class Peer:
         name = lan.encode()
         data, start, offset, size, kind, validated, hops = frame
         if self._queued + len(data) > QUEUED_BYTES:
-            self.dropped += 1
             return False
         return self._write(_HEAD.pack(len(data), len(name), start, offset, size, kind, validated, hops) + name + data)
 

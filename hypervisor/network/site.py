@@ -1,6 +1,6 @@
 """The LANs of a site: what joins the hosts of a pool, in this process and in others of the machine.
 
-A network with a physical card is on the LAN of its name. A host plugs its switch in by an `Uplink`; what it sends
+A network with a physical card is on the LAN of its name. A host plugs its switch in by a `Plug`; what it sends
 reaches the other hosts' switches, whole: a segment that was left to the network to cut stays so. Between processes
 frames go over a Unix stream from each to each, in a directory that only their user can enter; nobody in between has to
 be alive. One host of a LAN at a time has its address service and gateway: who holds the lock of a file, which the
@@ -38,7 +38,7 @@ _TOGETHER = 64
 """Frames that are passed on under one taking of a host's lock."""
 
 
-class Uplink:
+class Plug:
     """A host's plug into a LAN. `serve` is called, under the host's `lock`, with whether the host is to give addresses
     out there."""
 
@@ -76,9 +76,9 @@ class _Lan:
     """Who is on a LAN, behind whom each address was seen, and who here has its address service."""
 
     def __init__(self) -> None:
-        self.uplinks: list[Uplink] = []
-        self.table: MacTable[Uplink | Peer] = MacTable()
-        self.server: Uplink | None = None
+        self.plugs: list[Plug] = []
+        self.table: MacTable[Plug | Peer] = MacTable()
+        self.server: Plug | None = None
         self.right: ServiceLock | None = None
 
 
@@ -91,7 +91,7 @@ class Site:
         self._clock = clock
         self._mutex = threading.Lock()
         self._lans: dict[str, _Lan] = {}
-        self._inbox: deque[tuple[Uplink, Frame]] = deque()
+        self._inbox: deque[tuple[Plug, Frame]] = deque()
         self._peers: dict[str, Peer] = {}
         self._unnamed: dict[Peer, str] = {}
         """Processes that have not said their name, and who that is where we have gone to meet it."""
@@ -107,17 +107,17 @@ class Site:
 
     # Hosts
 
-    def join(self, lan: str, switch: Switch, lock: threading.RLock, serve: Callable[[bool], None]) -> Uplink:
+    def join(self, lan: str, switch: Switch, lock: threading.RLock, serve: Callable[[bool], None]) -> Plug:
         """Plug a host's switch into a LAN. Call it under the host's lock; so is `serve` called, at once or later."""
-        uplink = Uplink(self, lan, switch, lock, serve)
+        plug = Plug(self, lan, switch, lock, serve)
         with self._mutex:
-            self._lans.setdefault(lan, _Lan()).uplinks.append(uplink)
+            self._lans.setdefault(lan, _Lan()).plugs.append(plug)
             if self._thread is None and not self._closing:
                 self._open()
                 self._thread = threading.Thread(target=self._run, name="site", daemon=True)
                 self._thread.start()
-        self._elect(lan, uplink)
-        return uplink
+        self._elect(lan, plug)
+        return plug
 
     def _open(self) -> None:
         """Open what the thread waits with, which a site without hosts does without."""
@@ -126,23 +126,23 @@ class Site:
         self._bell.setblocking(False)
         self._heard.setblocking(False)
 
-    def leave(self, uplink: Uplink) -> None:
+    def leave(self, plug: Plug) -> None:
         """Unplug a host; another one has the address service then. Call it under the host's lock."""
-        uplink.unplug()
+        plug.unplug()
         with self._mutex:
-            lan = self._lans[uplink.lan]
-            lan.uplinks.remove(uplink)
-            lan.table.forget(uplink)
-            served = lan.server is uplink
+            lan = self._lans[plug.lan]
+            lan.plugs.remove(plug)
+            lan.table.forget(plug)
+            served = lan.server is plug
             if served:
                 lan.server = None
-                if lan.right is not None and not lan.uplinks:
+                if lan.right is not None and not lan.plugs:
                     lan.right.release()
                     lan.right = None
-            if not lan.uplinks:
-                del self._lans[uplink.lan]
+            if not lan.plugs:
+                del self._lans[plug.lan]
         if served:
-            uplink.serve(False)
+            plug.serve(False)
         self._ring()
 
     def close(self) -> None:
@@ -167,9 +167,9 @@ class Site:
 
     # Frames
 
-    def pass_on(self, source: Uplink | Peer, name: str, frame: Frame) -> None:
+    def pass_on(self, source: Plug | Peer, name: str, frame: Frame) -> None:
         """Send a frame that came in from a host or another process to whom it concerns; drop it where nobody is."""
-        if isinstance(source, Uplink):
+        if isinstance(source, Plug):
             if frame.hops >= MAX_HOPS:
                 return
             frame = frame._replace(hops=frame.hops + 1)
@@ -179,7 +179,7 @@ class Site:
             if lan is None:
                 return
             for target in self._concerned(lan, source, frame.data):
-                if isinstance(target, Uplink):
+                if isinstance(target, Plug):
                     if len(self._inbox) < QUEUED:
                         self._inbox.append((target, frame))
                         wake = True
@@ -188,15 +188,15 @@ class Site:
         if wake:
             self._ring()
 
-    def _concerned(self, lan: _Lan, source: Uplink | Peer, data: bytes) -> Iterable[Uplink | Peer]:
+    def _concerned(self, lan: _Lan, source: Plug | Peer, data: bytes) -> Iterable[Plug | Peer]:
         now = self._clock()
         vlan = int.from_bytes(data[14:16], "big") & 0xFFF if data[12:14] == b"\x81\x00" else 0
         lan.table.learn(vlan, data[6:12], source, now)
         known = None if data[0] & 1 else lan.table.lookup(vlan, data[:6], now)
         if known is not None:
             return () if known is source else (known,)
-        others: list[Uplink | Peer] = [each for each in lan.uplinks if each is not source]
-        if isinstance(source, Uplink):  # each process hears of it from the first: nobody sends on
+        others: list[Plug | Peer] = [each for each in lan.plugs if each is not source]
+        if isinstance(source, Plug):  # each process hears of it from the first: nobody sends on
             others += self._peers.values()
         return others
 
@@ -229,13 +229,13 @@ class Site:
     def _deliver(self) -> None:
         """Give the hosts of this process what waits for them."""
         while self._inbox:
-            uplink, frame = self._inbox.popleft()
-            with uplink.lock:
-                uplink.give(frame)
+            plug, frame = self._inbox.popleft()
+            with plug.lock:
+                plug.give(frame)
                 for _ in range(_TOGETHER):
-                    if not self._inbox or self._inbox[0][0] is not uplink:
+                    if not self._inbox or self._inbox[0][0] is not plug:
                         break
-                    uplink.give(self._inbox.popleft()[1])
+                    plug.give(self._inbox.popleft()[1])
 
     def _look(self) -> None:
         """See who has come, and whose address service is gone."""
@@ -244,10 +244,10 @@ class Site:
             with suppress(OSError):
                 self._meet_others(self._listening)
         with self._mutex:
-            unserved = [(name, lan.uplinks[0]) for name, lan in self._lans.items() if lan.server is None]
-        for name, uplink in unserved:
-            with uplink.lock, suppress(OSError):
-                self._elect(name, uplink)
+            unserved = [(name, lan.plugs[0]) for name, lan in self._lans.items() if lan.server is None]
+        for name, plug in unserved:
+            with plug.lock, suppress(OSError):
+                self._elect(name, plug)
 
     def _meet_others(self, listening: Listening) -> None:
         """Go to meet who has come. Raises OSError."""
@@ -255,11 +255,11 @@ class Site:
             with suppress(OSError):
                 self._meet(listening.connect(name), name)
 
-    def _elect(self, name: str, candidate: Uplink) -> None:
+    def _elect(self, name: str, candidate: Plug) -> None:
         """Have a host serve its LAN, if none of the site does. Under that host's lock. Raises OSError."""
         with self._mutex:
             lan = self._lans.get(name)
-            if lan is None or lan.server is not None or candidate not in lan.uplinks:
+            if lan is None or lan.server is not None or candidate not in lan.plugs:
                 return
             if self._directory is not None and lan.right is None:
                 lan.right = ServiceLock.claim(self._directory, name)

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from hypervisor.api import Card, Code, HostError, Network
 from hypervisor.network.services import AddressPlan, AddressService
-from hypervisor.network.site import Site, Uplink
+from hypervisor.network.site import Plug, Site
 from hypervisor.network.switch import Switch
 from hypervisor.network.ticker import Ticker
 
@@ -27,7 +27,7 @@ class Networks:
         self._switches: dict[str, Switch] = {}
         self._services: dict[str, AddressService] = {}
         self._plans: dict[str, AddressPlan | None] = {}
-        self._uplinks: dict[str, Uplink] = {}
+        self._plugs: dict[str, Plug] = {}
         self._chosen: set[str] = set()
         """Networks whose LAN this host serves."""
         self._ticker = Ticker(lock, clock)
@@ -40,7 +40,7 @@ class Networks:
         """End the thread, and leave the LANs of the site."""
         self._ticker.stop()
         with self._lock:
-            for name in list(self._uplinks):
+            for name in list(self._plugs):
                 self._unplug(name)
 
     def switch(self, name: str) -> Switch:
@@ -64,7 +64,7 @@ class Networks:
                 if self._site is None or network.uplink is None:
                     self._unplug(network.name)
                     self._serve(network.name, plan)
-                elif network.name in self._uplinks:
+                elif network.name in self._plugs:
                     self._serve(network.name, plan if network.name in self._chosen else None)
                 else:
                     self._plug(self._site, network.name)
@@ -77,12 +77,12 @@ class Networks:
             self._serve(name, self._plans[name] if chosen else None)
 
         self._serve(name, None)
-        self._uplinks[name] = site.join(name, self.switch(name), self._lock, serve)
+        self._plugs[name] = site.join(name, self.switch(name), self._lock, serve)
 
     def _unplug(self, name: str) -> None:
-        uplink = self._uplinks.pop(name, None)
-        if uplink is not None and self._site is not None:
-            self._site.leave(uplink)
+        plug = self._plugs.pop(name, None)
+        if plug is not None and self._site is not None:
+            self._site.leave(plug)
 
     def _serve(self, name: str, plan: AddressPlan | None) -> None:
         """Give a network this address service, or none; one that has it already keeps what it has given out."""
